@@ -1,0 +1,183 @@
+//! R1: where private keys live. A backend does only what the device alone can do.
+//!
+//! `kid`, state, schedule and tenant are ours; a backend knows references and algorithms. There is no software
+//! backend, so there is nothing else in the process that could hold a private signing key (R-LIFE-4).
+//! Every implementation runs the one conformance suite in `tests/it/conformance.rs`.
+
+use std::{fmt, future::Future, pin::Pin, time::Duration};
+
+use tokio::time::Instant;
+
+use crate::model::{
+    Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
+    secret::DataKey,
+};
+
+pub mod pkcs11;
+
+/// The answer of a backend call.
+pub type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, BackendError>> + Send + 'a>>;
+
+/// A device that holds keys. Every call ends by its deadline.
+pub trait Backend: Send + Sync + 'static {
+    /// What this device can do, as found out when it was opened.
+    fn capabilities(&self) -> &Capabilities;
+
+    /// Generates a key that can never leave, tagged with the intent, and reads back that it cannot.
+    /// On return the key exists, is durable, and (key pairs) has made a signature that verifies.
+    fn create<'a>(
+        &'a self,
+        spec: KeySpec,
+        intent: IntentId,
+        label: &'a str,
+        deadline: Instant,
+    ) -> Call<'a, Created>;
+
+    /// Finds the one existing key that `uri` names and checks it as `create` does. Nothing on the device changes.
+    fn adopt<'a>(&'a self, uri: &'a str, spec: KeySpec, deadline: Instant) -> Call<'a, Created>;
+
+    /// The public half of a key pair.
+    fn public_key<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, PublicKey>;
+
+    /// Signs; the signature is in its JOSE form. EdDSA takes a message, every other algorithm a digest.
+    fn sign<'a>(
+        &'a self,
+        key: &'a BackendRef,
+        algorithm: Algorithm,
+        input: SignInput<'a>,
+        deadline: Instant,
+    ) -> Call<'a, Vec<u8>>;
+
+    /// Encrypts a data key under a KEK, bound to `aad`.
+    fn wrap<'a>(
+        &'a self,
+        kek: &'a BackendRef,
+        key: &'a DataKey,
+        aad: &'a [u8],
+        deadline: Instant,
+    ) -> Call<'a, Vec<u8>>;
+
+    /// The reverse of `wrap`. `Rejected` when the ciphertext, the KEK or `aad` is another one.
+    fn unwrap<'a>(
+        &'a self,
+        kek: &'a BackendRef,
+        wrapped: &'a [u8],
+        aad: &'a [u8],
+        deadline: Instant,
+    ) -> Call<'a, DataKey>;
+
+    /// Destroys a key for ever. `Missing` when it is not there.
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()>;
+
+    /// Does the device answer, logged in, with its token present?
+    fn ready(&self, deadline: Instant) -> Call<'_, ()>;
+}
+
+/// What a device can do.
+#[derive(Clone, Debug)]
+pub struct Capabilities {
+    /// Name of the backend in the configuration.
+    pub name: String,
+    /// Make and model, for people.
+    pub device: String,
+    /// Keys it can generate.
+    pub specs: Vec<KeySpec>,
+    /// Algorithms it can sign with.
+    pub algorithms: Vec<Algorithm>,
+}
+
+/// A key that was created or adopted.
+#[derive(Clone, Debug)]
+pub struct Created {
+    /// Where it is.
+    pub reference: BackendRef,
+    /// Its public half; None for a KEK.
+    pub public_key: Option<PublicKey>,
+}
+
+/// Why a backend call failed. Variants say what to do, not which vendor code it was.
+#[derive(Debug)]
+pub enum BackendError {
+    /// The device is gone, busy or in trouble; the call may work later. Opens the circuit breaker.
+    Unavailable(String),
+    /// No free thread within the deadline.
+    Overloaded,
+    /// The deadline passed before the device answered.
+    DeadlineExceeded,
+    /// No object, or more than one, has this reference. Never a reason to create or delete anything.
+    Missing(String),
+    /// The device works and says no: tampered ciphertext, wrong context, wrong input length.
+    Rejected(String),
+    /// The object must not be used: extractable, of another type, or its signature does not verify.
+    Unfit(String),
+    /// The device has no such mechanism.
+    Unsupported(String),
+    /// The PIN is wrong. Tried once; never again until a restart.
+    WrongPin,
+    /// The configuration names a module, token or KEK that is not there.
+    Misconfigured(String),
+}
+
+impl fmt::Display for BackendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unavailable(why) => write!(f, "backend unavailable: {why}"),
+            Self::Overloaded => f.write_str("all backend sessions are busy"),
+            Self::DeadlineExceeded => f.write_str("backend did not answer in time"),
+            Self::Missing(what) => write!(f, "no single object for {what}"),
+            Self::Rejected(why) => write!(f, "backend rejected the input: {why}"),
+            Self::Unfit(why) => write!(f, "key unfit for use: {why}"),
+            Self::Unsupported(what) => write!(f, "backend does not support {what}"),
+            Self::WrongPin => f.write_str(
+                "the token rejected the PIN; it was tried once and will not be tried again until the \
+                 daemon restarts, because tokens lock",
+            ),
+            Self::Misconfigured(why) => write!(f, "backend misconfigured: {why}"),
+        }
+    }
+}
+
+impl std::error::Error for BackendError {}
+
+/// How long a caller should wait before it tries an unavailable backend again.
+pub const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+impl From<BackendError> for crate::error::Error {
+    fn from(error: BackendError) -> Self {
+        use crate::error::{Error, Reason};
+        let (reason, message) = match &error {
+            BackendError::Unavailable(_)
+            | BackendError::WrongPin
+            | BackendError::Misconfigured(_) => (
+                Reason::BackendUnavailable,
+                "the key backend does not answer; retry later",
+            ),
+            BackendError::Overloaded => {
+                (Reason::Overloaded, "the key backend is busy; retry later")
+            }
+            BackendError::DeadlineExceeded => (
+                Reason::DeadlineExceeded,
+                "the key backend did not answer within the deadline",
+            ),
+            BackendError::Missing(_) => (
+                Reason::BackendUnavailable,
+                "the backend does not show the key's object; an operator must look at the token",
+            ),
+            BackendError::Unsupported(_) => (
+                Reason::Unsupported,
+                "the key backend does not support this algorithm",
+            ),
+            BackendError::Unfit(why) => {
+                return Error::new(Reason::KeyNotAdoptable, format!("key unfit for use: {why}"));
+            }
+            BackendError::Rejected(_) => return Error::internal(error),
+        };
+        let retry = matches!(reason, Reason::BackendUnavailable | Reason::Overloaded);
+        let public = Error::new(reason, message).because(error);
+        if retry {
+            public.retry_after(RETRY_AFTER)
+        } else {
+            public
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The one error that crosses a module's edge: a stable reason, a sentence for the caller, a private cause.
+//!
+//! The reason fixes the kind, the kind fixes the gRPC code and HTTP status (`grpc/status.rs`,
+//! `http/problem.rs`). The cause goes to the log and never to a caller.
+
+use std::{borrow::Cow, error::Error as StdError, fmt, time::Duration};
+
+/// Classes of failure, in the vocabulary of google.rpc.Code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The request is wrong whatever the state of the system.
+    InvalidArgument,
+    /// Who calls is not known.
+    Unauthenticated,
+    /// Who calls may not.
+    PermissionDenied,
+    /// There is no such thing, or none that the caller may see.
+    NotFound,
+    /// There is one already.
+    AlreadyExists,
+    /// The system is not in a state for this.
+    FailedPrecondition,
+    /// Somebody else changed it first; read again and retry.
+    Aborted,
+    /// A bound was reached.
+    ResourceExhausted,
+    /// A part that is needed does not answer; retry later.
+    Unavailable,
+    /// The time the caller gave is over.
+    DeadlineExceeded,
+    /// No such RPC.
+    Unimplemented,
+    /// Our fault.
+    Internal,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $text:literal: $kind:ident,)*) => {
+        /// Stable, machine-readable reasons (`google.rpc.ErrorInfo.reason`).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum Reason { $($(#[$doc])* $variant,)* }
+
+        impl Reason {
+            /// Every reason.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The text on the wire.
+            pub const fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// The class it belongs to.
+            pub const fn kind(self) -> Kind {
+                match self { $(Self::$variant => Kind::$kind,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A field is missing, malformed or out of range.
+    InvalidField = "INVALID_FIELD": InvalidArgument,
+    /// The payload has no bytes.
+    PayloadEmpty = "PAYLOAD_EMPTY": InvalidArgument,
+    /// The payload is over the limit.
+    PayloadTooLarge = "PAYLOAD_TOO_LARGE": InvalidArgument,
+    /// The digest's length does not fit the key's algorithm.
+    DigestLength = "DIGEST_LENGTH": InvalidArgument,
+    /// The algorithm does not fit the purpose or the key.
+    AlgorithmMismatch = "ALGORITHM_MISMATCH": InvalidArgument,
+    /// The ciphertext is truncated, changed, foreign, or the context does not match.
+    CiphertextInvalid = "CIPHERTEXT_INVALID": InvalidArgument,
+    /// The page token is not one we gave for this listing.
+    PageTokenInvalid = "PAGE_TOKEN_INVALID": InvalidArgument,
+    /// The request cannot be decoded, or is larger than any request may be.
+    MalformedRequest = "MALFORMED_REQUEST": InvalidArgument,
+    /// No certificate, or none of its identities belongs to a principal.
+    UnknownPrincipal = "UNKNOWN_PRINCIPAL": Unauthenticated,
+    /// The certificate expired while the connection was open.
+    CertificateExpired = "CERTIFICATE_EXPIRED": Unauthenticated,
+    /// No policy permits it.
+    PermissionDenied = "PERMISSION_DENIED": PermissionDenied,
+    /// The same principal would hold two of requester, approver and deployer (R-LIFE-7).
+    SeparationOfDuties = "SEPARATION_OF_DUTIES": PermissionDenied,
+    /// No such key, or none the caller may see.
+    KeyNotFound = "KEY_NOT_FOUND": NotFound,
+    /// No such rotation, or none the caller may see.
+    RotationNotFound = "ROTATION_NOT_FOUND": NotFound,
+    /// No such principal, or none the caller may see.
+    PrincipalNotFound = "PRINCIPAL_NOT_FOUND": NotFound,
+    /// No such tenant, or none the caller may see.
+    TenantNotFound = "TENANT_NOT_FOUND": NotFound,
+    /// The name or identity is taken.
+    AlreadyExists = "ALREADY_EXISTS": AlreadyExists,
+    /// The key has another purpose.
+    KeyPurposeMismatch = "KEY_PURPOSE_MISMATCH": FailedPrecondition,
+    /// The key has no version in the state that this needs.
+    NoUsableVersion = "NO_USABLE_VERSION": FailedPrecondition,
+    /// The key has an open rotation already.
+    RotationOpen = "ROTATION_OPEN": FailedPrecondition,
+    /// The rotation is not in the state that this needs.
+    RotationState = "ROTATION_STATE": FailedPrecondition,
+    /// The digest is not that of the current plan.
+    PlanChanged = "PLAN_CHANGED": FailedPrecondition,
+    /// The new kid has not been announced for long enough.
+    RotationSoaking = "ROTATION_SOAKING": FailedPrecondition,
+    /// The object on the token cannot be taken over.
+    KeyNotAdoptable = "KEY_NOT_ADOPTABLE": FailedPrecondition,
+    /// The backend cannot do this.
+    Unsupported = "UNSUPPORTED_BY_BACKEND": FailedPrecondition,
+    /// Somebody else changed the row first.
+    Conflict = "CONFLICT": Aborted,
+    /// A queue is full.
+    Overloaded = "OVERLOADED": ResourceExhausted,
+    /// The token or KMS does not answer.
+    BackendUnavailable = "BACKEND_UNAVAILABLE": Unavailable,
+    /// The database does not answer.
+    DatabaseUnavailable = "DATABASE_UNAVAILABLE": Unavailable,
+    /// The audit record could not be written, so the call did not happen.
+    AuditUnavailable = "AUDIT_UNAVAILABLE": Unavailable,
+    /// This replica has not seen the change feed for too long to trust its caches.
+    ReplicaStale = "REPLICA_STALE": Unavailable,
+    /// The daemon is going down; another replica will answer.
+    ShuttingDown = "SHUTTING_DOWN": Unavailable,
+    /// The caller's time is over.
+    DeadlineExceeded = "DEADLINE_EXCEEDED": DeadlineExceeded,
+    /// No such RPC or route.
+    UnknownMethod = "UNKNOWN_METHOD": Unimplemented,
+    /// Our fault; the log has the request id.
+    Internal = "INTERNAL": Internal,
+}
+
+/// A failure at a module's edge.
+pub struct Error {
+    reason: Reason,
+    message: Cow<'static, str>,
+    retry_after: Option<Duration>,
+    cause: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+/// Result with the boundary error.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    /// A failure that the caller may read about: `message` says what happened and what to do, and holds
+    /// no secret and nothing the caller may not see.
+    pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            reason,
+            message: message.into(),
+            retry_after: None,
+            cause: None,
+        }
+    }
+
+    /// Our fault. The caller learns nothing but that; the log gets the cause.
+    pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(
+            Reason::Internal,
+            "internal error; the daemon's log has details under this request id",
+        )
+        .because(cause)
+    }
+
+    /// Adds the private cause.
+    #[must_use]
+    pub fn because(mut self, cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// Adds how long to wait before a retry makes sense.
+    #[must_use]
+    pub const fn retry_after(mut self, delay: Duration) -> Self {
+        self.retry_after = Some(delay);
+        self
+    }
+
+    /// The stable reason.
+    pub const fn reason(&self) -> Reason {
+        self.reason
+    }
+
+    /// The class.
+    pub const fn kind(&self) -> Kind {
+        self.reason.kind()
+    }
+
+    /// The sentence for the caller.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// How long to wait before a retry makes sense, if that is known.
+    pub const fn retry_delay(&self) -> Option<Duration> {
+        self.retry_after
+    }
+
+    /// True when the caller asked for something that was refused, not broken.
+    pub const fn is_refusal(&self) -> bool {
+        matches!(
+            self.kind(),
+            Kind::PermissionDenied | Kind::Unauthenticated | Kind::NotFound
+        )
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.message, self.reason.as_str())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")?;
+        let mut cause = self.source();
+        while let Some(c) = cause {
+            write!(f, ": {c}")?;
+            cause = c.source();
+        }
+        Ok(())
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.cause.as_deref().map(|c| c as _)
+    }
+}

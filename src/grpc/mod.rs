@@ -1,0 +1,2 @@
+//! R5: the gRPC listener.
+pub mod proto;

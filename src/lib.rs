@@ -1,0 +1,6 @@
+//! Claviger: a key-management daemon.
+pub mod backends;
+pub mod clock;
+pub mod error;
+pub mod grpc;
+pub mod model;

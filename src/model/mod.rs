@@ -1,0 +1,26 @@
+//! R0: the nouns of the field. Ids, algorithms, keys and their state machine, principals, rotations.
+//!
+//! Everything here is plain data and pure functions: no I/O, no async, no clock of its own.
+//! Every other module may use it; it uses nothing of ours but `error`.
+
+pub mod action;
+pub mod algorithm;
+pub mod ids;
+pub mod key;
+pub mod principal;
+pub mod public_key;
+pub mod resource;
+pub mod rotation;
+pub mod secret;
+pub mod time;
+
+pub use action::{AccessKind, Action, Exposure, METHODS, Method};
+pub use algorithm::{Algorithm, KeySpec, Purpose};
+pub use ids::{IntentId, KeyId, KeyName, KeyRef, Kid, PrincipalId, RotationId, TenantName};
+pub use key::{Key, KeyVersion, VersionState};
+pub use principal::{Caller, Grant, Identity, Principal, PrincipalKind, Role, Scope};
+pub use public_key::{PublicKey, SignInput, Verifier};
+pub use resource::{Entity, Resource};
+pub use rotation::{Approval, Rotation, RotationState};
+pub use secret::Secret;
+pub use time::Timestamp;

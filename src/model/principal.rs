@@ -1,0 +1,243 @@
+//! Who may call, with which roles, in which tenants.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use super::{KeyName, PrincipalId, TenantName, Timestamp};
+use crate::error::{Error, Reason};
+
+/// A user, service or job.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    /// Its id, for ever.
+    pub id: PrincipalId,
+    /// Its home tenant.
+    pub tenant: TenantName,
+    /// Its name, unique in the tenant.
+    pub name: KeyName,
+    /// What it is.
+    pub kind: PrincipalKind,
+    /// Certificate identities that authenticate as it.
+    pub identities: Vec<Identity>,
+    /// Roles it holds.
+    pub grants: Vec<Grant>,
+    /// When it was created.
+    pub created_at: Timestamp,
+}
+
+/// Kinds of principals.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PrincipalKind {
+    /// A person.
+    User,
+    /// A program.
+    Service,
+    /// A part of the daemon itself.
+    Job,
+}
+
+/// A role; what it may do is written in `policies/`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// Creates keys and requests rotations.
+    KeyIssuer,
+    /// Approves rotations.
+    KeyApprover,
+    /// Deploys approved rotations.
+    KeyDeployer,
+    /// Handles incidents.
+    SecurityOfficer,
+    /// Manages tenants, principals and roles.
+    PrincipalAdmin,
+    /// Reads everything that is recorded, changes nothing.
+    Auditor,
+    /// Manages stored credentials.
+    CredentialManager,
+    /// Issues tokens.
+    TokenIssuer,
+    /// Signs, verifies, encrypts and decrypts.
+    CryptoUser,
+}
+
+/// Where a role holds.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// In one tenant.
+    Tenant(TenantName),
+    /// In every tenant; for principals of the platform's own tenant only.
+    All,
+}
+
+/// One role in one scope.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Grant {
+    /// The role.
+    pub role: Role,
+    /// Where it holds.
+    pub scope: Scope,
+}
+
+/// What a certificate proves: `spiffe://…` (URI SAN), `dns:NAME` (DNS SAN) or `cn:NAME` (subject CN).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Identity(Arc<str>);
+
+/// An authenticated caller: the principal, and the request it makes.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who calls.
+    pub principal: Arc<Principal>,
+    /// Id of the request: in the audit rows, the logs and the error details.
+    pub request_id: Arc<str>,
+}
+
+impl Principal {
+    /// The roles that hold in `tenant`.
+    pub fn roles_in<'a>(&'a self, tenant: &'a TenantName) -> impl Iterator<Item = Role> + 'a {
+        self.grants
+            .iter()
+            .filter(move |grant| grant.scope.covers(tenant))
+            .map(|grant| grant.role)
+    }
+
+    /// True when the principal belongs to the tenant or holds any role in it. Whoever does not cannot
+    /// tell the tenant's things from things that do not exist (R-ACL-3).
+    pub fn sees(&self, tenant: &TenantName) -> bool {
+        self.tenant == *tenant || self.roles_in(tenant).next().is_some()
+    }
+}
+
+impl Scope {
+    /// Does a role with this scope hold in `tenant`?
+    pub fn covers(&self, tenant: &TenantName) -> bool {
+        match self {
+            Self::Tenant(own) => own == tenant,
+            Self::All => true,
+        }
+    }
+
+    /// The text in the database and on the wire: the tenant's name, or `*`.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Tenant(tenant) => tenant.as_str(),
+            Self::All => "*",
+        }
+    }
+}
+
+impl FromStr for Scope {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        match s {
+            "*" => Ok(Self::All),
+            name => name.parse().map(Self::Tenant),
+        }
+    }
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 9] = [
+        Self::KeyIssuer,
+        Self::KeyApprover,
+        Self::KeyDeployer,
+        Self::SecurityOfficer,
+        Self::PrincipalAdmin,
+        Self::Auditor,
+        Self::CredentialManager,
+        Self::TokenIssuer,
+        Self::CryptoUser,
+    ];
+
+    /// The name in policies, configuration and on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::KeyIssuer => "key-issuer",
+            Self::KeyApprover => "key-approver",
+            Self::KeyDeployer => "key-deployer",
+            Self::SecurityOfficer => "security-officer",
+            Self::PrincipalAdmin => "principal-admin",
+            Self::Auditor => "auditor",
+            Self::CredentialManager => "credential-manager",
+            Self::TokenIssuer => "token-issuer",
+            Self::CryptoUser => "crypto-user",
+        }
+    }
+}
+
+impl FromStr for Role {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        Self::ALL
+            .into_iter()
+            .find(|role| role.as_str() == s)
+            .ok_or_else(|| {
+                let names: Vec<_> = Self::ALL.iter().map(|role| role.as_str()).collect();
+                Error::new(
+                    Reason::InvalidField,
+                    format!("role must be one of {}", names.join(", ")),
+                )
+            })
+    }
+}
+
+impl PrincipalKind {
+    /// The text in the database, the audit log and `principal_type` claims.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::User => "user",
+            Self::Service => "service",
+            Self::Job => "job",
+        }
+    }
+}
+
+impl FromStr for PrincipalKind {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        [Self::User, Self::Service, Self::Job]
+            .into_iter()
+            .find(|kind| kind.as_str() == s)
+            .ok_or_else(|| Error::new(Reason::InvalidField, "type must be user or service"))
+    }
+}
+
+impl Identity {
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Identity {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        let rest = ["spiffe://", "dns:", "cn:"]
+            .iter()
+            .find_map(|prefix| s.strip_prefix(prefix));
+        let ok = rest.is_some_and(|r| !r.is_empty())
+            && s.len() <= 255
+            && s.chars().all(|c| !c.is_control() && !c.is_whitespace());
+        ok.then(|| Self(s.into())).ok_or_else(|| {
+            Error::new(
+                Reason::InvalidField,
+                "identity must be spiffe://TRUST-DOMAIN/PATH, dns:NAME or cn:NAME, at most 255 \
+                 characters without blanks",
+            )
+        })
+    }
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}

@@ -1,0 +1,63 @@
+//! What an action is on: the thing itself and the tenant it belongs to.
+
+use super::{KeyId, PrincipalId, Purpose, RotationId, TenantName};
+
+/// The object of an action.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Resource {
+    /// Tenant it belongs to, or would belong to.
+    pub tenant: TenantName,
+    /// The thing.
+    pub entity: Entity,
+}
+
+/// A thing that can be acted on.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Entity {
+    /// An existing key.
+    Key {
+        /// Its id.
+        id: KeyId,
+        /// Its purpose.
+        purpose: Purpose,
+    },
+    /// A key that does not exist, or does not exist yet, by the reference the caller gave.
+    UnknownKey(String),
+    /// An existing rotation.
+    Rotation(RotationId),
+    /// An existing principal.
+    Principal(PrincipalId),
+    /// The tenant itself, for what concerns all of it: listing, creating in it, its audit log.
+    Tenant,
+}
+
+impl Resource {
+    /// The tenant itself.
+    pub const fn tenant(tenant: TenantName) -> Self {
+        Self {
+            tenant,
+            entity: Entity::Tenant,
+        }
+    }
+
+    /// Kind of the entity, in the audit log: `key`, `rotation`, `principal` or `tenant`.
+    pub const fn kind(&self) -> &'static str {
+        match self.entity {
+            Entity::Key { .. } | Entity::UnknownKey(_) => "key",
+            Entity::Rotation(_) => "rotation",
+            Entity::Principal(_) => "principal",
+            Entity::Tenant => "tenant",
+        }
+    }
+
+    /// Id of the entity, in the audit log.
+    pub fn id(&self) -> String {
+        match &self.entity {
+            Entity::Key { id, .. } => id.to_string(),
+            Entity::UnknownKey(reference) => reference.clone(),
+            Entity::Rotation(id) => id.to_string(),
+            Entity::Principal(id) => id.to_string(),
+            Entity::Tenant => self.tenant.to_string(),
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! A rotation: who asked, who approved exactly which plan, who deployed. Pure transitions.
+//!
+//! Separation of duties (R-LIFE-7) is decided here and nowhere else; no policy can soften it.
+
+use std::{fmt::Write, str::FromStr, time::Duration};
+
+use aws_lc_rs::digest;
+
+use super::{Algorithm, KeyId, KeyName, Kid, PrincipalId, RotationId, TenantName, Timestamp};
+use crate::error::{Error, Reason, Result};
+
+/// Where a rotation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RotationState {
+    /// Waits for approval.
+    Requested,
+    /// Approved and announced; soaks.
+    Approved,
+    /// The new version is ACTIVE.
+    Deployed,
+}
+
+/// One approval.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Approval {
+    /// Who.
+    pub approver: PrincipalId,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A rotation of one key.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// Its id.
+    pub id: RotationId,
+    /// Tenant of the key.
+    pub tenant: TenantName,
+    /// The key.
+    pub key_id: KeyId,
+    /// The key's name, for people.
+    pub key_name: KeyName,
+    /// Where it is.
+    pub state: RotationState,
+    /// Version that is ACTIVE until deployment.
+    pub old_kid: Kid,
+    /// Version that becomes ACTIVE.
+    pub new_kid: Kid,
+    /// Why, in the requester's words.
+    pub justification: String,
+    /// The canonical plan that is approved.
+    pub plan: String,
+    /// Time that must pass between announcement and deployment.
+    pub soak: Duration,
+    /// Who asked.
+    pub requester: PrincipalId,
+    /// Who approved.
+    pub approvals: Vec<Approval>,
+    /// How many approvals it takes; at least one, by construction.
+    pub approvals_needed: ApprovalsNeeded,
+    /// Who deployed.
+    pub deployer: Option<PrincipalId>,
+    /// When it was asked for.
+    pub requested_at: Timestamp,
+    /// When the last needed approval arrived.
+    pub announced_at: Option<Timestamp>,
+    /// When it was deployed.
+    pub deployed_at: Option<Timestamp>,
+}
+
+/// A number of approvals, never zero.
+pub type ApprovalsNeeded = std::num::NonZeroU32;
+
+/// Everything that an approver agrees to.
+#[derive(Clone, Debug)]
+pub struct Plan<'a> {
+    /// The rotation.
+    pub rotation: RotationId,
+    /// The key's tenant.
+    pub tenant: &'a TenantName,
+    /// The key.
+    pub key: KeyId,
+    /// The key's algorithm.
+    pub algorithm: Algorithm,
+    /// The key's backend.
+    pub backend: &'a str,
+    /// Version to be replaced.
+    pub old_kid: &'a Kid,
+    /// Version to be activated.
+    pub new_kid: &'a Kid,
+    /// Time between announcement and deployment.
+    pub soak: Duration,
+}
+
+impl Plan<'_> {
+    /// RFC 8785 JSON: members sorted, no blanks. What is hashed is exactly what people are shown.
+    pub fn canonical(&self) -> String {
+        // Every value is a UUID, a kid, a name or an integer, so nothing needs escaping but the backend.
+        let backend = serde_json::Value::from(self.backend);
+        format!(
+            "{{\"algorithm\":\"{}\",\"backend\":{},\"key\":\"{}\",\"new_kid\":\"{}\",\"old_kid\":\"{}\",\
+             \"rotation\":\"{}\",\"soak_seconds\":{},\"tenant\":\"{}\"}}",
+            self.algorithm,
+            backend,
+            self.key,
+            self.new_kid,
+            self.old_kid,
+            self.rotation,
+            self.soak.as_secs(),
+            self.tenant
+        )
+    }
+}
+
+impl Rotation {
+    /// SHA-256 of the plan, in hex.
+    pub fn plan_digest(&self) -> String {
+        let digest = digest::digest(&digest::SHA256, self.plan.as_bytes());
+        digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
+            let _ = write!(hex, "{byte:02x}");
+            hex
+        })
+    }
+
+    /// When deployment becomes possible; None before approval.
+    pub fn deployable_at(&self) -> Option<Timestamp> {
+        self.announced_at.map(|at| at.plus(self.soak))
+    }
+
+    /// Records an approval of the plan with this digest.
+    ///
+    /// Errors: ROTATION_STATE unless REQUESTED, SEPARATION_OF_DUTIES for the requester or a second approval
+    /// by the same principal, PLAN_CHANGED for another digest.
+    pub fn approve(mut self, approver: PrincipalId, digest: &str, now: Timestamp) -> Result<Self> {
+        self.expect(RotationState::Requested, "approved")?;
+        if approver == self.requester {
+            return Err(duties("the requester of a rotation cannot approve it"));
+        }
+        if self.approvals.iter().any(|a| a.approver == approver) {
+            return Err(duties("this principal has approved this rotation already"));
+        }
+        if digest != self.plan_digest() {
+            return Err(Error::new(
+                Reason::PlanChanged,
+                "the digest is not that of the rotation's plan; read the plan again before approving",
+            ));
+        }
+        self.approvals.push(Approval { approver, at: now });
+        if self.approvals.len() >= self.approvals_needed.get() as usize {
+            self.state = RotationState::Approved;
+            self.announced_at = Some(now);
+        }
+        Ok(self)
+    }
+
+    /// Records the deployment.
+    ///
+    /// Errors: ROTATION_STATE unless APPROVED, SEPARATION_OF_DUTIES for the requester or an approver,
+    /// ROTATION_SOAKING before `deployable_at`.
+    pub fn deploy(mut self, deployer: PrincipalId, now: Timestamp) -> Result<Self> {
+        self.expect(RotationState::Approved, "deployed")?;
+        if deployer == self.requester {
+            return Err(duties("the requester of a rotation cannot deploy it"));
+        }
+        if self.approvals.iter().any(|a| a.approver == deployer) {
+            return Err(duties("an approver of a rotation cannot deploy it"));
+        }
+        let possible = self.deployable_at().ok_or_else(|| {
+            Error::internal(format!(
+                "rotation {} is approved but not announced",
+                self.id
+            ))
+        })?;
+        if now < possible {
+            return Err(Error::new(
+                Reason::RotationSoaking,
+                format!("verifiers may not know the new kid yet; deploy from {possible} on"),
+            )
+            .retry_after(possible.since(now)));
+        }
+        self.state = RotationState::Deployed;
+        self.deployer = Some(deployer);
+        self.deployed_at = Some(now);
+        Ok(self)
+    }
+
+    fn expect(&self, state: RotationState, done: &str) -> Result<()> {
+        if self.state == state {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::RotationState,
+            format!(
+                "the rotation is {}; only one that is {} can be {done}",
+                self.state.as_str(),
+                state.as_str()
+            ),
+        ))
+    }
+}
+
+fn duties(message: &'static str) -> Error {
+    Error::new(Reason::SeparationOfDuties, message)
+}
+
+impl RotationState {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Requested, Self::Approved, Self::Deployed];
+
+    /// The text in the database and in messages.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Requested => "REQUESTED",
+            Self::Approved => "APPROVED",
+            Self::Deployed => "DEPLOYED",
+        }
+    }
+
+    /// Does it keep another rotation of the key from being opened?
+    pub const fn is_open(self) -> bool {
+        matches!(self, Self::Requested | Self::Approved)
+    }
+}
+
+impl FromStr for RotationState {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|state| state.as_str() == s)
+            .ok_or_else(|| Error::new(Reason::InvalidField, "unknown rotation state"))
+    }
+}
