@@ -4,3 +4,4 @@ pub mod clock;
 pub mod error;
 pub mod grpc;
 pub mod model;
+pub mod store;

@@ -1,0 +1,298 @@
+//! Tables `keys` and `key_versions`.
+
+use std::time::Duration;
+
+use super::{
+    Db, Result, StoreError, Tx,
+    engine::{execute, fetch_all, fetch_optional},
+    parse, unsigned,
+};
+use crate::model::{
+    Key, KeyId, KeyRef, KeyVersion, Kid, PublicKey, TenantName, Timestamp, VersionState,
+    key::{BackendRef, Material},
+    time::micros,
+};
+
+const INSERT_KEY: &str = "INSERT INTO keys (id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, \
+     created_at, rotation_period, next_rotation_at, revision) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+const UPDATE_KEY: &str = "UPDATE keys SET owner = $3, rotation_period = $4, next_rotation_at = $5, \
+     revision = revision + 1 WHERE id = $1 AND revision = $2";
+const INSERT_VERSION: &str = "INSERT INTO key_versions (kid, key_id, number, state, backend_ref, public_jwk, \
+     kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+const UPDATE_VERSION: &str = "UPDATE key_versions SET state = $3, announced_at = $4, activated_at = $5, \
+     deactivated_at = $6 WHERE kid = $1 AND state = $2";
+const KEY_BY_ID: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
+     rotation_period, next_rotation_at, revision FROM keys WHERE id = $1";
+const KEY_BY_NAME: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
+     rotation_period, next_rotation_at, revision FROM keys WHERE tenant = $1 AND name = $2";
+const KEY_PAGE: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
+     rotation_period, next_rotation_at, revision FROM keys \
+     WHERE tenant = $1 AND id > $2 AND next_rotation_at < $3 ORDER BY id LIMIT $4";
+const VERSIONS: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
+     created_at, announced_at, activated_at, deactivated_at FROM key_versions \
+     WHERE key_id = $1 ORDER BY number";
+const ACTIVE_KID: &str = "SELECT kid FROM key_versions WHERE key_id = $1 AND state = 'ACTIVE'";
+const KEY_OF_KID: &str = "SELECT key_id FROM key_versions WHERE kid = $1";
+const PUBLISHED: &str = "SELECT v.kid, k.algorithm, v.public_jwk FROM key_versions v \
+     JOIN keys k ON k.id = v.key_id WHERE k.purpose = 'TOKEN_SIGNING' AND v.public_jwk IS NOT NULL \
+     AND (v.state IN ('ACTIVE', 'VERIFY_ONLY') OR (v.state = 'PRE_ACTIVE' AND v.announced_at IS NOT NULL)) \
+     ORDER BY v.created_at, v.kid";
+
+/// A key as it stands in table `keys`.
+#[derive(sqlx::FromRow)]
+pub struct KeyRow {
+    id: String,
+    tenant: String,
+    name: String,
+    purpose: String,
+    algorithm: String,
+    rsa_bits: i64,
+    backend: String,
+    owner: String,
+    created_at: i64,
+    rotation_period: i64,
+    next_rotation_at: i64,
+    revision: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct VersionRow {
+    kid: String,
+    key_id: String,
+    number: i64,
+    state: String,
+    backend_ref: Option<String>,
+    public_jwk: Option<String>,
+    kek_ref: Option<String>,
+    wrapped_key: Option<Vec<u8>>,
+    created_at: i64,
+    announced_at: Option<i64>,
+    activated_at: Option<i64>,
+    deactivated_at: Option<i64>,
+}
+
+impl Tx {
+    /// Adds a key. Errors: `Exists` for the name.
+    pub async fn insert_key(&mut self, key: &Key) -> Result<()> {
+        execute!(
+            self,
+            INSERT_KEY,
+            key.id.to_string(),
+            key.tenant.as_str(),
+            key.name.as_str(),
+            key.purpose.as_str(),
+            key.algorithm.as_str(),
+            i64::from(key.rsa_bits),
+            &key.backend,
+            &key.owner,
+            key.created_at.micros(),
+            micros(key.rotation_period),
+            key.next_rotation_at.micros(),
+            key.revision,
+        )
+        .map(|_| ())
+    }
+
+    /// Writes owner, period and next rotation, if the row still has `key.revision`; false when it has not.
+    pub async fn update_key(&mut self, key: &Key) -> Result<bool> {
+        let rows = execute!(
+            self,
+            UPDATE_KEY,
+            key.id.to_string(),
+            key.revision,
+            &key.owner,
+            micros(key.rotation_period),
+            key.next_rotation_at.micros(),
+        )?;
+        Ok(rows == 1)
+    }
+
+    /// Adds a version. Errors: `Exists` for the kid, the number, or a second ACTIVE version.
+    pub async fn insert_version(&mut self, v: &KeyVersion) -> Result<()> {
+        let (backend_ref, public_jwk, kek_ref, wrapped) = match &v.material {
+            Material::KeyPair {
+                reference,
+                public_key,
+            } => (
+                Some(reference.0.as_str()),
+                Some(public_key.canonical_jwk()),
+                None,
+                None,
+            ),
+            Material::DataKey { kek, wrapped } => {
+                (None, None, Some(kek.0.as_str()), Some(wrapped.as_slice()))
+            }
+        };
+        execute!(
+            self,
+            INSERT_VERSION,
+            v.kid.as_str(),
+            v.key_id.to_string(),
+            i64::from(v.number),
+            v.state.as_str(),
+            backend_ref,
+            public_jwk.as_deref(),
+            kek_ref,
+            wrapped,
+            v.created_at.micros(),
+            v.announced_at.map(Timestamp::micros),
+            v.activated_at.map(Timestamp::micros),
+            v.deactivated_at.map(Timestamp::micros),
+        )
+        .map(|_| ())
+    }
+
+    /// Writes state and times of a version, if it is still in state `from`; false when it is not.
+    pub async fn update_version(&mut self, v: &KeyVersion, from: VersionState) -> Result<bool> {
+        let rows = execute!(
+            self,
+            UPDATE_VERSION,
+            v.kid.as_str(),
+            from.as_str(),
+            v.state.as_str(),
+            v.announced_at.map(Timestamp::micros),
+            v.activated_at.map(Timestamp::micros),
+            v.deactivated_at.map(Timestamp::micros),
+        )?;
+        Ok(rows == 1)
+    }
+}
+
+impl Db {
+    /// The key that the tenant knows by this id or name.
+    pub async fn key(&self, tenant: &TenantName, key: &KeyRef) -> Result<Option<Key>> {
+        let row = match key {
+            KeyRef::Id(id) => fetch_optional!(self, KeyRow, KEY_BY_ID, id.to_string())?,
+            KeyRef::Name(name) => {
+                fetch_optional!(self, KeyRow, KEY_BY_NAME, tenant.as_str(), name.as_str())?
+            }
+        };
+        let key = row.map(Key::try_from).transpose()?;
+        Ok(key.filter(|key| key.tenant == *tenant))
+    }
+
+    /// Up to `limit` keys of a tenant after `after` that are due before `due_before`, oldest first.
+    pub async fn keys(
+        &self,
+        tenant: &TenantName,
+        after: &str,
+        due_before: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Key>> {
+        fetch_all!(
+            self,
+            KeyRow,
+            KEY_PAGE,
+            tenant.as_str(),
+            after,
+            due_before.micros(),
+            limit
+        )?
+        .into_iter()
+        .map(Key::try_from)
+        .collect()
+    }
+
+    /// All versions of a key, oldest first.
+    pub async fn versions(&self, key: KeyId) -> Result<Vec<KeyVersion>> {
+        fetch_all!(self, VersionRow, VERSIONS, key.to_string())?
+            .into_iter()
+            .map(KeyVersion::try_from)
+            .collect()
+    }
+
+    /// kid of the ACTIVE version.
+    pub async fn active_kid(&self, key: KeyId) -> Result<Option<Kid>> {
+        let row = fetch_optional!(self, (String,), ACTIVE_KID, key.to_string())?;
+        row.map(|(kid,)| parse("kid", &kid)).transpose()
+    }
+
+    /// The key that a kid is a version of.
+    pub async fn key_of_kid(&self, kid: &Kid) -> Result<Option<KeyId>> {
+        let row = fetch_optional!(self, (String,), KEY_OF_KID, kid.as_str())?;
+        row.map(|(id,)| parse("key id", &id)).transpose()
+    }
+
+    /// Every public key that verifiers of tokens need: announced, active or in grace (R-JWT-4).
+    pub async fn published_keys(&self) -> Result<Vec<(Kid, crate::model::Algorithm, PublicKey)>> {
+        fetch_all!(self, (String, String, String), PUBLISHED)?
+            .into_iter()
+            .map(|(kid, algorithm, jwk)| {
+                Ok((
+                    parse("kid", &kid)?,
+                    parse("algorithm", &algorithm)?,
+                    public_key(&jwk)?,
+                ))
+            })
+            .collect()
+    }
+}
+
+impl TryFrom<KeyRow> for Key {
+    type Error = StoreError;
+
+    fn try_from(row: KeyRow) -> Result<Self> {
+        Ok(Self {
+            id: parse("key id", &row.id)?,
+            tenant: parse("tenant", &row.tenant)?,
+            name: parse("key name", &row.name)?,
+            purpose: parse("purpose", &row.purpose)?,
+            algorithm: parse("algorithm", &row.algorithm)?,
+            rsa_bits: unsigned("rsa_bits", row.rsa_bits)?,
+            backend: row.backend,
+            owner: row.owner,
+            created_at: Timestamp::from_micros(row.created_at),
+            rotation_period: Duration::from_micros(unsigned(
+                "rotation_period",
+                row.rotation_period,
+            )?),
+            next_rotation_at: Timestamp::from_micros(row.next_rotation_at),
+            revision: row.revision,
+        })
+    }
+}
+
+impl TryFrom<VersionRow> for KeyVersion {
+    type Error = StoreError;
+
+    fn try_from(row: VersionRow) -> Result<Self> {
+        let material = match (
+            row.backend_ref,
+            row.public_jwk,
+            row.kek_ref,
+            row.wrapped_key,
+        ) {
+            (Some(reference), Some(jwk), None, None) => Material::KeyPair {
+                reference: BackendRef(reference),
+                public_key: public_key(&jwk)?,
+            },
+            (None, None, Some(kek), Some(wrapped)) => Material::DataKey {
+                kek: BackendRef(kek),
+                wrapped,
+            },
+            _ => {
+                return Err(StoreError::Corrupt(format!(
+                    "key version {} is neither a key pair nor a data key",
+                    row.kid
+                )));
+            }
+        };
+        Ok(Self {
+            kid: parse("kid", &row.kid)?,
+            key_id: parse("key id", &row.key_id)?,
+            number: unsigned("number", row.number)?,
+            state: parse("state", &row.state)?,
+            material,
+            created_at: Timestamp::from_micros(row.created_at),
+            announced_at: row.announced_at.map(Timestamp::from_micros),
+            activated_at: row.activated_at.map(Timestamp::from_micros),
+            deactivated_at: row.deactivated_at.map(Timestamp::from_micros),
+        })
+    }
+}
+
+fn public_key(jwk: &str) -> Result<PublicKey> {
+    PublicKey::from_canonical_jwk(jwk).map_err(|e| StoreError::Corrupt(format!("{e:?}")))
+}

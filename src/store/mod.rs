@@ -1,0 +1,95 @@
+//! R1: SQL, one file per table group; nobody else writes any.
+//!
+//! Two engines, one text per statement: each statement is a `const` with `$1` binds that SQLite and PostgreSQL
+//! both understand, run through the macros of `engine`. Rows come back as model types; a row that cannot be
+//! one is `StoreError::Corrupt`, never a default. Nothing here decides anything.
+
+mod audit;
+mod engine;
+mod intents;
+mod keys;
+mod principals;
+mod rotations;
+mod tenants;
+
+use std::fmt;
+
+pub use audit::{AuditFilter, AuditRow, Head};
+pub use engine::{DatabaseConfig, Db, Tx};
+pub use intents::IntentState;
+pub use keys::KeyRow;
+
+use crate::error::{Error, Reason};
+
+/// Why a statement had no effect.
+#[derive(Debug)]
+pub enum StoreError {
+    /// A row with this unique value exists already.
+    Exists(String),
+    /// The database does not answer, or the connection broke.
+    Unavailable(sqlx::Error),
+    /// A stored value is not what we wrote.
+    Corrupt(String),
+    /// The configuration or the schema does not fit; the text says what to do.
+    Setup(String),
+}
+
+/// Result of a store call.
+pub type Result<T> = std::result::Result<T, StoreError>;
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exists(what) => write!(f, "exists already: {what}"),
+            Self::Unavailable(cause) => write!(f, "database: {cause}"),
+            Self::Corrupt(what) => write!(f, "stored value is corrupt: {what}"),
+            Self::Setup(what) => f.write_str(what),
+        }
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(db) if db.is_unique_violation() => {
+                Self::Exists(db.message().to_owned())
+            }
+            sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => {
+                Self::Corrupt(error.to_string())
+            }
+            _ => Self::Unavailable(error),
+        }
+    }
+}
+
+impl From<StoreError> for Error {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Exists(_) => Self::new(
+                Reason::AlreadyExists,
+                "there is one already; choose another name",
+            )
+            .because(error),
+            StoreError::Unavailable(_) | StoreError::Setup(_) => Self::new(
+                Reason::DatabaseUnavailable,
+                "the database does not answer; nothing was changed; retry later",
+            )
+            .retry_after(std::time::Duration::from_secs(1))
+            .because(error),
+            StoreError::Corrupt(_) => Self::internal(error),
+        }
+    }
+}
+
+/// Reads a stored text as a model type.
+fn parse<T: std::str::FromStr>(column: &str, text: &str) -> Result<T> {
+    text.parse()
+        .map_err(|_| StoreError::Corrupt(format!("{column} {text:?}")))
+}
+
+/// Reads a stored number as an unsigned one.
+fn unsigned<T: TryFrom<i64>>(column: &str, number: i64) -> Result<T> {
+    T::try_from(number).map_err(|_| StoreError::Corrupt(format!("{column} {number}")))
+}
