@@ -1,4 +1,5 @@
 //! Claviger: a key-management daemon.
+pub mod audit;
 pub mod backends;
 pub mod clock;
 pub mod error;

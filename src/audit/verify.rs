@@ -1,0 +1,104 @@
+//! Recomputes a stream's chain. Finds changed, removed, swapped and inserted rows, and a tail that was cut off.
+//!
+//! It trusts nothing in the row but what the hash covers. Whoever can rewrite a whole stream and its head can still
+//! make a consistent one: keep a head hash (every admin reply carries one) outside the database.
+
+use super::chain;
+use crate::store::{AuditRow, Db, Head, StoreError};
+
+/// Rows read at a time.
+const PAGE: i64 = 1000;
+
+/// What was found in one stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamReport {
+    /// Its name.
+    pub stream: String,
+    /// Rows whose hash was recomputed.
+    pub rows: i64,
+    /// Where the chain ends.
+    pub head: Head,
+    /// The first row that does not fit, and why; None when the chain is whole.
+    pub problem: Option<(i64, String)>,
+}
+
+/// Verifies one stream, or all when `stream` is empty.
+pub async fn verify(db: &Db, stream: &str) -> Result<Vec<StreamReport>, StoreError> {
+    let streams = match stream {
+        "" => db.audit_streams().await?,
+        one => vec![one.to_owned()],
+    };
+    let mut reports = Vec::with_capacity(streams.len());
+    for stream in streams {
+        reports.push(verify_stream(db, stream).await?);
+    }
+    Ok(reports)
+}
+
+async fn verify_stream(db: &Db, stream: String) -> Result<StreamReport, StoreError> {
+    // Read before the rows: rows that are added meanwhile lie behind it and are verified too.
+    let stored = db.audit_head(&stream).await?;
+    let mut report = StreamReport {
+        stream,
+        rows: 0,
+        head: chain::empty_head(),
+        problem: None,
+    };
+    let mut stored_hash_at_head = None;
+    loop {
+        let page = db
+            .audit_chain(&report.stream, report.head.seq, PAGE)
+            .await?;
+        if page.is_empty() {
+            break;
+        }
+        for row in page {
+            if let Some(problem) = misfit(&report.head, &row) {
+                report.problem = Some((row.seq, problem));
+                return Ok(report);
+            }
+            if stored.as_ref().is_some_and(|head| head.seq == row.seq) {
+                stored_hash_at_head = Some(row.hash.clone());
+            }
+            report.rows += 1;
+            report.head = Head {
+                seq: row.seq,
+                hash: row.hash,
+            };
+        }
+    }
+    let stored = stored.unwrap_or_else(chain::empty_head);
+    if stored.seq > report.head.seq {
+        report.problem = Some((
+            report.head.seq + 1,
+            format!(
+                "the stream ends at {} but its head says {}: rows were removed from the end",
+                report.head.seq, stored.seq
+            ),
+        ));
+    } else if stored.seq > 0 && stored_hash_at_head.as_ref() != Some(&stored.hash) {
+        report.problem = Some((
+            stored.seq,
+            "the stream's head has another hash than its row".into(),
+        ));
+    } else if stored.seq == 0 && report.rows > 0 {
+        report.problem = Some((1, "the stream has rows but no head".into()));
+    }
+    Ok(report)
+}
+
+fn misfit(before: &Head, row: &AuditRow) -> Option<String> {
+    if row.seq != before.seq + 1 {
+        return Some(format!(
+            "row {} follows row {}: rows are missing or were inserted",
+            row.seq, before.seq
+        ));
+    }
+    if row.prev_hash != before.hash {
+        return Some("the row does not continue the row before it".into());
+    }
+    if row.hash != chain::row_hash(row) {
+        return Some("the row's content does not match its hash: it was changed".into());
+    }
+    None
+}
