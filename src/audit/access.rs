@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Record, chain};
+use super::{Outcome, Record, chain};
 use crate::{
     error::{Error, Reason, Result},
     store::{Db, Head, StoreError},
@@ -115,7 +115,12 @@ impl AccessLog {
                 }
                 Ok(())
             }
-            AccessMode::Off => Ok(()),
+            AccessMode::Off => {
+                if record.outcome == Outcome::Refused {
+                    let _ = self.queue.try_send((record, None));
+                }
+                Ok(())
+            }
         }
     }
 }

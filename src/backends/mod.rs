@@ -34,6 +34,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Call<'a, Created>;
 
     /// Finds the one existing key that `uri` names and checks it as `create` does. Nothing on the device changes.
+    /// `KeySpec::Rsa(0)` stands for any modulus of 2048 bits or more.
     fn adopt<'a>(&'a self, uri: &'a str, spec: KeySpec, deadline: Instant) -> Call<'a, Created>;
 
     /// The public half of a key pair.

@@ -1,0 +1,105 @@
+//! R3: tenants, principals and their roles; and who an identity authenticates as.
+//!
+//! Principals are read on every call, so they are cached by identity, bounded, and forgotten as a whole after any
+//! change to one of them. Nobody changes their own roles; a role in every tenant is for the platform's own people.
+
+mod bootstrap;
+mod change;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use quick_cache::sync::Cache;
+
+pub use bootstrap::BootstrapConfig;
+pub use change::{CreatePrincipal, RoleChange};
+
+use crate::{
+    clock::Clock,
+    error::Result,
+    gate::Permit,
+    model::{Entity, Identity, Principal, PrincipalId, Resource, TenantName, Timestamp},
+    store::Db,
+};
+
+/// Principals held in memory at most.
+const CACHE: usize = 10_000;
+
+/// Tenants and principals.
+pub struct Directory {
+    db: Db,
+    clock: Clock,
+    by_identity: Cache<Identity, Arc<Principal>>,
+    generation: AtomicU64,
+}
+
+impl Directory {
+    /// A directory over this database.
+    pub fn new(db: Db, clock: Clock) -> Self {
+        Self {
+            db,
+            clock,
+            by_identity: Cache::new(CACHE),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// Who this identity authenticates as, from memory if it is there.
+    pub async fn authenticate(&self, identity: &Identity) -> Result<Option<Arc<Principal>>> {
+        if let Some(found) = self.by_identity.get(identity) {
+            return Ok(Some(found));
+        }
+        let generation = self.generation.load(Ordering::SeqCst);
+        let Some(principal) = self.db.principal_by_identity(identity).await? else {
+            return Ok(None);
+        };
+        let principal = Arc::new(principal);
+        self.by_identity
+            .insert(identity.clone(), Arc::clone(&principal));
+        // A change while we were reading may have made what we read old.
+        if self.generation.load(Ordering::SeqCst) != generation {
+            self.by_identity.remove(identity);
+        }
+        Ok(Some(principal))
+    }
+
+    /// Forgets all principals after a change, here or on another replica.
+    pub fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.by_identity.clear();
+    }
+
+    /// The principal with this id, and the resource that the gate decides about: its home tenant's, or, for an
+    /// id nobody has, the platform's.
+    pub async fn find(&self, id: PrincipalId) -> Result<(Resource, Option<Principal>)> {
+        let found = self.db.principal(id).await?;
+        let tenant = found
+            .as_ref()
+            .map_or_else(TenantName::system, |p| p.tenant.clone());
+        let entity = Entity::Principal(id);
+        Ok((Resource { tenant, entity }, found))
+    }
+
+    /// Up to `limit` tenants after `after`, by name.
+    pub async fn tenants(
+        &self,
+        _permit: &Permit,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<(TenantName, Timestamp)>> {
+        Ok(self.db.tenants(after, limit).await?)
+    }
+
+    /// Up to `limit` principals of a tenant after `after`, oldest first.
+    pub async fn principals(
+        &self,
+        _permit: &Permit,
+        tenant: &TenantName,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<Principal>> {
+        Ok(self.db.principals(tenant, after, limit).await?)
+    }
+}

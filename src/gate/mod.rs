@@ -1,0 +1,233 @@
+//! R2: the one door. Every call of every listener and every job goes through `access` or `mutate`.
+//!
+//! The door authorises (deny by default), hands out the permit that acting operations demand, and records: uses of
+//! keys and reads on the access stream before the answer leaves, changes on the admin stream inside their own
+//! transaction. A refusal and a failure are recorded too. Permits cannot be made or copied anywhere else, so an
+//! operation that skipped authorisation or audit does not compile.
+
+mod freshness;
+mod permit;
+
+use std::{future::Future, sync::Arc};
+
+use tokio_util::task::TaskTracker;
+
+pub use freshness::Freshness;
+pub use permit::{AdminPermit, Committed, Mutation, Permit};
+
+use crate::{
+    audit::{AccessLog, Outcome, Receipt, Record, admin},
+    authz::{Authz, Decision},
+    error::{Error, Reason, Result},
+    model::{AccessKind, Action, Caller, Entity, Resource},
+    store::Db,
+};
+
+/// Decides, hands out permits, records.
+pub struct Gate {
+    authz: Arc<Authz>,
+    db: Db,
+    log: AccessLog,
+    freshness: Arc<Freshness>,
+    /// Mutations in flight; a drain waits for them.
+    mutations: TaskTracker,
+}
+
+impl Gate {
+    /// A door over these parts.
+    pub fn new(authz: Arc<Authz>, db: Db, log: AccessLog, freshness: Arc<Freshness>) -> Self {
+        Self {
+            authz,
+            db,
+            log,
+            freshness,
+            mutations: TaskTracker::new(),
+        }
+    }
+
+    /// Uses a key, or reads administrative state. `act` returns the answer and details for the audit row, a JSON
+    /// object or nothing. The answer leaves only when its row is durable.
+    ///
+    /// Errors: what `act` fails with; PERMISSION_DENIED, or NOT_FOUND where the caller may not know; REPLICA_STALE;
+    /// AUDIT_UNAVAILABLE.
+    pub async fn access<T, F, Fut>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+        act: F,
+    ) -> Result<T>
+    where
+        F: FnOnce(Permit) -> Fut,
+        Fut: Future<Output = Result<(T, String)>>,
+    {
+        if action.kind() == AccessKind::Data {
+            self.freshness.check()?;
+        }
+        let permitted = self.authorize(caller, action, &resource);
+        let mut record = record(caller, action, &resource);
+        let answer = match permitted {
+            Ok(()) => act(Permit::new(action, resource)).await,
+            Err(refusal) => Err(refusal),
+        };
+        match answer {
+            Ok((value, details)) => {
+                if self.log.records_success() {
+                    if !details.is_empty() {
+                        record.data = details;
+                    }
+                    self.log.append(record).await?;
+                }
+                Ok(value)
+            }
+            Err(error) => {
+                describe(&mut record, &error);
+                self.log.append(record).await?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Changes administrative state. `act` runs in a task of its own, so a caller that leaves cannot cut it in half;
+    /// the only way to its answer is through `Mutation::commit`, which writes the audit row in the same transaction.
+    ///
+    /// Errors: what `act` fails with; PERMISSION_DENIED, or NOT_FOUND where the caller may not know. Either leaves a
+    /// row of its own and nothing else.
+    pub async fn mutate<T, F, Fut>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+        act: F,
+    ) -> Result<(T, Receipt)>
+    where
+        T: Send + 'static,
+        F: FnOnce(AdminPermit) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Committed<T>>> + Send + 'static,
+    {
+        let unsuccessful = record(caller, action, &resource);
+        let outcome = match self.authorize(caller, action, &resource) {
+            Err(refusal) => Err(refusal),
+            Ok(()) => {
+                let permit = AdminPermit::new(
+                    Permit::new(action, resource),
+                    caller.clone(),
+                    self.db.clone(),
+                    unsuccessful.clone(),
+                );
+                let task = self.mutations.spawn(async move { act(permit).await });
+                match task.await {
+                    Ok(outcome) => outcome,
+                    Err(panicked) => Err(Error::internal(panicked)),
+                }
+            }
+        };
+        match outcome {
+            Ok(committed) => Ok(committed.into_parts()),
+            Err(error) => {
+                self.record_failure(unsuccessful, &error).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Records that somebody without a principal was turned away.
+    pub async fn refuse_stranger(&self, identity: &str, action: Action, request_id: &str) {
+        let record = Record {
+            tenant: crate::model::TenantName::SYSTEM.to_owned(),
+            actor: identity.to_owned(),
+            actor_type: "unknown",
+            action: action.name(),
+            entity: "tenant",
+            entity_id: crate::model::TenantName::SYSTEM.to_owned(),
+            outcome: Outcome::Refused,
+            request_id: request_id.to_owned(),
+            data: format!(r#"{{"reason":"{}"}}"#, Reason::UnknownPrincipal.as_str()),
+        };
+        if let Err(error) = self.log.append(record).await {
+            tracing::error!(%error, "refusal of a stranger not recorded");
+        }
+    }
+
+    /// Waits for mutations in flight; new ones are still accepted, so close the listeners first.
+    pub async fn drain(&self) {
+        self.mutations.close();
+        self.mutations.wait().await;
+    }
+
+    fn authorize(&self, caller: &Caller, action: Action, resource: &Resource) -> Result<()> {
+        match self.authz.decide(&caller.principal, action, resource) {
+            Decision::Allow => Ok(()),
+            Decision::Deny if caller.principal.sees(&resource.tenant) => Err(Error::new(
+                Reason::PermissionDenied,
+                format!(
+                    "{} may not {} in tenant {}; ask a principal-admin for a role that may",
+                    caller.principal.name,
+                    action.name(),
+                    resource.tenant
+                ),
+            )),
+            // Another tenant's things and things that do not exist look the same (R-ACL-3).
+            Decision::Deny => Err(not_found(resource)),
+        }
+    }
+
+    /// A failed mutation changed nothing, so its row has a transaction of its own.
+    async fn record_failure(&self, mut record: Record, error: &Error) {
+        describe(&mut record, error);
+        let written = async {
+            let mut tx = self.db.begin().await?;
+            admin::append(&mut tx, record).await?;
+            tx.commit().await
+        };
+        if let Err(unwritten) = written.await {
+            // Nothing happened, so there is nothing to take back; the caller gets the original error.
+            tracing::error!(error = %unwritten, "unsuccessful administrative call not recorded");
+        }
+    }
+}
+
+/// The same answer for what does not exist and for what the caller may not see.
+pub fn not_found(resource: &Resource) -> Error {
+    match &resource.entity {
+        Entity::Key { .. } | Entity::UnknownKey(_) => Error::new(
+            Reason::KeyNotFound,
+            "no such key, or none that you may see; check the key's name and the tenant",
+        ),
+        Entity::Rotation(_) => Error::new(
+            Reason::RotationNotFound,
+            "no such rotation, or none that you may see",
+        ),
+        Entity::Principal(_) => Error::new(
+            Reason::PrincipalNotFound,
+            "no such principal, or none that you may see",
+        ),
+        Entity::Tenant => Error::new(
+            Reason::TenantNotFound,
+            "no such tenant, or none that you may see",
+        ),
+    }
+}
+
+fn record(caller: &Caller, action: Action, resource: &Resource) -> Record {
+    Record {
+        tenant: resource.tenant.as_str().to_owned(),
+        actor: caller.principal.id.to_string(),
+        actor_type: caller.principal.kind.as_str(),
+        action: action.name(),
+        entity: resource.kind(),
+        entity_id: resource.id(),
+        outcome: Outcome::Success,
+        request_id: caller.request_id.to_string(),
+        data: "{}".to_owned(),
+    }
+}
+
+fn describe(record: &mut Record, error: &Error) {
+    record.outcome = if error.is_refusal() {
+        Outcome::Refused
+    } else {
+        Outcome::Failed
+    };
+    record.data = format!(r#"{{"reason":"{}"}}"#, error.reason().as_str());
+}

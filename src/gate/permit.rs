@@ -1,0 +1,119 @@
+//! What the gate hands out. No `Clone`, no public constructor.
+
+use serde_json::Value;
+
+use crate::{
+    audit::{Receipt, Record, admin},
+    error::{Error, Reason, Result},
+    model::{Action, Caller, Entity, KeyId, Resource},
+    store::{Db, StoreError, Tx},
+};
+
+/// Proof that one action on one resource was permitted.
+pub struct Permit {
+    action: Action,
+    resource: Resource,
+}
+
+impl Permit {
+    pub(super) const fn new(action: Action, resource: Resource) -> Self {
+        Self { action, resource }
+    }
+
+    /// The permitted resource.
+    pub const fn resource(&self) -> &Resource {
+        &self.resource
+    }
+
+    /// Errors: INTERNAL unless this permit is for `action` on this key. A guard against our own mistakes.
+    pub fn covers_key(&self, action: Action, key: KeyId) -> Result<()> {
+        let same = matches!(&self.resource.entity, Entity::Key { id, .. } if *id == key);
+        (same && self.action == action)
+            .then_some(())
+            .ok_or_else(|| Error::internal("a permit was used for something else"))
+    }
+}
+
+/// Proof that one administrative action was permitted, and the way to record it.
+pub struct AdminPermit {
+    permit: Permit,
+    caller: Caller,
+    db: Db,
+    record: Record,
+}
+
+impl AdminPermit {
+    pub(super) const fn new(permit: Permit, caller: Caller, db: Db, record: Record) -> Self {
+        Self {
+            permit,
+            caller,
+            db,
+            record,
+        }
+    }
+
+    /// Who was permitted.
+    pub const fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// What was permitted.
+    pub const fn permit(&self) -> &Permit {
+        &self.permit
+    }
+
+    /// Opens the transaction of the change. Do everything slow (devices, networks) before.
+    pub async fn begin(self) -> Result<Mutation> {
+        let tx = self.db.begin().await?;
+        Ok(Mutation {
+            tx,
+            record: self.record,
+        })
+    }
+}
+
+/// An open change. Dropped without `commit`, nothing happened.
+pub struct Mutation {
+    tx: Tx,
+    record: Record,
+}
+
+impl Mutation {
+    /// The transaction, for store calls.
+    pub const fn tx(&mut self) -> &mut Tx {
+        &mut self.tx
+    }
+
+    /// Says which entity the change was about, where it had no id before.
+    pub fn on(&mut self, entity: &'static str, id: impl ToString) {
+        self.record.entity = entity;
+        self.record.entity_id = id.to_string();
+    }
+
+    /// Writes the audit row with `details` (a JSON object without secrets) and commits both.
+    pub async fn commit<T>(mut self, value: T, details: Value) -> Result<Committed<T>> {
+        self.record.data = details.to_string();
+        let receipt = admin::append(&mut self.tx, self.record).await?;
+        self.tx.commit().await.map_err(|error| match error {
+            StoreError::Unavailable(cause) => Error::new(
+                Reason::DatabaseUnavailable,
+                "the database did not confirm the change; it may or may not have happened: look before you retry",
+            )
+            .because(cause),
+            other => other.into(),
+        })?;
+        Ok(Committed { value, receipt })
+    }
+}
+
+/// The result of a change that is recorded.
+pub struct Committed<T> {
+    value: T,
+    receipt: Receipt,
+}
+
+impl<T> Committed<T> {
+    pub(super) fn into_parts(self) -> (T, Receipt) {
+        (self.value, self.receipt)
+    }
+}

@@ -1,0 +1,80 @@
+//! Key snapshots in memory, bounded, loaded on demand.
+//!
+//! A load that began before a change must not be kept after it: the generation is read before the rows and compared
+//! before the snapshot is kept.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+
+use quick_cache::sync::Cache;
+
+use super::KeySnapshot;
+use crate::{
+    error::Result,
+    model::{KeyId, KeyRef, TenantName},
+    store::Db,
+};
+
+/// Snapshots by id, and ids by the references callers use.
+pub struct KeyCache {
+    /// Names never change and ids are never reused, so this needs no forgetting.
+    ids: Cache<(TenantName, KeyRef), KeyId>,
+    snapshots: Cache<KeyId, Arc<KeySnapshot>>,
+    generation: AtomicU64,
+}
+
+impl KeyCache {
+    /// A cache of at most `capacity` keys.
+    pub fn new(capacity: usize) -> Self {
+        Self {
+            ids: Cache::new(capacity),
+            snapshots: Cache::new(capacity),
+            generation: AtomicU64::new(0),
+        }
+    }
+
+    /// The key, from memory or from the database; None when the tenant has no such key.
+    pub async fn find(
+        &self,
+        db: &Db,
+        tenant: &TenantName,
+        key: &KeyRef,
+    ) -> Result<Option<Arc<KeySnapshot>>> {
+        let name = (tenant.clone(), key.clone());
+        if let Some(found) = self.ids.get(&name).and_then(|id| self.snapshots.get(&id)) {
+            return Ok(Some(found));
+        }
+        let generation = self.generation();
+        let Some(row) = db.key(tenant, key).await? else {
+            return Ok(None);
+        };
+        let versions = db.versions(row.id).await?;
+        let snapshot = Arc::new(KeySnapshot::new(row, versions)?);
+        let id = snapshot.key.id;
+        self.ids.insert(name, id);
+        self.snapshots.insert(id, Arc::clone(&snapshot));
+        if self.generation() != generation {
+            self.snapshots.remove(&id);
+        }
+        Ok(Some(snapshot))
+    }
+
+    /// Forgets one key.
+    pub fn forget(&self, key: KeyId) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.snapshots.remove(&key);
+    }
+
+    /// Forgets every key.
+    pub fn forget_all(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.snapshots.clear();
+    }
+
+    /// Counts changes.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::SeqCst)
+    }
+}

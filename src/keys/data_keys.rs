@@ -1,0 +1,125 @@
+//! Data keys: made here, wrapped by the KEK, unwrapped for a bounded time.
+
+use std::{sync::Arc, time::Duration};
+
+use aws_lc_rs::rand;
+use quick_cache::sync::Cache;
+use tokio::time::Instant;
+
+use super::{Kek, Keys};
+use crate::{
+    backends::BackendError,
+    error::{Error, Result},
+    model::{KeyId, Kid, Secret, TenantName, key::Material, secret::DataKey},
+};
+
+/// Unwrapped data keys in memory: bounded, wiped on drop, gone `ttl` after they were unwrapped however often used.
+pub struct DataKeys {
+    cache: Cache<Kid, Arc<Unwrapped>>,
+    ttl: Duration,
+}
+
+/// An unwrapped data key and when it must be forgotten.
+pub struct Unwrapped {
+    key: DataKey,
+    until: Instant,
+}
+
+impl Unwrapped {
+    /// The key.
+    pub const fn key(&self) -> &DataKey {
+        &self.key
+    }
+}
+
+impl DataKeys {
+    /// A cache of at most `capacity` data keys.
+    pub fn new(capacity: usize, ttl: Duration) -> Self {
+        Self {
+            cache: Cache::new(capacity),
+            ttl,
+        }
+    }
+
+    /// The data key, from memory or unwrapped by `unwrap`; concurrent callers share one unwrapping.
+    async fn get<F>(&self, kid: &Kid, unwrap: F) -> Result<Arc<Unwrapped>>
+    where
+        F: Future<Output = Result<DataKey>>,
+    {
+        let now = Instant::now();
+        self.cache.remove_if(kid, |held| held.until <= now);
+        self.cache
+            .get_or_insert_async(kid, async {
+                let key = unwrap.await?;
+                Ok(Arc::new(Unwrapped {
+                    key,
+                    until: Instant::now() + self.ttl,
+                }))
+            })
+            .await
+    }
+}
+
+impl Keys {
+    /// Makes a data key and wraps it. The plain key is wiped when this returns.
+    pub(super) async fn new_data_key(
+        &self,
+        tenant: &TenantName,
+        key: KeyId,
+        kid: &Kid,
+    ) -> Result<Material> {
+        let mut bytes = [0; 32];
+        rand::fill(&mut bytes).map_err(Error::internal)?;
+        let plain = Secret::new(bytes);
+        let Kek { backend, reference } = &self.kek;
+        let wrapped = backend
+            .wrap(
+                reference,
+                &plain,
+                &binding(tenant, key, kid),
+                self.deadline(),
+            )
+            .await?;
+        Ok(Material::DataKey {
+            kek: reference.clone(),
+            wrapped,
+        })
+    }
+
+    /// The plain data key of a version. Errors: the KEK or its backend is unavailable; INTERNAL when the row does
+    /// not unwrap, which is an alert for operators and nothing a caller can mend.
+    pub(super) async fn data_key(
+        &self,
+        tenant: &TenantName,
+        key: KeyId,
+        kid: &Kid,
+        material: &Material,
+    ) -> Result<Arc<Unwrapped>> {
+        let Material::DataKey { kek, wrapped } = material else {
+            return Err(Error::internal(format!("version {kid} has no data key")));
+        };
+        let unwrap = async {
+            let aad = binding(tenant, key, kid);
+            let unwrapped = self.kek.backend.unwrap(kek, wrapped, &aad, self.deadline());
+            unwrapped.await.map_err(|error| {
+                if let BackendError::Rejected(_) = &error {
+                    tracing::error!(%tenant, %key, %kid, "data key does not unwrap under its KEK");
+                    metrics::counter!("claviger_data_key_undecryptable_total").increment(1);
+                }
+                error.into()
+            })
+        };
+        self.data_keys.get(kid, unwrap).await
+    }
+}
+
+/// What a wrapped data key is bound to: domain, tenant, key and version, each preceded by its length.
+fn binding(tenant: &TenantName, key: KeyId, kid: &Kid) -> Vec<u8> {
+    let mut aad = Vec::with_capacity(128);
+    let id = key.to_string();
+    for part in ["claviger.data-key.v1", tenant.as_str(), &id, kid.as_str()] {
+        aad.extend((part.len() as u32).to_be_bytes());
+        aad.extend(part.as_bytes());
+    }
+    aad
+}

@@ -1,0 +1,64 @@
+//! New material for a key: recorded as an intent, then made, then handed to whoever records the version.
+//!
+//! A crash between the steps leaves at most an object on the device whose `CKA_ID` is the id of a PENDING intent.
+
+use super::Keys;
+use crate::{
+    error::{Error, Result},
+    model::{IntentId, Key, Kid, Purpose, key::Material},
+};
+
+/// Material that exists and is not recorded yet.
+pub struct Generated {
+    /// Its kid.
+    pub kid: Kid,
+    /// What it is.
+    pub material: Material,
+    /// The intent to settle in the transaction that records the version; None for data keys.
+    pub intent: Option<IntentId>,
+}
+
+impl Keys {
+    /// Generates the material of one new version of `key`: a key pair in the key's backend, or a wrapped data key.
+    pub async fn generate(&self, key: &Key, number: u32) -> Result<Generated> {
+        match key.purpose {
+            Purpose::Encryption => {
+                let kid = Kid::random();
+                let material = self.new_data_key(&key.tenant, key.id, &kid).await?;
+                Ok(Generated {
+                    kid,
+                    material,
+                    intent: None,
+                })
+            }
+            Purpose::Signing | Purpose::TokenSigning => self.generate_pair(key, number).await,
+        }
+    }
+
+    async fn generate_pair(&self, key: &Key, number: u32) -> Result<Generated> {
+        let backend = self.backend(&key.backend)?;
+        let spec = key
+            .algorithm
+            .key_spec(key.rsa_bits)
+            .ok_or_else(|| Error::internal(format!("{} is no signature", key.algorithm)))?;
+        let intent = IntentId::random();
+        let label = format!("{}/{}/{number}", key.tenant, key.name);
+        self.db
+            .record_intent(intent, &key.backend, &key.tenant, &label, self.clock.now())
+            .await?;
+        let created = backend
+            .create(spec, intent, &label, self.deadline())
+            .await?;
+        let public_key = created
+            .public_key
+            .ok_or_else(|| Error::internal("the backend made a key pair without a public key"))?;
+        Ok(Generated {
+            kid: public_key.thumbprint(),
+            material: Material::KeyPair {
+                reference: created.reference,
+                public_key,
+            },
+            intent: Some(intent),
+        })
+    }
+}

@@ -1,0 +1,192 @@
+//! R3: keys and what is done with them. Create, adopt, inspect, update; sign, verify, encrypt, decrypt, rewrap.
+//!
+//! A warm data-plane call reads a snapshot from memory, asks the state machine, and calls the backend or the
+//! envelope: no database, no policy. Everything that acts takes a permit. Who may is not decided here.
+
+mod cache;
+mod create;
+mod data_keys;
+mod encrypt;
+mod generate;
+mod inventory;
+mod sign;
+mod snapshot;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use serde::Deserialize;
+use tokio::time::Instant;
+
+pub use create::{AdoptKey, CreateKey};
+pub use inventory::UpdateKey;
+pub use sign::Signed;
+pub use snapshot::KeySnapshot;
+
+use crate::{
+    backends::Backend,
+    clock::Clock,
+    error::{Error, Result},
+    gate::not_found,
+    model::{Entity, KeyRef, Resource, TenantName, key::BackendRef},
+    store::Db,
+};
+
+/// Section `[keys]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeysConfig {
+    /// Keys held in memory. Default 10,000.
+    pub cache_size: usize,
+    /// Unwrapped data keys held in memory. Default 10,000.
+    pub data_key_cache_size: usize,
+    /// How long an unwrapped data key stays in memory, counted from its unwrapping. Disabling the KEK ends
+    /// decryption within this time. Default 300.
+    pub data_key_ttl_seconds: u64,
+    /// Whether a fresh signature is verified with the public key before it leaves. Default `sampled`.
+    pub verify_after_sign: VerifyAfterSign,
+    /// How long one backend call may take, in milliseconds. Default 5000.
+    pub backend_timeout_ms: u64,
+}
+
+impl Default for KeysConfig {
+    fn default() -> Self {
+        Self {
+            cache_size: 10_000,
+            data_key_cache_size: 10_000,
+            data_key_ttl_seconds: 300,
+            verify_after_sign: VerifyAfterSign::Sampled,
+            backend_timeout_ms: 5000,
+        }
+    }
+}
+
+/// When a fresh signature is verified before it leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyAfterSign {
+    /// Every one.
+    Always,
+    /// One in 16: a device that signs wrongly is found within a few calls, at a sixteenth of the cost.
+    Sampled,
+    /// None.
+    Off,
+}
+
+/// The backends by the names that keys know them by.
+pub type Backends = BTreeMap<String, Arc<dyn Backend>>;
+
+/// The key that wraps data keys.
+#[derive(Clone)]
+pub struct Kek {
+    /// The backend that holds it.
+    pub backend: Arc<dyn Backend>,
+    /// Where it is.
+    pub reference: BackendRef,
+}
+
+/// Keys and what is done with them.
+pub struct Keys {
+    db: Db,
+    backends: Backends,
+    default_backend: String,
+    kek: Kek,
+    clock: Clock,
+    config: KeysConfig,
+    cache: cache::KeyCache,
+    data_keys: data_keys::DataKeys,
+    sampler: sign::Sampler,
+}
+
+/// The key a caller named, whether there is one or not.
+pub struct Target {
+    tenant: TenantName,
+    reference: KeyRef,
+    snapshot: Option<Arc<KeySnapshot>>,
+}
+
+impl Keys {
+    /// Keys over these parts. `default_backend` is where new key pairs are generated.
+    pub fn new(
+        db: Db,
+        backends: Backends,
+        default_backend: String,
+        kek: Kek,
+        clock: Clock,
+        config: KeysConfig,
+    ) -> Self {
+        Self {
+            cache: cache::KeyCache::new(config.cache_size),
+            data_keys: data_keys::DataKeys::new(
+                config.data_key_cache_size,
+                Duration::from_secs(config.data_key_ttl_seconds),
+            ),
+            sampler: sign::Sampler::default(),
+            db,
+            backends,
+            default_backend,
+            kek,
+            clock,
+            config,
+        }
+    }
+
+    /// Looks a key up, in memory if it is there. A key that does not exist is a target too: only the gate may say
+    /// so, after it has decided.
+    pub async fn find(&self, tenant: &TenantName, key: &KeyRef) -> Result<Target> {
+        let snapshot = self.cache.find(&self.db, tenant, key).await?;
+        Ok(Target {
+            tenant: tenant.clone(),
+            reference: key.clone(),
+            snapshot,
+        })
+    }
+
+    /// Forgets a key after a change, here or on another replica.
+    pub fn forget(&self, key: crate::model::KeyId) {
+        self.cache.forget(key);
+    }
+
+    /// Forgets everything that is cached about keys.
+    pub fn forget_all(&self) {
+        self.cache.forget_all();
+    }
+
+    /// Counts changes; whoever derives something from many keys compares it.
+    pub fn generation(&self) -> u64 {
+        self.cache.generation()
+    }
+
+    fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>> {
+        self.backends.get(name).ok_or_else(|| {
+            Error::internal(format!("no backend {name:?} is configured"))
+        })
+    }
+
+    fn deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.config.backend_timeout_ms)
+    }
+}
+
+impl Target {
+    /// What the gate decides about.
+    pub fn resource(&self) -> Resource {
+        let entity = match &self.snapshot {
+            Some(found) => Entity::Key {
+                id: found.key.id,
+                purpose: found.key.purpose,
+            },
+            None => Entity::UnknownKey(self.reference.to_string()),
+        };
+        Resource {
+            tenant: self.tenant.clone(),
+            entity,
+        }
+    }
+
+    /// The key. Errors: KEY_NOT_FOUND, in the very words of a refusal.
+    pub fn snapshot(&self) -> Result<&Arc<KeySnapshot>> {
+        self.snapshot
+            .as_ref()
+            .ok_or_else(|| not_found(&self.resource()))
+    }
+}

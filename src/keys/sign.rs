@@ -1,0 +1,167 @@
+//! Signing and verifying with key pairs.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use aws_lc_rs::digest;
+
+use super::{KeySnapshot, Keys, VerifyAfterSign, snapshot::Version};
+use crate::{
+    error::{Error, Reason, Result},
+    gate::Permit,
+    model::{Action, Algorithm, Kid, Purpose, SignInput, key::Material},
+};
+
+/// A signature and who made it.
+#[derive(Debug)]
+pub struct Signed {
+    /// In its JOSE form.
+    pub signature: Vec<u8>,
+    /// Version that signed.
+    pub kid: Kid,
+}
+
+/// Chooses which fresh signatures are verified.
+#[derive(Default)]
+pub struct Sampler(AtomicU32);
+
+impl Sampler {
+    const ONE_IN: u32 = 16;
+
+    fn takes(&self, mode: VerifyAfterSign) -> bool {
+        match mode {
+            VerifyAfterSign::Always => true,
+            VerifyAfterSign::Off => false,
+            VerifyAfterSign::Sampled => {
+                self.0.fetch_add(1, Ordering::Relaxed) % Self::ONE_IN == 0
+            }
+        }
+    }
+}
+
+impl Keys {
+    /// Signs with the ACTIVE version of a SIGNING key.
+    ///
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, and the backend's.
+    pub async fn sign(
+        &self,
+        permit: &Permit,
+        key: &KeySnapshot,
+        input: SignInput<'_>,
+    ) -> Result<Signed> {
+        permit.covers_key(Action::Sign, key.key.id)?;
+        key.expect(Purpose::Signing, "Sign")?;
+        check_digest(key.key.algorithm, input)?;
+        self.sign_active(key, input).await
+    }
+
+    /// Signs a token's signing input with the ACTIVE version of a TOKEN_SIGNING key. `tokens/` composed it.
+    pub async fn sign_token(
+        &self,
+        permit: &Permit,
+        key: &KeySnapshot,
+        version: &Version,
+        signing_input: &[u8],
+    ) -> Result<Vec<u8>> {
+        permit.covers_key(Action::IssueToken, key.key.id)?;
+        key.expect(Purpose::TokenSigning, "IssueToken")?;
+        self.sign_with(key, version, SignInput::Message(signing_input))
+            .await
+    }
+
+    /// Checks a signature by any version that may verify, or by `kid` alone. The kid that verified, or None.
+    ///
+    /// Errors: KEY_PURPOSE_MISMATCH, DIGEST_LENGTH.
+    pub fn verify(
+        &self,
+        permit: &Permit,
+        key: &KeySnapshot,
+        kid: Option<&Kid>,
+        input: SignInput<'_>,
+        signature: &[u8],
+    ) -> Result<Option<Kid>> {
+        permit.covers_key(Action::Verify, key.key.id)?;
+        key.expect(Purpose::Signing, "Verify")?;
+        check_digest(key.key.algorithm, input)?;
+        let verified = key
+            .verifying()
+            .filter(|v| kid.is_none_or(|kid| v.version.kid == *kid))
+            .find(|v| {
+                v.verifier
+                    .as_ref()
+                    .is_some_and(|verifier| verifier.verifies(input, signature))
+            });
+        Ok(verified.map(|v| v.version.kid.clone()))
+    }
+
+    async fn sign_active(&self, key: &KeySnapshot, input: SignInput<'_>) -> Result<Signed> {
+        let version = key.active()?;
+        let signature = self.sign_with(key, version, input).await?;
+        Ok(Signed {
+            signature,
+            kid: version.version.kid.clone(),
+        })
+    }
+
+    /// The one place that asks a backend for a signature: the version must be one that makes them.
+    async fn sign_with(
+        &self,
+        key: &KeySnapshot,
+        version: &Version,
+        input: SignInput<'_>,
+    ) -> Result<Vec<u8>> {
+        let algorithm = key.key.algorithm;
+        let kid = &version.version.kid;
+        if !version.state().makes() {
+            return Err(Error::new(
+                Reason::NoUsableVersion,
+                format!("version {kid} is {} and does not sign", version.state()),
+            ));
+        }
+        let (Material::KeyPair { reference, .. }, Some(verifier)) =
+            (&version.version.material, &version.verifier)
+        else {
+            return Err(Error::internal(format!("version {kid} has no key pair")));
+        };
+        let backend = self.backend(&key.key.backend)?;
+        let deadline = self.deadline();
+        let signature = match (input, algorithm.hash()) {
+            (SignInput::Message(message), Some(hash)) => {
+                let digest = digest::digest(hash.algorithm(), message);
+                let input = SignInput::Digest(digest.as_ref());
+                backend.sign(reference, algorithm, input, deadline).await?
+            }
+            (input, _) => backend.sign(reference, algorithm, input, deadline).await?,
+        };
+        if self.sampler.takes(self.config.verify_after_sign)
+            && !verifier.verifies(input, &signature)
+        {
+            metrics::counter!("claviger_wrong_signature_total").increment(1);
+            return Err(Error::internal(format!(
+                "backend {} made a signature that {kid} does not verify",
+                key.key.backend
+            )));
+        }
+        Ok(signature)
+    }
+}
+
+fn check_digest(algorithm: Algorithm, input: SignInput<'_>) -> Result<()> {
+    let (SignInput::Digest(bytes), hash) = (input, algorithm.hash()) else {
+        return Ok(());
+    };
+    match hash {
+        Some(hash) if hash.len() == bytes.len() => Ok(()),
+        Some(hash) => Err(Error::new(
+            Reason::DigestLength,
+            format!(
+                "{algorithm} signs a digest of {} bytes, this one has {}",
+                hash.len(),
+                bytes.len()
+            ),
+        )),
+        None => Err(Error::new(
+            Reason::DigestLength,
+            format!("{algorithm} signs the message itself; send `message` instead of `digest`"),
+        )),
+    }
+}

@@ -1,0 +1,98 @@
+//! A key with all its versions, as one immutable picture that data-plane calls share.
+
+use crate::{
+    error::{Error, Reason, Result},
+    model::{Key, KeyVersion, Kid, Purpose, Verifier, VersionState},
+};
+
+/// A key and its versions at one moment.
+pub struct KeySnapshot {
+    /// The key.
+    pub key: Key,
+    versions: Vec<Version>,
+    active: Option<usize>,
+}
+
+/// A version with its public key parsed.
+pub struct Version {
+    /// The version.
+    pub version: KeyVersion,
+    /// None for data keys.
+    pub verifier: Option<Verifier>,
+}
+
+impl KeySnapshot {
+    /// Puts the picture together. Errors: a stored public key that does not fit the key's algorithm.
+    pub fn new(key: Key, versions: Vec<KeyVersion>) -> Result<Self> {
+        let active = versions.iter().position(|v| v.state.makes());
+        let versions = versions
+            .into_iter()
+            .map(|version| {
+                let verifier = version
+                    .public_key()
+                    .map(|public| public.verifier(key.algorithm))
+                    .transpose()?;
+                Ok(Version { version, verifier })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            key,
+            versions,
+            active,
+        })
+    }
+
+    /// Every version, oldest first.
+    pub fn versions(&self) -> &[Version] {
+        &self.versions
+    }
+
+    /// The version that signs and encrypts. Errors: NO_USABLE_VERSION.
+    pub fn active(&self) -> Result<&Version> {
+        self.active
+            .and_then(|index| self.versions.get(index))
+            .ok_or_else(|| {
+                Error::new(
+                    Reason::NoUsableVersion,
+                    format!(
+                        "key {} has no ACTIVE version; deploy a rotation first",
+                        self.key.name
+                    ),
+                )
+            })
+    }
+
+    /// The version with this kid.
+    pub fn version(&self, kid: &Kid) -> Option<&Version> {
+        self.versions.iter().find(|v| v.version.kid == *kid)
+    }
+
+    /// Versions by which signatures are accepted, newest first.
+    pub fn verifying(&self) -> impl Iterator<Item = &Version> {
+        self.versions
+            .iter()
+            .rev()
+            .filter(|v| v.version.state.verifies())
+    }
+
+    /// Errors: KEY_PURPOSE_MISMATCH unless the key is for `needed`. Only for callers who may see the key.
+    pub fn expect(&self, needed: Purpose, operation: &str) -> Result<()> {
+        if self.key.purpose == needed {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::KeyPurposeMismatch,
+            format!(
+                "key {} is for {}; {operation} needs a key for {needed}",
+                self.key.name, self.key.purpose
+            ),
+        ))
+    }
+}
+
+impl Version {
+    /// Where the version is in its life.
+    pub const fn state(&self) -> VersionState {
+        self.version.state
+    }
+}
