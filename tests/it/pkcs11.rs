@@ -365,37 +365,42 @@ fn sessions_that_are_gone_are_replaced() {
     alone(async |softhsm| {
         let backend = softhsm.backend("blips");
         let other = softhsm.backend("other");
-        let key = create(&backend, KeySpec::P256).await.reference;
+        let created = create(&backend, KeySpec::P256).await;
+        let key = created.reference;
+        let public = created.public_key.expect("a public half");
+        let verifier = public.verifier(ES256).expect("a verifier");
         let module = softhsm.module();
 
-        // Somebody ends every session of the process behind our back.
+        // Every session of the process ends behind our back. Sessions opened and closed at once use up the
+        // numbers that ours had, so that none of ours is somebody else's now.
+        let slot = || {
+            let slots = module.context().get_slots_with_token().expect("slots");
+            let named = slots.into_iter().find(|slot| {
+                let info = module.context().get_token_info(*slot).expect("a token");
+                info.label() == "blips"
+            });
+            named.expect("our slot")
+        };
         let restart = || {
             let context = module.context();
             context.clone().finalize().expect("finalised");
             let args = CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK);
             context.initialize(args).expect("initialised");
+            for _ in 0..64 {
+                drop(context.open_rw_session(slot()).expect("a session"));
+            }
         };
         for _ in 0..3 {
             restart();
-            let calls = join_all((0..16).map(|_| sign(&backend, &key))).await;
-            for outcome in calls {
-                outcome.expect("signs again, without a restart");
+            for outcome in join_all((0..16).map(|_| sign(&backend, &key))).await {
+                let signature = outcome.expect("signs again, without a restart");
+                assert!(verifier.verifies(Signed::of(ES256).input(), &signature));
             }
             other.ready(soon()).await.expect("the other token too");
         }
 
         // Somebody logs the token out.
-        let mut slots = module
-            .context()
-            .get_slots_with_token()
-            .expect("slots")
-            .into_iter();
-        let slot = slots.find(|slot| {
-            let info = module.context().get_token_info(*slot).expect("a token");
-            info.label() == "blips"
-        });
-        let session = module.context().open_rw_session(slot.expect("our slot"));
-        let session = session.expect("a session");
+        let session = module.context().open_rw_session(slot()).expect("a session");
         for _ in 0..3 {
             session.logout().expect("logged out");
             sign(&backend, &key).await.expect("logged in again");
