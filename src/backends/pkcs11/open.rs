@@ -102,8 +102,7 @@ fn locate(module: &Module, label: &str) -> Result<(Slot, TokenInfo), BackendErro
 /// Threads that fit into the token's session limits, beside the keeper and what others have open.
 fn threads(wanted: usize, token: &TokenInfo) -> Result<usize, BackendError> {
     let room = |limit: Limit| match limit {
-        // 0 is CK_EFFECTIVELY_INFINITE on tokens that were compiled with it so.
-        Limit::Max(0) | Limit::Infinite | Limit::Unavailable => usize::MAX,
+        Limit::Infinite | Limit::Unavailable => usize::MAX,
         Limit::Max(n) => usize::try_from(n).unwrap_or(usize::MAX).saturating_sub(1),
     };
     let room = room(token.max_session_count()).min(room(token.max_rw_session_count()));
