@@ -11,7 +11,7 @@ use super::{Decision, entities::Question};
 use crate::model::{Action, Entity, PrincipalId, PrincipalKind, Resource};
 
 /// Decisions that are kept; about 200 bytes each.
-pub const CAPACITY: usize = 16_384;
+const CAPACITY: usize = 16_384;
 
 pub(super) struct Cache {
     /// Raised by `forget`; a decision counts only in the generation in which it was begun.
@@ -148,6 +148,22 @@ mod tests {
                 });
             }
             assert_eq!(made.get(), 1);
+        });
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        with_question(|question| {
+            let cache = Cache::new();
+            for _ in 0..2 * CAPACITY {
+                let principal = Principal {
+                    id: PrincipalId::random(),
+                    ..question.principal.clone()
+                };
+                let other = Question::new(&principal, question.action, question.resource);
+                cache.decision(&other, || Decision::Allow);
+            }
+            assert!(cache.len() > CAPACITY / 2 && cache.len() <= CAPACITY);
         });
     }
 }

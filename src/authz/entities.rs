@@ -46,13 +46,14 @@ impl<'a> Question<'a> {
 
     /// The question itself. Errors: no such action on such a resource.
     pub(super) fn request(&self, words: &Words, schema: &Schema) -> Result<Request, Unanswerable> {
-        Ok(Request::new(
+        let request = Request::new(
             self.principal_uid(words),
             words.action(self.action)?.uid(),
             self.resource_uid(words),
             Context::empty(),
             Some(schema),
-        )?)
+        );
+        Ok(request.map_err(Box::new)?)
     }
 
     /// The principal under its roles, the resource under its tenant, the action under its kind. Nothing else
@@ -64,7 +65,7 @@ impl<'a> Question<'a> {
             words.action(self.action)?.clone(),
         ];
         // Not checked against the schema each time; a test checks every kind.
-        Ok(Entities::from_entities(all, None)?)
+        Ok(Entities::from_entities(all, None).map_err(Box::new)?)
     }
 
     fn principal_uid(&self, words: &Words) -> EntityUid {
@@ -88,7 +89,7 @@ impl<'a> Question<'a> {
             ),
         ]);
         let uid = self.principal_uid(words);
-        Ok(CedarEntity::new(uid, attributes, roles.collect())?)
+        Ok(CedarEntity::new(uid, attributes, roles.collect()).map_err(Box::new)?)
     }
 
     fn resource_uid(&self, words: &Words) -> EntityUid {
@@ -114,11 +115,7 @@ impl<'a> Question<'a> {
             ("purpose".to_owned(), purpose)
         });
         let uid = self.resource_uid(words);
-        Ok(CedarEntity::new(
-            uid,
-            attributes.into_iter().collect(),
-            parents,
-        )?)
+        Ok(CedarEntity::new(uid, attributes.into_iter().collect(), parents).map_err(Box::new)?)
     }
 }
 
@@ -139,21 +136,22 @@ pub(super) struct Words {
 impl Words {
     /// Errors: the schema lacks an action.
     pub(super) fn new(schema: &Schema) -> Result<Self, Unanswerable> {
-        let kind = EntityTypeName::from_str("Action")?;
-        let all = schema.action_entities()?;
+        let name = |name| EntityTypeName::from_str(name).map_err(Box::new);
+        let kind = name("Action")?;
+        let all = schema.action_entities().map_err(Box::new)?;
         let actions = Action::ALL.iter().map(|action| {
             let found = all.get(&uid(&kind, action.name()));
             found.cloned().ok_or(Unanswerable::UnknownAction(*action))
         });
         Ok(Self {
-            user: "User".parse()?,
-            service: "Service".parse()?,
-            job: "Job".parse()?,
-            role: "Role".parse()?,
-            tenant: "Tenant".parse()?,
-            key: "Key".parse()?,
-            rotation: "Rotation".parse()?,
-            account: "Account".parse()?,
+            user: name("User")?,
+            service: name("Service")?,
+            job: name("Job")?,
+            role: name("Role")?,
+            tenant: name("Tenant")?,
+            key: name("Key")?,
+            rotation: name("Rotation")?,
+            account: name("Account")?,
             actions: actions.collect::<Result<_, _>>()?,
         })
     }
@@ -174,13 +172,13 @@ pub(super) enum Unanswerable {
     #[error("the schema has no action {}", .0.name())]
     UnknownAction(Action),
     #[error("the question does not fit the schema: {0}")]
-    Request(#[from] RequestValidationError),
+    Request(#[from] Box<RequestValidationError>),
     #[error("entity does not fit the schema: {0}")]
-    Entity(#[from] EntityAttrEvaluationError),
+    Entity(#[from] Box<EntityAttrEvaluationError>),
     #[error("entities do not fit the schema: {0}")]
-    Entities(#[from] EntitiesError),
+    Entities(#[from] Box<EntitiesError>),
     #[error("not a name: {0}")]
-    Name(#[from] ParseErrors),
+    Name(#[from] Box<ParseErrors>),
 }
 
 const fn purpose(entity: &Entity) -> Option<Purpose> {
@@ -205,6 +203,10 @@ mod tests {
         let text = include_str!("../../policies/claviger.cedarschema");
         let (schema, _) = Schema::from_cedarschema_str(text).expect("schema");
         let words = Words::new(&schema)?;
+        for action in Action::ALL {
+            let entity = words.action(*action)?;
+            assert_eq!(entity.uid().id().unescaped(), action.name());
+        }
         let purposes = [Purpose::Signing, Purpose::TokenSigning, Purpose::Encryption];
         let keys = purposes.map(|purpose| Entity::Key {
             id: KeyId::random(),
@@ -241,7 +243,7 @@ mod tests {
                 };
                 let question = Question::new(&principal, Action::ALL[0], &resource);
                 let all = [question.principal(&words)?, question.resource(&words)?];
-                Entities::from_entities(all, Some(&schema))?;
+                Entities::from_entities(all, Some(&schema)).map_err(Box::new)?;
             }
         }
         Ok(())

@@ -12,14 +12,13 @@ mod policies;
 use cedar_policy::{Authorizer, Decision as Verdict, Response};
 use tracing::error;
 
-pub use self::{
-    cache::CAPACITY,
-    load::PolicyError,
-    policies::{Policies, PolicySource},
-};
 use self::{
     cache::Cache,
     entities::{Question, Unanswerable},
+};
+pub use self::{
+    load::PolicyError,
+    policies::{Policies, PolicySource},
 };
 use crate::model::{Action, Principal, Resource};
 
@@ -112,7 +111,7 @@ impl Authz {
         self.cache.forget();
     }
 
-    /// How many decisions are cached; never more than `CAPACITY`.
+    /// How many decisions are cached; bounded, whatever is asked.
     pub fn cached(&self) -> usize {
         self.cache.len()
     }
