@@ -86,9 +86,10 @@ pub(super) fn check(files: &[(String, String)]) -> Result<Policies, PolicyError>
     if faults.is_empty() {
         validate(&policies, &mut faults);
     }
-    match faults.is_empty() {
-        true => Ok(policies),
-        false => Err(PolicyError::Faults(faults)),
+    if faults.is_empty() {
+        Ok(policies)
+    } else {
+        Err(PolicyError::Faults(faults))
     }
 }
 
@@ -119,9 +120,11 @@ fn read(file: &str, text: &str, policies: &mut Policies, faults: &mut Vec<Fault>
     let mut from = 0;
     for policy in set.policies() {
         let source = policy.to_cedar().unwrap_or_default();
-        let at = text[from..].find(&source).map_or(from, |at| from + at);
-        from = at + source.len();
-        let line = line_of(text, at);
+        // Behind the one before, so that of two equal policies the second is found.
+        let behind = text.get(from..).and_then(|rest| rest.find(&source));
+        let at = behind.map(|at| from + at).or_else(|| text.find(&source));
+        from = at.map_or(from, |at| at + source.len());
+        let line = line_of(text, at.unwrap_or(0));
         let Some(id) = policy.annotation("id").filter(|id| !id.is_empty()) else {
             let message = "policy has no name; put @id(\"...\") in front of it";
             faults.push(fault(line, message.to_owned()));

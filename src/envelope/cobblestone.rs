@@ -104,7 +104,8 @@ impl Opener {
             return Err(EnvelopeError::Truncated);
         }
         let opener = Self::begin(data_key, context, prefix)?;
-        let mut out = Zeroizing::new(Vec::with_capacity(body.len()));
+        let plain = body.len() - (body.len() / SEALED_CHUNK + 1) * TAG;
+        let mut out = Zeroizing::new(Vec::with_capacity(plain));
         opener.finish(body, &mut out)?;
         Ok(std::mem::take(&mut *out))
     }

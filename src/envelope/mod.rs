@@ -11,17 +11,18 @@ mod header;
 
 use aws_lc_rs::rand;
 
-use self::{
-    cobblestone::{Opener, Salt, Sealer},
-    error::EnvelopeError as E,
-};
+use self::cobblestone::{Opener, Salt, Sealer};
 pub use self::{context::Context, error::EnvelopeError, header::Header};
 use crate::model::secret::DataKey;
 
 /// Encrypts. The result names the version of the context, so that `header` finds it again.
-pub fn seal(data_key: &DataKey, context: &Context, plaintext: &[u8]) -> Result<Vec<u8>, E> {
+pub fn seal(
+    data_key: &DataKey,
+    context: &Context,
+    plaintext: &[u8],
+) -> Result<Vec<u8>, EnvelopeError> {
     let mut salt = Salt::default();
-    rand::fill(&mut salt).map_err(|_| E::Provider)?;
+    rand::fill(&mut salt).map_err(|_| EnvelopeError::Provider)?;
     seal_with_chosen_salt(data_key, context, plaintext, salt)
 }
 
@@ -31,7 +32,7 @@ pub fn seal_with_chosen_salt(
     context: &Context,
     plaintext: &[u8],
     salt: Salt,
-) -> Result<Vec<u8>, E> {
+) -> Result<Vec<u8>, EnvelopeError> {
     let mut out = Vec::with_capacity(sealed_len(context, plaintext.len()));
     header::write(context.kid(), &mut out);
     Sealer::begin(data_key, context.encoded(), salt, &mut out)?.finish(plaintext, &mut out)?;
@@ -39,15 +40,19 @@ pub fn seal_with_chosen_salt(
 }
 
 /// Reads which version made a ciphertext, before its key is at hand. Nothing is authenticated yet.
-pub fn header(ciphertext: &[u8]) -> Result<Header, E> {
+pub fn header(ciphertext: &[u8]) -> Result<Header, EnvelopeError> {
     header::parse(ciphertext)?.0.to_owned()
 }
 
 /// Decrypts. Whole or nothing: no byte of plaintext is returned unless all of it is authentic.
-pub fn open(data_key: &DataKey, context: &Context, ciphertext: &[u8]) -> Result<Vec<u8>, E> {
+pub fn open(
+    data_key: &DataKey,
+    context: &Context,
+    ciphertext: &[u8],
+) -> Result<Vec<u8>, EnvelopeError> {
     let (header, message) = header::parse(ciphertext)?;
     if header.kid != context.kid().as_str().as_bytes() {
-        return Err(E::OtherVersion);
+        return Err(EnvelopeError::OtherVersion);
     }
     Opener::open(data_key, context.encoded(), message)
 }
