@@ -1,8 +1,19 @@
 //! Claviger: a key-management daemon.
 pub mod audit;
+pub mod authn;
+pub mod authz;
 pub mod backends;
+pub mod cli;
 pub mod clock;
+pub mod directory;
+pub mod envelope;
 pub mod error;
+pub mod gate;
 pub mod grpc;
+pub mod health;
+pub mod http;
+pub mod keys;
 pub mod model;
+pub mod rotation;
 pub mod store;
+pub mod telemetry;

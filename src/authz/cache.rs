@@ -1,0 +1,169 @@
+//! Decisions already made, bounded.
+//!
+//! A decision is a function of the policies and of the key here, which holds the roles it was made with. So a
+//! request that still carries a principal from before a revocation cannot leave its answer to those after.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use quick_cache::{Equivalent, sync};
+
+use super::{Decision, entities::Question};
+use crate::model::{Action, Entity, PrincipalId, PrincipalKind, Resource};
+
+/// Decisions that are kept; about 200 bytes each.
+const CAPACITY: usize = 16_384;
+
+pub(super) struct Cache {
+    /// Raised by `forget`; a decision counts only in the generation in which it was begun.
+    generation: AtomicU64,
+    decisions: sync::Cache<Key, (u64, Decision)>,
+}
+
+/// The parts of a question that its answer depends on. Name and home tenant of a principal never change.
+#[derive(Hash, PartialEq, Eq)]
+struct Key {
+    principal: PrincipalId,
+    kind: PrincipalKind,
+    roles: u16,
+    action: Action,
+    resource: Resource,
+}
+
+/// A key that borrows, to look one up without building one. Hashes as `Key` does: same fields, same order.
+#[derive(Hash)]
+struct Lookup<'a> {
+    principal: PrincipalId,
+    kind: PrincipalKind,
+    roles: u16,
+    action: Action,
+    resource: &'a Resource,
+}
+
+impl Equivalent<Key> for Lookup<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.principal == key.principal
+            && self.kind == key.kind
+            && self.roles == key.roles
+            && self.action == key.action
+            && *self.resource == key.resource
+    }
+}
+
+impl Cache {
+    pub(super) fn new() -> Self {
+        Self {
+            generation: AtomicU64::new(0),
+            decisions: sync::Cache::new(CAPACITY),
+        }
+    }
+
+    pub(super) fn decision(
+        &self,
+        question: &Question<'_>,
+        decide: impl FnOnce() -> Decision,
+    ) -> Decision {
+        // Names that do not exist are the caller's to invent; they must not push out the others.
+        if matches!(question.resource.entity, Entity::UnknownKey(_)) {
+            return decide();
+        }
+        let generation = self.generation.load(Ordering::Acquire);
+        let lookup = Lookup {
+            principal: question.principal.id,
+            kind: question.principal.kind,
+            roles: question.role_bits(),
+            action: question.action,
+            resource: question.resource,
+        };
+        match self.decisions.get(&lookup) {
+            Some((made_in, decision)) if made_in == generation => decision,
+            Some(_) | None => {
+                let decision = decide();
+                let key = Key {
+                    principal: lookup.principal,
+                    kind: lookup.kind,
+                    roles: lookup.roles,
+                    action: lookup.action,
+                    resource: lookup.resource.clone(),
+                };
+                self.decisions.insert(key, (generation, decision));
+                decision
+            }
+        }
+    }
+
+    pub(super) fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.decisions.clear();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.decisions.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::model::{Principal, TenantName, Timestamp};
+
+    fn with_question(test: impl FnOnce(&Question<'_>)) {
+        let principal = Principal {
+            id: PrincipalId::random(),
+            tenant: TenantName::system(),
+            name: "somebody".parse().expect("name"),
+            kind: PrincipalKind::User,
+            identities: Vec::new(),
+            grants: Vec::new(),
+            created_at: Timestamp::default(),
+        };
+        let resource = Resource::tenant(TenantName::system());
+        test(&Question::new(&principal, Action::ALL[0], &resource));
+    }
+
+    // R-ACL-1: the change comes between the evaluation and the insertion of what it made stale.
+    #[test]
+    fn a_decision_begun_before_a_change_is_not_kept_after_it() {
+        with_question(|question| {
+            let cache = Cache::new();
+            let decision = cache.decision(question, || {
+                cache.forget();
+                Decision::Allow
+            });
+            assert_eq!(decision, Decision::Allow);
+            assert_eq!(cache.decision(question, || Decision::Deny), Decision::Deny);
+        });
+    }
+
+    #[test]
+    fn a_decision_is_made_once() {
+        with_question(|question| {
+            let cache = Cache::new();
+            let made = Cell::new(0);
+            for _ in 0..3 {
+                cache.decision(question, || {
+                    made.set(made.get() + 1);
+                    Decision::Allow
+                });
+            }
+            assert_eq!(made.get(), 1);
+        });
+    }
+
+    #[test]
+    fn the_cache_is_bounded() {
+        with_question(|question| {
+            let cache = Cache::new();
+            for _ in 0..2 * CAPACITY {
+                let principal = Principal {
+                    id: PrincipalId::random(),
+                    ..question.principal.clone()
+                };
+                let other = Question::new(&principal, question.action, question.resource);
+                cache.decision(&other, || Decision::Allow);
+            }
+            assert!(cache.len() > CAPACITY / 2 && cache.len() <= CAPACITY);
+        });
+    }
+}

@@ -1,0 +1,251 @@
+//! A question in the words of the schema: who, in which roles, on what, in which tenant.
+//!
+//! Names of types are parsed once, into `Words`; a question only puts ids behind them.
+
+use std::{
+    collections::{HashMap, HashSet},
+    str::FromStr,
+};
+
+use cedar_policy::{
+    Context, Entities, Entity as CedarEntity, EntityAttrEvaluationError, EntityId, EntityTypeName,
+    EntityUid, ParseErrors, Request, RequestValidationError, RestrictedExpression, Schema,
+    entities_errors::EntitiesError,
+};
+
+use crate::model::{Action, Entity, Principal, PrincipalKind, Purpose, Resource, Role, TenantName};
+
+/// May this principal do this on that?
+pub(super) struct Question<'a> {
+    pub(super) principal: &'a Principal,
+    pub(super) action: Action,
+    pub(super) resource: &'a Resource,
+}
+
+impl<'a> Question<'a> {
+    pub(super) const fn new(
+        principal: &'a Principal,
+        action: Action,
+        resource: &'a Resource,
+    ) -> Self {
+        Self {
+            principal,
+            action,
+            resource,
+        }
+    }
+
+    fn roles(&self) -> impl Iterator<Item = Role> {
+        self.principal.roles_in(&self.resource.tenant)
+    }
+
+    /// The roles held in the resource's tenant, one bit each.
+    pub(super) fn role_bits(&self) -> u16 {
+        self.roles().fold(0, |bits, role| bits | 1 << role as u16)
+    }
+
+    /// The question itself. Errors: no such action on such a resource.
+    pub(super) fn request(&self, words: &Words, schema: &Schema) -> Result<Request, Unanswerable> {
+        let request = Request::new(
+            self.principal_uid(words),
+            words.action(self.action)?.uid(),
+            self.resource_uid(words),
+            Context::empty(),
+            Some(schema),
+        );
+        Ok(request.map_err(Box::new)?)
+    }
+
+    /// The principal under its roles, the resource under its tenant, the action under its kind. Nothing else
+    /// exists for a policy, so nothing else can be reached from it.
+    pub(super) fn entities(&self, words: &Words) -> Result<Entities, Unanswerable> {
+        let all = [
+            self.principal(words)?,
+            self.resource(words)?,
+            words.action(self.action)?.clone(),
+        ];
+        // Not checked against the schema each time; a test checks every kind.
+        Ok(Entities::from_entities(all, None).map_err(Box::new)?)
+    }
+
+    fn principal_uid(&self, words: &Words) -> EntityUid {
+        let kind = match self.principal.kind {
+            PrincipalKind::User => &words.user,
+            PrincipalKind::Service => &words.service,
+            PrincipalKind::Job => &words.job,
+        };
+        uid(kind, &self.principal.id.to_string())
+    }
+
+    fn principal(&self, words: &Words) -> Result<CedarEntity, Unanswerable> {
+        let roles = self.roles().map(|role| uid(&words.role, role.as_str()));
+        let name = RestrictedExpression::new_string(self.principal.name.to_string());
+        let home = words.tenant(&self.principal.tenant);
+        let attributes = HashMap::from([
+            ("name".to_owned(), name),
+            (
+                "tenant".to_owned(),
+                RestrictedExpression::new_entity_uid(home),
+            ),
+        ]);
+        let uid = self.principal_uid(words);
+        Ok(CedarEntity::new(uid, attributes, roles.collect()).map_err(Box::new)?)
+    }
+
+    fn resource_uid(&self, words: &Words) -> EntityUid {
+        let kind = match self.resource.entity {
+            Entity::Key { .. } | Entity::UnknownKey(_) => &words.key,
+            Entity::Rotation(_) => &words.rotation,
+            Entity::Principal(_) => &words.account,
+            Entity::Tenant => &words.tenant,
+        };
+        uid(kind, &self.resource.id())
+    }
+
+    fn resource(&self, words: &Words) -> Result<CedarEntity, Unanswerable> {
+        let parents = match self.resource.entity {
+            Entity::Tenant => HashSet::new(),
+            Entity::Key { .. }
+            | Entity::UnknownKey(_)
+            | Entity::Rotation(_)
+            | Entity::Principal(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
+        };
+        let attributes = purpose(&self.resource.entity).map(|purpose| {
+            let purpose = RestrictedExpression::new_string(purpose.as_str().into());
+            ("purpose".to_owned(), purpose)
+        });
+        let uid = self.resource_uid(words);
+        Ok(CedarEntity::new(uid, attributes.into_iter().collect(), parents).map_err(Box::new)?)
+    }
+}
+
+/// The schema's names, ready for use.
+pub(super) struct Words {
+    user: EntityTypeName,
+    service: EntityTypeName,
+    job: EntityTypeName,
+    role: EntityTypeName,
+    tenant: EntityTypeName,
+    key: EntityTypeName,
+    rotation: EntityTypeName,
+    account: EntityTypeName,
+    /// Every action with the kind it belongs to, in the order of `Action::ALL`.
+    actions: Vec<CedarEntity>,
+}
+
+impl Words {
+    /// Errors: the schema lacks an action.
+    pub(super) fn new(schema: &Schema) -> Result<Self, Unanswerable> {
+        let name = |name| EntityTypeName::from_str(name).map_err(Box::new);
+        let kind = name("Action")?;
+        let all = schema.action_entities().map_err(Box::new)?;
+        let actions = Action::ALL.iter().map(|action| {
+            let found = all.get(&uid(&kind, action.name()));
+            found.cloned().ok_or(Unanswerable::UnknownAction(*action))
+        });
+        Ok(Self {
+            user: name("User")?,
+            service: name("Service")?,
+            job: name("Job")?,
+            role: name("Role")?,
+            tenant: name("Tenant")?,
+            key: name("Key")?,
+            rotation: name("Rotation")?,
+            account: name("Account")?,
+            actions: actions.collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn action(&self, action: Action) -> Result<&CedarEntity, Unanswerable> {
+        let found = self.actions.get(action as usize);
+        found.ok_or(Unanswerable::UnknownAction(action))
+    }
+
+    fn tenant(&self, name: &TenantName) -> EntityUid {
+        uid(&self.tenant, name.as_str())
+    }
+}
+
+/// Why a question cannot even be asked. Denies.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unanswerable {
+    #[error("the schema has no action {}", .0.name())]
+    UnknownAction(Action),
+    #[error("the question does not fit the schema: {0}")]
+    Request(#[from] Box<RequestValidationError>),
+    #[error("entity does not fit the schema: {0}")]
+    Entity(#[from] Box<EntityAttrEvaluationError>),
+    #[error("entities do not fit the schema: {0}")]
+    Entities(#[from] Box<EntitiesError>),
+    #[error("not a name: {0}")]
+    Name(#[from] Box<ParseErrors>),
+}
+
+const fn purpose(entity: &Entity) -> Option<Purpose> {
+    match entity {
+        Entity::Key { purpose, .. } => Some(*purpose),
+        Entity::UnknownKey(_) | Entity::Rotation(_) | Entity::Principal(_) | Entity::Tenant => None,
+    }
+}
+
+fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
+    EntityUid::from_type_name_and_id(kind.clone(), EntityId::new(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Grant, KeyId, PrincipalId, RotationId, Scope, Timestamp};
+
+    // The hot path skips this check.
+    #[test]
+    fn every_entity_fits_the_schema() -> Result<(), Unanswerable> {
+        let text = include_str!("../../policies/claviger.cedarschema");
+        let (schema, _) = Schema::from_cedarschema_str(text).expect("schema");
+        let words = Words::new(&schema)?;
+        for action in Action::ALL {
+            let entity = words.action(*action)?;
+            assert_eq!(entity.uid().id().unescaped(), action.name());
+        }
+        let purposes = [Purpose::Signing, Purpose::TokenSigning, Purpose::Encryption];
+        let keys = purposes.map(|purpose| Entity::Key {
+            id: KeyId::random(),
+            purpose,
+        });
+        let others = [
+            Entity::UnknownKey("jwt".into()),
+            Entity::Rotation(RotationId::random()),
+            Entity::Principal(PrincipalId::random()),
+            Entity::Tenant,
+        ];
+        for kind in [
+            PrincipalKind::User,
+            PrincipalKind::Service,
+            PrincipalKind::Job,
+        ] {
+            let grants = Role::ALL.map(|role| Grant {
+                role,
+                scope: Scope::All,
+            });
+            let principal = Principal {
+                id: PrincipalId::random(),
+                tenant: TenantName::system(),
+                name: "somebody".parse().expect("name"),
+                kind,
+                identities: Vec::new(),
+                grants: grants.into(),
+                created_at: Timestamp::default(),
+            };
+            for entity in keys.iter().chain(&others) {
+                let resource = Resource {
+                    tenant: TenantName::system(),
+                    entity: entity.clone(),
+                };
+                let question = Question::new(&principal, Action::ALL[0], &resource);
+                let all = [question.principal(&words)?, question.resource(&words)?];
+                Entities::from_entities(all, Some(&schema)).map_err(Box::new)?;
+            }
+        }
+        Ok(())
+    }
+}
