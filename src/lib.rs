@@ -5,4 +5,6 @@ pub mod clock;
 pub mod error;
 pub mod grpc;
 pub mod health;
+pub mod http;
 pub mod model;
+pub mod telemetry;

@@ -1,1 +1,4 @@
+//! Tests through the public API, on real sockets.
 
+mod pki;
+mod tls;

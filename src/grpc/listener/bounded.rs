@@ -119,3 +119,31 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Bounded<IO> {
         Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn io_fails_after_the_lifetime() {
+        let (_client, io) = tokio::io::duplex(64);
+        let mut conn = Bounded::new(io, Duration::from_millis(1), CancellationToken::new());
+        // Nothing arrives: only the end of the lifetime can wake the reader.
+        let error = conn.read_u8().await.expect_err("over");
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        assert!(conn.write_all(b"y").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_cut_ends_it_early() {
+        let (mut client, io) = tokio::io::duplex(64);
+        let cut = CancellationToken::new();
+        let mut conn = Bounded::new(io, Duration::from_secs(3600), cut.clone());
+        client.write_all(b"x").await.expect("open");
+        assert_eq!(conn.read_u8().await.expect("young"), b'x');
+        cut.cancel();
+        assert!(conn.read_u8().await.is_err());
+    }
+}
