@@ -1,9 +1,8 @@
 //! R6: logs and metrics of the process: set up once by `app`, before anything else starts.
 //!
-//! Logs are JSON on stderr, one event a line. Metrics go to a Prometheus recorder whose text the ops listener serves.
-//! Both are global to the process, because `tracing` and `metrics` are: starting a second daemon in one
-//! process, as the tests do, keeps what the first one installed. Nothing here sees a secret; secret types cannot
-//! be printed.
+//! Logs are JSON on stderr, one event a line. Metrics go to a Prometheus recorder whose text the ops
+//! listener serves. Both are global to the process, because `tracing` and `metrics` are: what was installed
+//! first stays. Nothing here sees a secret; secret types cannot be printed.
 
 use std::{panic, sync::OnceLock, time::Duration};
 
@@ -65,14 +64,6 @@ impl Default for LogConfig {
     }
 }
 
-/// Starts logs and metrics, and returns what renders the metrics.
-///
-/// Calling it again is fine: it checks the configuration and returns the handle of the first call.
-pub fn init(config: &LogConfig) -> Result<PrometheusHandle, TelemetryError> {
-    init_logs(config)?;
-    init_metrics()
-}
-
 /// Keeps the metrics' memory bounded until `shutdown` ends; one of `app`'s tasks.
 pub async fn upkeep(metrics: PrometheusHandle, shutdown: impl Future<Output = ()>) {
     let mut shutdown = std::pin::pin!(shutdown);
@@ -85,7 +76,8 @@ pub async fn upkeep(metrics: PrometheusHandle, shutdown: impl Future<Output = ()
     }
 }
 
-fn init_logs(config: &LogConfig) -> Result<(), TelemetryError> {
+/// Starts logging, of panics too. A second call only checks the configuration.
+pub fn logs(config: &LogConfig) -> Result<(), TelemetryError> {
     let filter = EnvFilter::try_new(&config.level).map_err(|source| TelemetryError::Level {
         level: config.level.clone(),
         source,
@@ -99,7 +91,7 @@ fn init_logs(config: &LogConfig) -> Result<(), TelemetryError> {
         }
         LogFormat::Pretty => registry.with(layer.pretty()).try_init(),
     };
-    // An error means that another daemon of this process, or a test, was first.
+    // An error means that another daemon of this process was first.
     if installed.is_ok() {
         log_panics();
     }
@@ -126,7 +118,9 @@ fn log_panics() {
     }));
 }
 
-fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
+/// Starts metrics and returns what renders them. A second call returns the handle of the first: the tests run many
+/// daemons in one process.
+pub fn metrics() -> Result<PrometheusHandle, TelemetryError> {
     // `metrics` has one recorder per process, and gives no way back to its handle.
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
 
@@ -137,7 +131,7 @@ fn init_metrics() -> Result<PrometheusHandle, TelemetryError> {
         .get_or_init(move || {
             let handle = recorder.handle();
             // Fails only when somebody else's recorder is installed; ours then renders nothing.
-            if metrics::set_global_recorder(recorder).is_err() {
+            if ::metrics::set_global_recorder(recorder).is_err() {
                 tracing::error!("another metrics recorder is installed; /metrics will be empty");
             }
             describe();

@@ -95,7 +95,6 @@ where
         let span = tracing::info_span!("rpc", method = observation.method(), request_id = %id);
         let normaliser = Normaliser {
             request_id: id.clone(),
-            declared: observation.is_declared(),
             max_request_bytes: self.layer.max_request_bytes,
         };
         let answer = AssertUnwindSafe(tokio::time::timeout_at(

@@ -1,4 +1,6 @@
 //! Tests through the public API, on real sockets.
 
+mod http;
+mod listener;
 mod pki;
 mod tls;

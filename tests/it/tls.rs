@@ -6,6 +6,7 @@ use claviger::{
     authn::{AcceptLimits, Peer, ReloadableTls, TlsConn, accept},
     clock::Clock,
     model::Timestamp,
+    telemetry,
 };
 use futures_util::{Stream, StreamExt};
 use rcgen::{CertificateParams, DnType, SanType, date_time_ymd};
@@ -90,6 +91,7 @@ async fn is_greeted(addr: SocketAddr, config: impl Into<Arc<ClientConfig>>) -> b
 
 #[tokio::test]
 async fn only_a_valid_certificate_of_our_ca_gets_in() {
+    let metrics = telemetry::metrics().expect("metrics");
     let site = Site::new();
     let addr = site.greeter(AcceptLimits::default()).await;
 
@@ -112,6 +114,11 @@ async fn only_a_valid_certificate_of_our_ca_gets_in() {
 
     // None of them ended the loop.
     assert!(is_greeted(addr, site.alice()).await);
+    let metrics = metrics.render();
+    for reason in ["no_certificate", "unknown_ca", "expired", "protocol"] {
+        let line = format!("claviger_tls_handshake_failures_total{{reason=\"{reason}\"}}");
+        assert!(metrics.contains(&line), "{line} is not in\n{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -53,7 +53,6 @@ pub(super) struct Methods {
 struct Handles {
     method: &'static str,
     exposure: &'static str,
-    declared: bool,
     seconds: Histogram,
     /// By code, and only those that occurred: most methods never answer most codes.
     totals: [OnceLock<Counter>; CODES.len()],
@@ -69,26 +68,25 @@ pub(super) struct Observation {
 
 impl Methods {
     pub(super) fn new() -> Self {
-        let declared = METHODS.iter().map(|m| (m.path, m.exposure, true));
-        let companions = COMPANIONS.map(|path| (path, Exposure::Internal, false));
+        let declared = METHODS.iter().map(|m| (m.path, m.exposure));
+        let companions = COMPANIONS.map(|path| (path, Exposure::Internal));
         let mut by_path = HashMap::new();
         let mut handles = Vec::new();
-        for (path, exposure, is_declared) in declared.chain(companions) {
+        for (path, exposure) in declared.chain(companions) {
             by_path.insert(path, handles.len());
             let method = path.strip_prefix('/').unwrap_or(path);
-            handles.push(Handles::new(method, exposure.label(), is_declared));
+            handles.push(Handles::new(method, exposure.label()));
         }
-        handles.push(Handles::new("unknown", "unknown", false));
+        handles.push(Handles::new("unknown", "unknown"));
         Self { by_path, handles }
     }
 }
 
 impl Handles {
-    fn new(method: &'static str, exposure: &'static str, declared: bool) -> Self {
+    fn new(method: &'static str, exposure: &'static str) -> Self {
         Self {
             method,
             exposure,
-            declared,
             seconds: histogram!("claviger_rpc_seconds", "method" => method, "exposure" => exposure),
             totals: [const { OnceLock::new() }; CODES.len()],
         }
@@ -121,11 +119,6 @@ impl Observation {
     /// The method's name, or `unknown`.
     pub(super) fn method(&self) -> &'static str {
         self.handles().method
-    }
-
-    /// Is it an RPC of `proto/`?
-    pub(super) fn is_declared(&self) -> bool {
-        self.handles().declared
     }
 
     pub(super) fn finish(&mut self, code: Code) {

@@ -29,8 +29,6 @@ pub(super) enum Place {
 /// What is known about the call.
 pub(super) struct Normaliser {
     pub(super) request_id: RequestId,
-    /// Is the path an RPC of `proto/`?
-    pub(super) declared: bool,
     pub(super) max_request_bytes: usize,
 }
 
@@ -42,6 +40,10 @@ impl Normaliser {
             return Some(code);
         }
         let said = Status::from_header_map(headers)?;
+        // tonic's answer to a compression that we do not accept; the protocol wants exactly that code.
+        if headers.contains_key("grpc-accept-encoding") {
+            return Some(code);
+        }
         let Some((code, reason, message)) = self.replacement(code, place, said.message()) else {
             return Some(code);
         };
@@ -63,7 +65,7 @@ impl Normaliser {
     fn replacement(&self, code: Code, place: Place, said: &str) -> Option<(Code, Reason, String)> {
         let internal = Some((Code::Internal, Reason::Internal, INTERNAL.to_owned()));
         match (place, code) {
-            (Place::Headers, Code::Unimplemented) if !self.declared => Some((
+            (Place::Headers, Code::Unimplemented) => Some((
                 Code::Unimplemented,
                 Reason::UnknownMethod,
                 "there is no such RPC; check its name against the API reference, and that client \
@@ -92,8 +94,7 @@ impl Normaliser {
             (Place::Trailers, Code::Internal | Code::OutOfRange | Code::ResourceExhausted) => {
                 internal
             }
-            // Only a service says these. A declared RPC that is UNIMPLEMENTED was compressed in a way we do not
-            // accept; the protocol wants exactly that code.
+            // Only a service says these.
             (Place::Trailers, Code::Unimplemented)
             | (
                 _,
@@ -104,7 +105,6 @@ impl Normaliser {
                 | Code::PermissionDenied
                 | Code::FailedPrecondition
                 | Code::Aborted
-                | Code::Unimplemented
                 | Code::Unavailable
                 | Code::DataLoss
                 | Code::Unauthenticated,
