@@ -1,0 +1,10 @@
+//! R4: who is calling.
+//!
+//! `tls` terminates mutual TLS and hands out connections; `peer` says what the client's certificate proves.
+//! The gRPC and HTTP listeners call both. Nothing here decides what a caller may do.
+
+pub mod peer;
+pub mod tls;
+
+pub use peer::{ConnectedPeer, Peer};
+pub use tls::{AcceptLimits, ReloadableTls, TlsConfig, TlsConn, accept};

@@ -1,0 +1,271 @@
+//! TLS of the listeners: 1.3 only, and for gRPC with a client certificate, always.
+//!
+//! No session is ever resumed: rustls would accept the certificate of the first handshake again, even after it expired
+//! or was revoked. The certificate on disk can be renewed while the daemon runs: [`ReloadableTls::reload`]
+//! reads and checks everything before it replaces anything. `accept` turns a TCP listener into
+//! connections whose handshake is done; who the client is, is for `peer` to say.
+
+mod accept;
+mod files;
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    ServerConfig,
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::UnixTime,
+    server::{
+        NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
+    sign::SingleCertAndKey,
+    time_provider::TimeProvider,
+    version::TLS13,
+};
+use serde::Deserialize;
+
+pub use self::accept::{AcceptLimits, TlsConn, accept};
+use crate::{clock::Clock, model::Timestamp};
+
+/// Section `tls` of a listener. All files are PEM.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsConfig {
+    /// The daemon's certificate, leaf first, then intermediates.
+    pub certificate: PathBuf,
+    /// The certificate's private key: PKCS#8, SEC1 or PKCS#1.
+    pub key: PathBuf,
+    /// Certificates of the CAs whose clients may connect. Required by the gRPC listener; the public listener asks
+    /// for no client certificate and ignores it.
+    pub client_ca: Option<PathBuf>,
+    /// Revocation lists of those CAs, in one file. With it, a client whose issuer has no list in the file
+    /// is refused.
+    pub crl: Option<PathBuf>,
+}
+
+/// Why TLS cannot be set up: which file, what is wrong with it, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be opened or read.
+    #[error("tls.{setting}: cannot read {}: {source}; check the path and its permissions", .path.display())]
+    Unreadable {
+        /// The setting that names the file.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the operating system says.
+        source: std::io::Error,
+    },
+    /// A file holds nothing of the expected kind.
+    #[error(
+        "tls.{setting}: {} holds no {expected} in PEM format; point it at a PEM file",
+        .path.display()
+    )]
+    NotPem {
+        /// The setting that names the file.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What was looked for.
+        expected: &'static str,
+    },
+    /// A file holds PEM, but what is inside cannot be used.
+    #[error("tls.{setting}: {} cannot be used: {detail}; replace the file", .path.display())]
+    Unusable {
+        /// The setting that names the file.
+        setting: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the content; never the content.
+        detail: String,
+    },
+    /// The private key belongs to another certificate.
+    #[error(
+        "tls.key: {} does not belong to the certificate in {}; deploy the two files together",
+        .key.display(), .certificate.display()
+    )]
+    KeyMismatch {
+        /// The key's file.
+        key: PathBuf,
+        /// The certificate's file.
+        certificate: PathBuf,
+    },
+    /// The certificate is not valid any more.
+    #[error("tls.certificate: {} expired at {not_after}; renew it", .path.display())]
+    Expired {
+        /// The certificate's file.
+        path: PathBuf,
+        /// When it expired.
+        not_after: Timestamp,
+    },
+    /// The certificate is not valid yet.
+    #[error(
+        "tls.certificate: {} is not valid before {not_before}; check the clock, or deploy it later",
+        .path.display()
+    )]
+    NotYetValid {
+        /// The certificate's file.
+        path: PathBuf,
+        /// When it becomes valid.
+        not_before: Timestamp,
+    },
+    /// The gRPC listener has no CA to check clients against.
+    #[error(
+        "tls.client_ca is missing; set it to the PEM file of the CA that issues client certificates"
+    )]
+    NoClientCa,
+    /// rustls refuses the combination.
+    #[error("tls cannot be set up: {0}")]
+    Rustls(#[from] rustls::Error),
+}
+
+/// The configuration of the gRPC listener: a client certificate is required, ALPN is h2.
+pub fn server_config_mtls(config: &TlsConfig, clock: &Clock) -> Result<ServerConfig, TlsError> {
+    let provider = provider();
+    let ca = config.client_ca.as_deref().ok_or(TlsError::NoClientCa)?;
+    let mut verifier = WebPkiClientVerifier::builder_with_provider(
+        Arc::new(files::roots("client_ca", ca)?),
+        Arc::clone(&provider),
+    );
+    if let Some(crl) = &config.crl {
+        verifier = verifier
+            .with_crls(files::crls("crl", crl)?)
+            .only_check_end_entity_revocation();
+    }
+    let verifier = verifier.build().map_err(|e| {
+        let (setting, path) = match &config.crl {
+            Some(crl) => ("crl", crl.as_path()),
+            None => ("client_ca", ca),
+        };
+        unusable(setting, path, &e)
+    })?;
+    server_config(config, clock, provider, verifier, &[b"h2"])
+}
+
+/// The configuration of the public listener: no client certificate, ALPN is h2 and http/1.1.
+pub fn server_config_public(config: &TlsConfig, clock: &Clock) -> Result<ServerConfig, TlsError> {
+    server_config(
+        config,
+        clock,
+        provider(),
+        WebPkiClientVerifier::no_client_auth(),
+        &[b"h2", b"http/1.1"],
+    )
+}
+
+/// The TLS configuration of one listener, replaceable while it runs.
+pub struct ReloadableTls {
+    config: TlsConfig,
+    clock: Clock,
+    build: fn(&TlsConfig, &Clock) -> Result<ServerConfig, TlsError>,
+    current: ArcSwap<ServerConfig>,
+}
+
+impl ReloadableTls {
+    /// For the gRPC listener.
+    pub fn mtls(config: TlsConfig, clock: Clock) -> Result<Self, TlsError> {
+        Self::new(config, clock, server_config_mtls)
+    }
+
+    /// For the public listener.
+    pub fn public(config: TlsConfig, clock: Clock) -> Result<Self, TlsError> {
+        Self::new(config, clock, server_config_public)
+    }
+
+    fn new(
+        config: TlsConfig,
+        clock: Clock,
+        build: fn(&TlsConfig, &Clock) -> Result<ServerConfig, TlsError>,
+    ) -> Result<Self, TlsError> {
+        let current = ArcSwap::from_pointee(build(&config, &clock)?);
+        Ok(Self {
+            config,
+            clock,
+            build,
+            current,
+        })
+    }
+
+    /// Reads every file again. New connections use the result; on an error they go on with what there was.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let fresh = (self.build)(&self.config, &self.clock)?;
+        self.current.store(Arc::new(fresh));
+        Ok(())
+    }
+
+    /// What the next connection uses.
+    pub fn current(&self) -> Arc<ServerConfig> {
+        self.current.load_full()
+    }
+}
+
+fn server_config(
+    config: &TlsConfig,
+    clock: &Clock,
+    provider: Arc<CryptoProvider>,
+    verifier: Arc<dyn ClientCertVerifier>,
+    alpn: &[&[u8]],
+) -> Result<ServerConfig, TlsError> {
+    let identity = files::certified_key(config, &provider, clock.now())?;
+    let time = Arc::new(ClockTime(clock.clone()));
+    let mut tls = ServerConfig::builder_with_details(provider, time)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
+    tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    // Resumption, by any of three ways, would skip the check of the client's certificate.
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    tls.ticketer = Arc::new(NoTickets);
+    tls.max_early_data_size = 0;
+    Ok(tls)
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+fn unusable(setting: &'static str, path: &Path, detail: &dyn std::fmt::Display) -> TlsError {
+    TlsError::Unusable {
+        setting,
+        path: path.to_owned(),
+        detail: detail.to_string(),
+    }
+}
+
+/// Certificates expire by the daemon's own clock, so that tests can hold it.
+#[derive(Debug)]
+struct ClockTime(Clock);
+
+impl TimeProvider for ClockTime {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = u64::try_from(self.0.now().seconds()).ok()?;
+        Some(UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            seconds,
+        )))
+    }
+}
+
+#[derive(Debug)]
+struct NoTickets;
+
+impl ProducesTickets for NoTickets {
+    fn enabled(&self) -> bool {
+        false
+    }
+
+    fn lifetime(&self) -> u32 {
+        0
+    }
+
+    fn encrypt(&self, _plain: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+
+    fn decrypt(&self, _cipher: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+}

@@ -1,0 +1,127 @@
+//! `GET /.well-known/jwks.json`: the public keys that verify our tokens (R-JWT-4).
+//!
+//! The document is made elsewhere and arrives ready to send, with its ETag, so that a million verifiers cost one
+//! pointer copy each and neither the database nor the token. `max-age` is part of the rotation protocol: a new
+//! key signs only after every cache that obeys it has seen the key.
+
+use std::{fmt::Write, sync::Arc, time::Duration};
+
+use aws_lc_rs::digest;
+use axum::{
+    Router,
+    extract::State,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+/// Path of the document.
+pub const PATH: &str = "/.well-known/jwks.json";
+
+/// A JWK set, ready to send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JwksDocument {
+    /// The JSON.
+    pub body: Bytes,
+    /// Strong entity tag of the body, in its quotes.
+    pub etag: String,
+    /// How long verifiers may keep it.
+    pub max_age: Duration,
+}
+
+/// Gives the current document; called once per request.
+pub type JwksSource = Arc<dyn Fn() -> Arc<JwksDocument> + Send + Sync>;
+
+impl JwksDocument {
+    /// A document whose tag is made from its content: replicas that serve the same keys give the same tag.
+    pub fn new(body: impl Into<Bytes>, max_age: Duration) -> Self {
+        let body = body.into();
+        let hash = digest::digest(&digest::SHA256, &body);
+        let mut etag = String::from("\"");
+        for byte in &hash.as_ref()[..16] {
+            // Writing to a String cannot fail.
+            let _ = write!(etag, "{byte:02x}");
+        }
+        etag.push('"');
+        Self {
+            body,
+            etag,
+            max_age,
+        }
+    }
+}
+
+/// The route.
+pub fn routes(source: JwksSource) -> Router {
+    Router::new().route(PATH, get(jwks)).with_state(source)
+}
+
+async fn jwks(State(source): State<JwksSource>, request: HeaderMap) -> Response {
+    let document = source();
+    let max_age = document.max_age.as_secs();
+    let headers: [(HeaderName, Option<HeaderValue>); 2] = [
+        (header::ETAG, HeaderValue::from_str(&document.etag).ok()),
+        (
+            header::CACHE_CONTROL,
+            HeaderValue::from_str(&format!("public, max-age={max_age}, must-revalidate")).ok(),
+        ),
+    ];
+    let mut response = if is_known(&request, &document.etag) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        let json = HeaderValue::from_static("application/jwk-set+json");
+        ([(header::CONTENT_TYPE, json)], document.body.clone()).into_response()
+    };
+    for (name, value) in headers {
+        if let Some(value) = value {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+/// Does `If-None-Match` name the tag? Compared weakly, as RFC 9110 wants for this header: caches may have
+/// weakened our tag when they compressed the body.
+fn is_known(request: &HeaderMap, etag: &str) -> bool {
+    request
+        .get_all(header::IF_NONE_MATCH)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(values: &[&'static str]) -> bool {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(header::IF_NONE_MATCH, HeaderValue::from_static(value));
+        }
+        is_known(&headers, "\"abc\"")
+    }
+
+    #[test]
+    fn if_none_match_takes_lists_weak_tags_and_the_star() {
+        assert!(known(&["\"abc\""]));
+        assert!(known(&["W/\"abc\""]));
+        assert!(known(&["\"x\" , W/\"abc\",\"y\""]));
+        assert!(known(&["\"x\"", "\"abc\""]));
+        assert!(known(&["*"]));
+        assert!(!known(&[]));
+        assert!(!known(&["abc", "\"ab\"", "W/abc"]));
+    }
+
+    #[test]
+    fn equal_documents_have_equal_tags() {
+        let a = JwksDocument::new("{\"keys\":[]}", Duration::from_secs(60));
+        let b = JwksDocument::new("{\"keys\":[]}", Duration::from_secs(5));
+        let c = JwksDocument::new("{\"keys\":[1]}", Duration::from_secs(60));
+        assert_eq!(a.etag, b.etag);
+        assert_ne!(a.etag, c.etag);
+    }
+}

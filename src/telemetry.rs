@@ -1,0 +1,167 @@
+//! R6: logs and metrics of the process: set up once by `app`, before anything else starts.
+//!
+//! Logs are JSON on stderr, one event a line. Metrics go to a Prometheus recorder whose text the ops
+//! listener serves. Both are global to the process, because `tracing` and `metrics` are: what was installed
+//! first stays. Nothing here sees a secret; secret types cannot be printed.
+
+use std::{panic, sync::OnceLock, time::Duration};
+
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use serde::Deserialize;
+use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, prelude::*};
+
+/// Upper bounds of every histogram of seconds: from a cached decision to a KMS call that times out.
+const SECONDS: [f64; 17] = [
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
+];
+/// Histograms collect raw samples until they are folded into buckets; somebody has to do it when nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Section `log`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LogConfig {
+    /// `error`, `warn`, `info`, `debug` or `trace`, also per module: `info,claviger::rotation=debug`.
+    pub level: String,
+    /// How lines look.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// One JSON object a line, for machines.
+    Json,
+    /// Several coloured lines, for people who develop.
+    Pretty,
+}
+
+/// Why telemetry cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The level does not parse.
+    #[error("log.level {level:?} is not a level ({source}); use error, warn, info, debug or trace")]
+    Level {
+        /// The setting.
+        level: String,
+        /// What is wrong with it.
+        source: ParseError,
+    },
+    /// The metrics recorder cannot be built.
+    #[error("metrics cannot start: {0}")]
+    Metrics(#[from] BuildError),
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Json,
+        }
+    }
+}
+
+/// Keeps the metrics' memory bounded until `shutdown` ends; one of `app`'s tasks.
+pub async fn upkeep(metrics: PrometheusHandle, shutdown: impl Future<Output = ()>) {
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut tick = tokio::time::interval(UPKEEP);
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return,
+            _ = tick.tick() => metrics.run_upkeep(),
+        }
+    }
+}
+
+/// Starts logging, of panics too. A second call only checks the configuration.
+pub fn logs(config: &LogConfig) -> Result<(), TelemetryError> {
+    let filter = EnvFilter::try_new(&config.level).map_err(|source| TelemetryError::Level {
+        level: config.level.clone(),
+        source,
+    })?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let installed = match config.format {
+        LogFormat::Json => {
+            let json = layer.json().flatten_event(true).with_span_list(false);
+            registry.with(json).try_init()
+        }
+        LogFormat::Pretty => registry.with(layer.pretty()).try_init(),
+    };
+    // An error means that another daemon of this process was first.
+    if installed.is_ok() {
+        log_panics();
+    }
+    Ok(())
+}
+
+/// A panic is a log event like others, or the log pipeline would choke on its plain text.
+fn log_panics() {
+    panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload();
+        let message = payload
+            .downcast_ref::<&str>()
+            .copied()
+            .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
+            .unwrap_or("no message");
+        let location = panic.location().map(ToString::to_string);
+        let thread = std::thread::current();
+        tracing::error!(
+            location = location.as_deref().unwrap_or("unknown"),
+            thread = thread.name().unwrap_or("unnamed"),
+            backtrace = %std::backtrace::Backtrace::capture(),
+            "panic: {message}"
+        );
+    }));
+}
+
+/// Starts metrics and returns what renders them. A second call returns the handle of the first: the tests run many
+/// daemons in one process.
+pub fn metrics() -> Result<PrometheusHandle, TelemetryError> {
+    // `metrics` has one recorder per process, and gives no way back to its handle.
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)?
+        .build_recorder();
+    Ok(HANDLE
+        .get_or_init(move || {
+            let handle = recorder.handle();
+            // Fails only when somebody else's recorder is installed; ours then renders nothing.
+            if ::metrics::set_global_recorder(recorder).is_err() {
+                tracing::error!("another metrics recorder is installed; /metrics will be empty");
+            }
+            describe();
+            gauge!("claviger_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+            handle
+        })
+        .clone())
+}
+
+fn describe() {
+    describe_gauge!("claviger_build_info", "Always 1; the label is the version.");
+    describe_counter!(
+        "claviger_rpc_total",
+        "Calls by method, exposure and gRPC code."
+    );
+    describe_histogram!(
+        "claviger_rpc_seconds",
+        Unit::Seconds,
+        "Time from the request's headers to the end of its answer."
+    );
+    describe_gauge!(
+        "claviger_connections_open",
+        "TLS connections that are open, handshakes included."
+    );
+    describe_counter!(
+        "claviger_connections_refused_total",
+        "Connections closed at once because too many were open."
+    );
+    describe_counter!(
+        "claviger_tls_handshake_failures_total",
+        "TLS handshakes that failed, by reason."
+    );
+}
