@@ -49,7 +49,7 @@ type Service = InterceptedService<Channel, Deadline>;
 
 /// Tells the server how long the caller waits.
 #[derive(Clone, Copy)]
-struct Deadline(Duration);
+pub struct Deadline(Duration);
 
 impl Interceptor for Deadline {
     fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {

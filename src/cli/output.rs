@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn tables_are_plain_text() {
         let text = table(["NAME", "STATE"], [["a".into(), "x\u{1b}[31m".into()]]);
-        assert_eq!(text, "NAME   STATE\na      x\u{fffd}[31m");
+        assert_eq!(text, "NAME  STATE\na     x\u{fffd}[31m");
     }
 
     #[test]
