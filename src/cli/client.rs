@@ -142,7 +142,190 @@ fn bad_address(why: impl std::fmt::Display) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use std::{net::SocketAddr, path::Path};
+
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tonic::{
+        Response,
+        transport::{Certificate, Identity, Server, ServerTlsConfig},
+    };
+
     use super::*;
+    use crate::{
+        cli::{
+            dev::{certs, files, files::tests::Scratch, http},
+            exit::Exit,
+        },
+        grpc::proto::{
+            GetJwksRequest, GetJwksResponse, IssueTokenRequest, IssueTokenResponse,
+            VerifyTokenRequest, VerifyTokenResponse,
+            token_service_server::{TokenService, TokenServiceServer},
+        },
+    };
+
+    /// Answers GetJwks with the deadline it was given.
+    struct Fake;
+
+    #[tonic::async_trait]
+    impl TokenService for Fake {
+        async fn get_jwks(
+            &self,
+            request: Request<GetJwksRequest>,
+        ) -> std::result::Result<Response<GetJwksResponse>, Status> {
+            let deadline = request
+                .metadata()
+                .get("grpc-timeout")
+                .and_then(|value| value.to_str().ok());
+            let etag = deadline.unwrap_or_default().to_owned();
+            Ok(Response::new(GetJwksResponse {
+                etag,
+                ..Default::default()
+            }))
+        }
+
+        async fn issue_token(
+            &self,
+            _: Request<IssueTokenRequest>,
+        ) -> std::result::Result<Response<IssueTokenResponse>, Status> {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            Err(Status::internal("too late"))
+        }
+
+        async fn verify_token(
+            &self,
+            _: Request<VerifyTokenRequest>,
+        ) -> std::result::Result<Response<VerifyTokenResponse>, Status> {
+            Err(Status::unimplemented("not here"))
+        }
+    }
+
+    /// Certificates of one CA, and a server that trusts them.
+    async fn serve(name: &str) -> (Scratch, SocketAddr) {
+        let scratch = Scratch::new(name);
+        let dir = scratch.path();
+        files::directories(dir).unwrap();
+        certs::provision(dir).unwrap();
+        let (certificate, key) = certs::pair(dir, "server");
+        let read = |path: &Path| std::fs::read(path).unwrap();
+        let tls = ServerTlsConfig::new()
+            .identity(Identity::from_pem(read(&certificate), read(&key)))
+            .client_ca_root(Certificate::from_pem(read(&dir.join("certs/ca.crt"))));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = Server::builder()
+            .tls_config(tls)
+            .unwrap()
+            .add_service(TokenServiceServer::new(Fake));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        (scratch, address)
+    }
+
+    fn target(dir: &Path, address: SocketAddr) -> Target {
+        Target {
+            address: format!("https://{address}"),
+            ca: dir.join("certs/ca.crt"),
+            identity: Some(certs::pair(dir, "service")),
+            server_name: None,
+            timeout: Duration::from_secs(5),
+        }
+    }
+
+    async fn call(target: &Target) -> Result<GetJwksResponse> {
+        let connection = connect(target).await?;
+        Ok(connection
+            .tokens()
+            .get_jwks(GetJwksRequest {})
+            .await?
+            .into_inner())
+    }
+
+    #[tokio::test]
+    async fn calls_carry_a_deadline_and_end_with_it() {
+        let (scratch, address) = serve("client-good").await;
+        let mut target = target(scratch.path(), address);
+        assert_eq!(call(&target).await.unwrap().etag, "5000000u");
+        target.timeout = Duration::from_millis(300);
+        let connection = connect(&target).await.unwrap();
+        let late = connection
+            .tokens()
+            .issue_token(IssueTokenRequest::default())
+            .await;
+        assert_eq!(Failure::from(late.unwrap_err()).exit(), Exit::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_is_not_trusted_is_named_as_such() {
+        let (scratch, address) = serve("client-server").await;
+        let (foreign, _) = serve("client-foreign").await;
+        let mut wrong = target(scratch.path(), address);
+        wrong.ca = foreign.path().join("certs/ca.crt");
+        let failure = call(&wrong).await.unwrap_err();
+        assert!(failure.to_string().contains("did not sign it"), "{failure}");
+        let mut wrong = target(scratch.path(), address);
+        wrong.server_name = Some("example.org".into());
+        let failure = call(&wrong).await.unwrap_err();
+        assert!(
+            failure.to_string().contains("not for \"example.org\""),
+            "{failure}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refused_client_certificate_is_named_as_such() {
+        let (scratch, address) = serve("client-refused").await;
+        let (foreign, _) = serve("client-refused-foreign").await;
+        for identity in [None, Some(certs::pair(foreign.path(), "service"))] {
+            let mut refused = target(scratch.path(), address);
+            refused.identity = identity;
+            let failure = call(&refused).await.unwrap_err();
+            assert!(
+                failure
+                    .to_string()
+                    .contains("refused the client certificate"),
+                "{failure}"
+            );
+            assert_eq!(failure.exit(), Exit::Denied);
+        }
+    }
+
+    #[tokio::test]
+    async fn missing_files_and_servers_are_named() {
+        let (scratch, address) = serve("client-missing").await;
+        let mut missing = target(scratch.path(), address);
+        missing.ca = "/nowhere/ca.crt".into();
+        let failure = call(&missing).await.unwrap_err();
+        assert!(failure.to_string().contains("/nowhere/ca.crt"), "{failure}");
+        let free = TcpListener::bind("127.0.0.1:0")
+            .await
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let failure = call(&target(scratch.path(), free)).await.unwrap_err();
+        assert!(failure.to_string().contains("cannot connect"), "{failure}");
+        assert_eq!(failure.exit(), Exit::Unavailable);
+    }
+
+    #[tokio::test]
+    async fn a_plain_get_gets_an_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let app = axum::Router::new().route("/readyz", axum::routing::get(async || "ready"));
+        tokio::spawn(axum::serve(listener, app).into_future());
+        let answer = http::plain(&address, "/readyz").await.unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body[..]),
+            (200, &b"ready"[..])
+        );
+        assert_eq!(
+            http::plain(&address, "/other")
+                .await
+                .unwrap()
+                .status
+                .as_u16(),
+            404
+        );
+    }
 
     #[test]
     fn addresses_are_https_with_a_port() {

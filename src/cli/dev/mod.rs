@@ -4,10 +4,10 @@
 //! provision.rs makes the files, daemon.rs runs the daemon as a child, steps/ are the story. This file puts
 //! them in order, and sees to it that the daemon ends with us, whatever happens.
 
-mod certs;
+pub mod certs;
 mod daemon;
-mod files;
-mod http;
+pub mod files;
+pub mod http;
 mod provision;
 mod steps;
 mod story;
@@ -116,11 +116,10 @@ pub async fn run(args: Args, dir: Option<PathBuf>) -> Result<Exit> {
 /// Prepares token, key-encryption key and database, and starts the daemon.
 async fn start(environment: &Environment, story: &mut Story) -> Result<Daemon> {
     match environment.new_certificates {
-        0 => story.fact("", "certificates: those of the last run are still good"),
-        made => story.fact(
-            "",
-            &format!("certificates: {made} new ones, from a development CA"),
-        ),
+        0 => story.preparation("certificates: those of the last run are still good"),
+        made => story.preparation(&format!(
+            "certificates: {made} new ones, from a development CA"
+        )),
     }
     if environment.token_missing()? {
         let path = |path: &Path| path.display().to_string();
@@ -143,24 +142,20 @@ async fn start(environment: &Environment, story: &mut Story) -> Result<Daemon> {
         ];
         daemon::once(environment, &args).await?;
         environment.token_made()?;
-        story.fact(
-            "",
-            &format!("PKCS#11 token {TOKEN}: new, with a random PIN"),
-        );
+        story.preparation(&format!("PKCS#11 token {TOKEN}: new, with a random PIN"));
     } else {
-        story.fact("", &format!("PKCS#11 token {TOKEN}: that of the last run"));
+        story.preparation(&format!("PKCS#11 token {TOKEN}: that of the last run"));
     }
     let config = environment.config.display().to_string();
     daemon::once(environment, &["kek", "create", "--config", &config]).await?;
-    story.fact("", "key-encryption key claviger-kek: in the token");
+    story.preparation("key-encryption key claviger-kek: in the token");
     daemon::once(environment, &["migrate", "--config", &config]).await?;
-    story.fact("", "database: migrated");
+    story.preparation("database: migrated");
     let daemon = Daemon::start(environment).await?;
     let Addresses { grpc, public, ops } = daemon.addresses();
-    story.fact(
-        "",
-        &format!("daemon: ready; gRPC {grpc}, public {public}, ops {ops}"),
-    );
+    story.preparation(&format!(
+        "daemon: ready; gRPC {grpc}, public {public}, ops {ops}"
+    ));
     Ok(daemon)
 }
 

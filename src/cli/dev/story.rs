@@ -21,6 +21,11 @@ impl Story {
         }
     }
 
+    /// Something is ready before the first step.
+    pub fn preparation(&self, text: &str) {
+        self.line(&format!("   {text}"));
+    }
+
     /// Begins the next step.
     pub fn step(&mut self, title: &str) {
         self.number += 1;
