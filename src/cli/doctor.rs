@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure, Result};
 #[derive(ClapArgs, Debug)]
 pub struct Args {
     /// Configuration file
-    #[arg(long, value_name = "FILE", env = "CLAVIGER_CONFIG")]
+    #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Only the file itself; touch neither token nor database
     #[arg(long)]

@@ -30,7 +30,7 @@ pub struct Args {
     aad: Vec<(String, String)>,
     #[command(flatten)]
     streams: Streams,
-    #[arg(long, value_name = "FILE", help = batch::HELP, conflicts_with_all = ["input", "output"])]
+    #[arg(long, value_name = "FILE", help = batch::HELP, conflicts_with_all = ["input_file", "output_file"])]
     batch: Option<PathBuf>,
 }
 
@@ -51,7 +51,7 @@ impl Args {
     /// Ciphertext is binary; a terminal is no place for it.
     fn check_ciphertext_output(&self, session: &Session) -> Result<()> {
         let binary = session.format() == Format::Table;
-        if binary && output::to_terminal(self.streams.output.as_deref()) {
+        if binary && output::to_terminal(self.streams.output_file.as_deref()) {
             return Err(Failure::usage(
                 "the ciphertext is binary and not for a terminal; give --out FILE or --output json",
             ));

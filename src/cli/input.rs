@@ -25,21 +25,21 @@ use crate::grpc::proto::{Algorithm, KeyPurpose, PrincipalType};
 pub struct Streams {
     /// File to read; `-` or nothing for stdin
     #[arg(long = "in", value_name = "FILE")]
-    pub input: Option<PathBuf>,
+    pub input_file: Option<PathBuf>,
     /// File to write; `-` or nothing for stdout
     #[arg(long = "out", value_name = "FILE")]
-    pub output: Option<PathBuf>,
+    pub output_file: Option<PathBuf>,
 }
 
 impl Streams {
     /// All of the input.
     pub fn read(&self) -> Result<Vec<u8>> {
-        read(self.input.as_deref())
+        read(self.input_file.as_deref())
     }
 
     /// Writes the output.
     pub fn write(&self, bytes: &[u8], secrecy: output::Secrecy) -> Result<()> {
-        output::write(self.output.as_deref(), bytes, secrecy)
+        output::write(self.output_file.as_deref(), bytes, secrecy)
     }
 }
 

@@ -16,7 +16,7 @@ pub enum Command {
 #[derive(Args, Debug)]
 pub struct Create {
     /// Configuration file
-    #[arg(long, value_name = "FILE", env = "CLAVIGER_CONFIG")]
+    #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::{
     exit::{Exit, Result},
@@ -109,7 +109,7 @@ pub struct List {
 }
 
 #[derive(Args, Debug)]
-#[group(id = "change", required = true, multiple = true, args = ["owner", "rotation_period", "next_rotation"])]
+#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["owner", "rotation_period", "next_rotation"])))]
 pub struct Update {
     /// Name or id
     key: String,

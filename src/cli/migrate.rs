@@ -10,7 +10,7 @@ use super::exit::{Exit, Failure, Result};
 #[derive(ClapArgs, Debug)]
 pub struct Args {
     /// Configuration file
-    #[arg(long, value_name = "FILE", env = "CLAVIGER_CONFIG")]
+    #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
     /// Change nothing; exit code 0 when the schema is current, 1 when migrations are pending
     #[arg(long)]

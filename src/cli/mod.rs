@@ -140,6 +140,33 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// clap would silently take one for the other.
+    #[test]
+    fn no_command_has_an_argument_named_like_a_global_one() {
+        fn walk(command: &clap::Command, globals: &[String]) {
+            for argument in command.get_arguments() {
+                let id = argument.get_id().as_str();
+                assert!(
+                    !globals.iter().any(|global| global == id),
+                    "{}: {id}",
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(|sub| walk(sub, globals));
+        }
+        let command = Cli::command();
+        let globals = command
+            .get_arguments()
+            .filter(|argument| argument.is_global_set());
+        let globals: Vec<_> = globals
+            .map(|argument| argument.get_id().to_string())
+            .collect();
+        assert!(globals.len() > 5);
+        command
+            .get_subcommands()
+            .for_each(|sub| walk(sub, &globals));
+    }
+
     #[test]
     fn connection_options_go_before_or_after_the_command() {
         for line in [

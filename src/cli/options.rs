@@ -79,7 +79,7 @@ pub struct Options {
         env = "CLAVIGER_CLIENT_AS",
         help_heading = "Connection"
     )]
-    name: Option<String>,
+    caller: Option<String>,
     /// How long to wait for the connection and for each call
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = input::duration, help_heading = "Connection")]
     timeout: Duration,
@@ -152,7 +152,7 @@ impl Options {
     }
 
     fn target(&self) -> Result<Target> {
-        let dir = match (&self.dir, &self.name) {
+        let dir = match (&self.dir, &self.caller) {
             (Some(dir), _) => Some(dir.clone()),
             (None, Some(_)) => Some(PathBuf::from(DEV_DIR)),
             (None, None) => None,
@@ -172,7 +172,7 @@ impl Options {
                 "which CA is to be trusted? Give --ca FILE, or --dir DIR of `claviger dev`",
             )
         })?;
-        let identity = match (&self.cert, &self.cert_key, &certs, &self.name) {
+        let identity = match (&self.cert, &self.cert_key, &certs, &self.caller) {
             (Some(cert), Some(key), _, _) => Some((cert.clone(), key.clone())),
             (Some(_), None, _, _) | (None, Some(_), _, _) => {
                 return Err(Failure::usage("--cert and --cert-key go together"));
@@ -210,7 +210,7 @@ impl Options {
         add("--cert-key", path(&self.cert_key));
         add("--server-name", self.server_name.clone());
         add("--dir", path(&self.dir));
-        add("--as", self.name.clone());
+        add("--as", self.caller.clone());
         line
     }
 }

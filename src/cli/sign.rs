@@ -37,7 +37,7 @@ pub struct SignArgs {
     /// Write the signature as base64url and a newline (the default)
     #[arg(long)]
     base64url: bool,
-    #[arg(long, value_name = "FILE", help = batch::HELP, conflicts_with_all = ["digest", "input", "output", "raw", "base64url"])]
+    #[arg(long, value_name = "FILE", help = batch::HELP, conflicts_with_all = ["digest", "input_file", "output_file", "raw", "base64url"])]
     batch: Option<PathBuf>,
 }
 
@@ -74,6 +74,11 @@ pub async fn sign(args: SignArgs, session: &Session) -> Result<Exit> {
         let call = async |request: BatchSignRequest| client.batch_sign(request).await;
         return batch::run(file, defaults, call).await;
     }
+    if args.raw && output::to_terminal(args.streams.output_file.as_deref()) {
+        return Err(Failure::usage(
+            "--raw bytes are not for a terminal; give --out FILE",
+        ));
+    }
     let payload = args.streams.read()?.into();
     let request = SignRequest {
         tenant: args.tenant,
@@ -86,11 +91,6 @@ pub async fn sign(args: SignArgs, session: &Session) -> Result<Exit> {
     let answer = client.sign(request).await?.into_inner();
     let text = match session.format() {
         _ if args.raw => {
-            if output::to_terminal(args.streams.output.as_deref()) {
-                return Err(Failure::usage(
-                    "--raw bytes are not for a terminal; give --out FILE",
-                ));
-            }
             args.streams.write(&answer.signature, Secrecy::Open)?;
             return Ok(Exit::Ok);
         }

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use super::{
     exit::{Exit, Failure, Result},
     input,
-    options::Session,
+    options::{Format, Session},
     output::{self, Secrecy},
 };
 use crate::grpc::proto::{
@@ -103,8 +103,8 @@ async fn issue(args: Issue, session: &Session) -> Result<Exit> {
     };
     let answer = session.tokens().issue_token(request).await?.into_inner();
     let text = match session.format() {
-        super::options::Format::Json => output::json(&answer)?,
-        super::options::Format::Table => answer.token,
+        Format::Json => output::json(&answer)?,
+        Format::Table => answer.token,
     };
     output::write(
         args.out.as_deref(),

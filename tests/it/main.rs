@@ -1,1 +1,3 @@
+//! Tests through the public API and the binary.
 
+mod cli;
