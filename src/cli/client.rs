@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::{
-            dev::{certs, files, files::tests::Scratch, http},
+            dev::{certs, files, files::tests::Scratch},
             exit::Exit,
         },
         grpc::proto::{
@@ -304,27 +304,6 @@ mod tests {
         let failure = call(&target(scratch.path(), free)).await.unwrap_err();
         assert!(failure.to_string().contains("cannot connect"), "{failure}");
         assert_eq!(failure.exit(), Exit::Unavailable);
-    }
-
-    #[tokio::test]
-    async fn a_plain_get_gets_an_answer() {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        let app = axum::Router::new().route("/readyz", axum::routing::get(async || "ready"));
-        tokio::spawn(axum::serve(listener, app).into_future());
-        let answer = http::plain(&address, "/readyz").await.unwrap();
-        assert_eq!(
-            (answer.status.as_u16(), &answer.body[..]),
-            (200, &b"ready"[..])
-        );
-        assert_eq!(
-            http::plain(&address, "/other")
-                .await
-                .unwrap()
-                .status
-                .as_u16(),
-            404
-        );
     }
 
     #[test]

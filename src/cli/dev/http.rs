@@ -97,3 +97,79 @@ where
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, routing::get};
+    use hyper_util::service::TowerToHyperService;
+    use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+    use crate::cli::dev::{certs, files, files::tests::Scratch};
+
+    fn app() -> Router {
+        Router::new().route("/here", get(async || "hello"))
+    }
+
+    #[tokio::test]
+    async fn a_plain_get_gets_an_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(axum::serve(listener, app()).into_future());
+        let answer = plain(&address, "/here").await.unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body[..]),
+            (200, &b"hello"[..])
+        );
+        assert_eq!(
+            plain(&address, "/there").await.unwrap().status.as_u16(),
+            404
+        );
+    }
+
+    #[tokio::test]
+    async fn https_trusts_the_given_ca_only() {
+        let scratch = Scratch::new("https");
+        let dir = scratch.path();
+        files::directories(dir).unwrap();
+        certs::provision(dir).unwrap();
+        let (certificate, key) = certs::pair(dir, "server");
+        let chain = vec![CertificateDer::from_pem_file(&certificate).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(&key).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(chain, key)
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let acceptor = TlsAcceptor::from(Arc::new(config));
+            while let Ok((tcp, _)) = listener.accept().await {
+                let Ok(stream) = acceptor.accept(tcp).await else {
+                    continue;
+                };
+                let service = TowerToHyperService::new(app());
+                let serving = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(serving);
+            }
+        });
+        let ca = dir.join("certs/ca.crt");
+        let answer = https(&ca, &address, "/here").await.unwrap();
+        assert_eq!(
+            (answer.status.as_u16(), &answer.body[..]),
+            (200, &b"hello"[..])
+        );
+
+        let foreign = Scratch::new("https-foreign");
+        files::directories(foreign.path()).unwrap();
+        certs::provision(foreign.path()).unwrap();
+        let refused = https(&foreign.path().join("certs/ca.crt"), &address, "/here").await;
+        assert!(refused.is_err());
+    }
+}

@@ -7,7 +7,7 @@
 pub mod certs;
 mod daemon;
 pub mod files;
-pub mod http;
+mod http;
 mod provision;
 mod steps;
 mod story;
