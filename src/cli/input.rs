@@ -1,0 +1,247 @@
+//! What commands read: bytes from files and stdin, and the small languages of their arguments.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use jiff::{SignedDuration, Span, SpanRelativeTo};
+
+use super::{
+    exit::{Failure, Result},
+    output,
+};
+use crate::grpc::proto::{Algorithm, KeyPurpose, PrincipalType};
+
+/// Where bytes come from and go to.
+#[derive(Args, Clone, Debug)]
+pub struct Streams {
+    /// File to read; `-` or nothing for stdin
+    #[arg(long = "in", value_name = "FILE")]
+    pub input_file: Option<PathBuf>,
+    /// File to write; `-` or nothing for stdout
+    #[arg(long = "out", value_name = "FILE")]
+    pub output_file: Option<PathBuf>,
+}
+
+impl Streams {
+    /// All of the input.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        read(self.input_file.as_deref())
+    }
+
+    /// Writes the output.
+    pub fn write(&self, bytes: &[u8], secrecy: output::Secrecy) -> Result<()> {
+        output::write(self.output_file.as_deref(), bytes, secrecy)
+    }
+}
+
+/// The most that is read: what a request can carry, and one byte, so that the daemon says what is wrong.
+const MAX_INPUT: u64 = (8 << 20) + 1;
+
+/// All bytes of a file, or of stdin for none or `-`. Errors: more than any request can carry.
+pub fn read(path: Option<&Path>) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let (name, result) = match path.filter(|path| *path != Path::new("-")) {
+        None => (
+            "stdin".to_owned(),
+            io::stdin().lock().take(MAX_INPUT).read_to_end(&mut bytes),
+        ),
+        Some(path) => (
+            path.display().to_string(),
+            std::fs::File::open(path).and_then(|f| f.take(MAX_INPUT).read_to_end(&mut bytes)),
+        ),
+    };
+    result.map_err(|e| Failure::usage(format!("cannot read {name}: {e}")))?;
+    if bytes.len() as u64 == MAX_INPUT {
+        return Err(Failure::usage(format!(
+            "{name} is larger than the 8 MiB that one request can carry"
+        )));
+    }
+    Ok(bytes)
+}
+
+/// A signature: the name of a file that holds it, raw or as base64url, or the base64url text itself.
+pub fn signature(argument: &str) -> Result<Vec<u8>> {
+    let bytes = match Path::new(argument).is_file() {
+        true => read(Some(Path::new(argument)))?,
+        false => argument.as_bytes().to_vec(),
+    };
+    let text = bytes.trim_ascii();
+    match BASE64_URL_SAFE_NO_PAD.decode(text) {
+        Ok(signature) => Ok(signature),
+        Err(_) if Path::new(argument).is_file() => Ok(bytes),
+        Err(_) => Err(Failure::usage(
+            "--signature is neither a file nor base64url text",
+        )),
+    }
+}
+
+/// `name=value` of `--aad`.
+pub fn pair(argument: &str) -> std::result::Result<(String, String), String> {
+    match argument.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        Some(_) | None => Err("expected NAME=VALUE".to_owned()),
+    }
+}
+
+/// The pairs of `--aad`. Errors: a name given twice.
+pub fn aad(pairs: &[(String, String)]) -> Result<BTreeMap<String, String>> {
+    let mut map = BTreeMap::new();
+    for (name, value) in pairs {
+        if map.insert(name.clone(), value.clone()).is_some() {
+            return Err(Failure::usage(format!("--aad {name}=… is given twice")));
+        }
+    }
+    Ok(map)
+}
+
+/// `90d`, `15 min`, `1h 30m`, `PT5S`. Days have 24 hours.
+pub fn duration(argument: &str) -> std::result::Result<Duration, String> {
+    let signed = signed_duration(argument)?;
+    Duration::try_from(signed).map_err(|_| "a duration cannot be negative".to_owned())
+}
+
+fn signed_duration(argument: &str) -> std::result::Result<SignedDuration, String> {
+    let span: Span = argument
+        .parse()
+        .map_err(|_| "expected a duration such as 90d, 15min or 1h30m".to_owned())?;
+    span.to_duration(SpanRelativeTo::days_are_24_hours())
+        .map_err(|_| "a duration has no months or years".to_owned())
+}
+
+/// RFC 3339, or a duration ago.
+pub fn past(argument: &str) -> std::result::Result<jiff::Timestamp, String> {
+    moment(argument, |now, by| now.checked_sub(by))
+}
+
+/// RFC 3339, or a duration from now.
+pub fn future(argument: &str) -> std::result::Result<jiff::Timestamp, String> {
+    moment(argument, |now, by| now.checked_add(by))
+}
+
+fn moment(
+    argument: &str,
+    shift: impl FnOnce(
+        jiff::Timestamp,
+        SignedDuration,
+    ) -> std::result::Result<jiff::Timestamp, jiff::Error>,
+) -> std::result::Result<jiff::Timestamp, String> {
+    if let Ok(time) = argument.parse() {
+        return Ok(time);
+    }
+    let by = signed_duration(argument).map_err(|_| {
+        "expected a time such as 2026-01-31T12:00:00Z, or a duration such as 2h".to_owned()
+    })?;
+    shift(output::now(), by).map_err(|e| e.to_string())
+}
+
+/// As a field of a message.
+pub fn proto_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
+    }
+}
+
+/// As a field of a message.
+pub fn proto_time(time: jiff::Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
+    }
+}
+
+/// An enum value by the short name that people use; `lookup` is prost's `from_str_name`.
+pub fn choice<E: Clone + Send + Sync + 'static>(
+    names: &'static [&'static str],
+    prefix: &'static str,
+    lookup: fn(&str) -> Option<E>,
+) -> impl TypedValueParser<Value = E> {
+    PossibleValuesParser::new(names.iter().copied()).try_map(move |name| {
+        let full = format!("{prefix}{}", name.to_uppercase().replace('-', "_"));
+        lookup(&full).ok_or("not a value of the contract")
+    })
+}
+
+/// `--algorithm`.
+pub fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
+    let names = &[
+        "ES256", "ES384", "ES512", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512",
+        "A256GCM",
+    ];
+    choice(names, "ALGORITHM_", Algorithm::from_str_name)
+}
+
+/// `--purpose`.
+pub fn purpose() -> impl TypedValueParser<Value = KeyPurpose> {
+    let names = &["signing", "token-signing", "encryption"];
+    choice(names, "KEY_PURPOSE_", KeyPurpose::from_str_name)
+}
+
+/// `--type` of a principal.
+pub fn principal_type() -> impl TypedValueParser<Value = PrincipalType> {
+    choice(
+        &["user", "service"],
+        "PRINCIPAL_TYPE_",
+        PrincipalType::from_str_name,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+
+    use super::*;
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90d"), Ok(Duration::from_hours(24 * 90)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_mins(90)));
+        assert_eq!(duration("PT5S"), Ok(Duration::from_secs(5)));
+        assert!(duration("-5s").is_err());
+        assert!(duration("1 year").is_err());
+        assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn signatures() {
+        assert_eq!(signature("AQI").unwrap(), [1, 2]);
+        assert!(signature("no signature!").is_err());
+    }
+
+    #[test]
+    fn aad_pairs() {
+        assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert!(pair("=b").is_err());
+        assert!(pair("a").is_err());
+        let twice = [
+            ("a".to_owned(), "1".to_owned()),
+            ("a".to_owned(), "2".to_owned()),
+        ];
+        assert!(aad(&twice).is_err());
+    }
+
+    #[test]
+    fn every_name_of_an_enum_is_one_of_the_contract() {
+        let command = clap::Command::new("test");
+        for purpose_name in ["signing", "token-signing", "encryption"] {
+            assert!(
+                purpose()
+                    .parse_ref(&command, None, OsStr::new(purpose_name))
+                    .is_ok()
+            );
+        }
+        let parsed = algorithm().parse_ref(&command, None, OsStr::new("EdDSA"));
+        assert_eq!(parsed.ok(), Some(Algorithm::Eddsa));
+        let parsed = principal_type().parse_ref(&command, None, OsStr::new("service"));
+        assert_eq!(parsed.ok(), Some(PrincipalType::Service));
+    }
+}

@@ -1,0 +1,180 @@
+//! R7: the command line. One file per group of subcommands; this one parses and hands over.
+//!
+//! Three kinds of commands: the ones that run on the daemon's own machine (`serve`, `migrate`, `doctor`,
+//! `policy`, `hsm`, `kek`), the local environment (`dev`), and one for every RPC, which is a gRPC client and
+//! nothing more. exit.rs holds the exit codes that all of them share.
+
+mod audit;
+mod batch;
+mod client;
+mod dev;
+mod doctor;
+mod encrypt;
+mod exit;
+mod hsm;
+mod input;
+mod kek;
+mod key;
+mod migrate;
+mod options;
+mod output;
+mod pages;
+mod policy;
+mod principal;
+mod rotation;
+mod serve;
+mod sign;
+mod tenant;
+mod tls;
+mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::{Exit, Failure, Result};
+use options::Options;
+
+/// Keys that sign, encrypt and rotate, and never leave the token.
+#[derive(Parser, Debug)]
+#[command(name = "claviger", version, after_help = exit::HELP, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    options: Options,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Dev(dev::Args),
+    Serve(serve::Args),
+    Migrate(migrate::Args),
+    Doctor(doctor::Args),
+    #[command(subcommand)]
+    Policy(policy::Command),
+    #[command(subcommand)]
+    Hsm(hsm::Command),
+    #[command(subcommand)]
+    Kek(kek::Command),
+    Sign(sign::SignArgs),
+    Verify(sign::VerifyArgs),
+    /// Encrypt stdin to stdout
+    Encrypt(encrypt::Args),
+    /// Decrypt stdin to stdout
+    Decrypt(encrypt::Args),
+    /// Move a ciphertext to the key's ACTIVE version
+    Rewrap(encrypt::Args),
+    #[command(subcommand)]
+    Key(key::Command),
+    #[command(subcommand)]
+    Rotation(rotation::Command),
+    #[command(subcommand)]
+    Token(token::Command),
+    #[command(subcommand)]
+    Tenant(tenant::Command),
+    #[command(subcommand)]
+    Principal(principal::Command),
+    #[command(subcommand)]
+    Audit(audit::Command),
+}
+
+/// Parses the arguments, runs the command, reports its failure on stderr.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One provider for the whole process, before anything opens a connection.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(run(cli)),
+        Err(e) => Err(Failure::other(format!("cannot start the runtime: {e}"))),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            if failure.exit() != Exit::Ok {
+                // Nobody is left to tell when stderr is closed too.
+                let _ = std::io::Write::write_fmt(
+                    &mut std::io::stderr(),
+                    format_args!("error: {failure}\n"),
+                );
+            }
+            failure.exit().into()
+        }
+    }
+}
+
+async fn run(Cli { options, command }: Cli) -> Result<Exit> {
+    match command {
+        Command::Dev(args) => dev::run(args, options.dir).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Migrate(args) => migrate::run(args).await,
+        Command::Doctor(args) => doctor::run(args).await,
+        Command::Policy(command) => policy::run(command).await,
+        Command::Hsm(command) => hsm::run(command).await,
+        Command::Kek(command) => kek::run(command).await,
+        Command::Sign(args) => sign::sign(args, &options.connect().await?).await,
+        Command::Verify(args) => sign::verify(args, &options.connect().await?).await,
+        Command::Encrypt(args) => encrypt::encrypt(args, &options.connect().await?).await,
+        Command::Decrypt(args) => encrypt::decrypt(args, &options.connect().await?).await,
+        Command::Rewrap(args) => encrypt::rewrap(args, &options.connect().await?).await,
+        Command::Key(command) => key::run(command, &options.connect().await?).await,
+        Command::Rotation(command) => rotation::run(command, &options.connect().await?).await,
+        Command::Token(command) => token::run(command, &options.connect().await?).await,
+        Command::Tenant(command) => tenant::run(command, &options.connect().await?).await,
+        Command::Principal(command) => principal::run(command, &options.connect().await?).await,
+        Command::Audit(command) => audit::run(command, &options.connect().await?).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// clap would silently take one for the other.
+    #[test]
+    fn no_command_has_an_argument_named_like_a_global_one() {
+        fn walk(command: &clap::Command, globals: &[String]) {
+            for argument in command.get_arguments() {
+                let id = argument.get_id().as_str();
+                assert!(
+                    !globals.iter().any(|global| global == id),
+                    "{}: {id}",
+                    command.get_name()
+                );
+            }
+            command.get_subcommands().for_each(|sub| walk(sub, globals));
+        }
+        let command = Cli::command();
+        let globals = command
+            .get_arguments()
+            .filter(|argument| argument.is_global_set());
+        let globals: Vec<_> = globals
+            .map(|argument| argument.get_id().to_string())
+            .collect();
+        assert!(globals.len() > 5);
+        command
+            .get_subcommands()
+            .for_each(|sub| walk(sub, &globals));
+    }
+
+    #[test]
+    fn connection_options_go_before_or_after_the_command() {
+        for line in [
+            ["claviger", "--dir", "d", "--as", "service", "token", "jwks"],
+            ["claviger", "token", "jwks", "--dir", "d", "--as", "service"],
+        ] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.options.dir.as_deref(), Some(std::path::Path::new("d")));
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! `claviger tenant`: create and list tenants.
+
+use clap::{Args, Subcommand};
+
+use super::{
+    exit::{Exit, Result},
+    options::Session,
+    output,
+    pages::Limit,
+};
+use crate::grpc::proto::{CreateTenantRequest, ListTenantsRequest, ListTenantsResponse, Tenant};
+
+/// Manage tenants
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Create a tenant
+    Create(Create),
+    /// List the tenants
+    List(List),
+}
+
+#[derive(Args, Debug)]
+pub struct Create {
+    /// Name, which is its id for ever
+    name: String,
+}
+
+#[derive(Args, Debug)]
+pub struct List {
+    #[command(flatten)]
+    limit: Limit,
+}
+
+/// Runs `claviger tenant …`.
+pub async fn run(command: Command, session: &Session) -> Result<Exit> {
+    let mut client = session.principals();
+    match command {
+        Command::Create(Create { name }) => {
+            let request = CreateTenantRequest { name };
+            let answer = client.create_tenant(request).await?.into_inner();
+            session.show(&answer, |answer| table(answer.tenant.as_slice()))?;
+        }
+        Command::List(args) => {
+            let mut all = ListTenantsResponse::default();
+            let mut pages = args.limit.pages();
+            while let Some(page_size) = pages.next() {
+                let request = ListTenantsRequest {
+                    page_size,
+                    page_token: all.next_page_token,
+                };
+                let page = client.list_tenants(request).await?.into_inner();
+                pages.got(page.tenants.len(), &page.next_page_token);
+                all.tenants.extend(page.tenants);
+                all.next_page_token = page.next_page_token;
+            }
+            session.show(&all, |all| table(&all.tenants))?;
+        }
+    }
+    Ok(Exit::Ok)
+}
+
+fn table(tenants: &[Tenant]) -> String {
+    let rows = tenants
+        .iter()
+        .map(|tenant| [tenant.name.clone(), output::time(&tenant.create_time)]);
+    output::table(["TENANT", "CREATED"], rows)
+}
