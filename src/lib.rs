@@ -1,10 +1,12 @@
 //! Claviger: a key-management daemon.
+pub mod app;
 pub mod audit;
 pub mod authn;
 pub mod authz;
 pub mod backends;
 pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod directory;
 pub mod envelope;
 pub mod error;
@@ -12,8 +14,10 @@ pub mod gate;
 pub mod grpc;
 pub mod health;
 pub mod http;
+pub mod jobs;
 pub mod keys;
 pub mod model;
 pub mod rotation;
 pub mod store;
 pub mod telemetry;
+pub mod tokens;

@@ -7,10 +7,12 @@
 pub mod access;
 pub mod admin;
 mod chain;
+mod reader;
 pub mod verify;
 
 pub use access::{AccessConfig, AccessLog, AccessMode};
 pub use chain::GENESIS;
+pub use reader::{AuditFilter, AuditRow, Reader};
 pub use verify::StreamReport;
 
 /// The stream of every administrative change.

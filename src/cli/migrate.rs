@@ -4,7 +4,14 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::exit::{Exit, Failure, Result};
+use super::{
+    exit::{Exit, Failure, Result},
+    output,
+};
+use crate::{
+    config::Config,
+    store::{Db, StoreError},
+};
 
 /// Migrate the database
 #[derive(ClapArgs, Debug)]
@@ -19,6 +26,23 @@ pub struct Args {
 
 /// Runs `claviger migrate`.
 pub async fn run(args: Args) -> Result<Exit> {
-    let path = args.config.display();
-    Err(Failure::other(format!("{path}: migrate is not built yet")))
+    let config = Config::load(&args.config).map_err(Failure::usage)?;
+    if args.check {
+        let db = Db::open_beside(&config.database).await;
+        let db = db.map_err(Failure::unavailable)?;
+        return match db.check_schema().await {
+            Ok(()) => Ok(Exit::Ok),
+            Err(StoreError::Setup(pending)) => {
+                output::print(&pending)?;
+                Ok(Exit::No)
+            }
+            Err(other) => Err(Failure::unavailable(other)),
+        };
+    }
+    // With the daemon's own lock on SQLite: nobody migrates under a running daemon.
+    let db = Db::open(&config.database).await;
+    let db = db.map_err(Failure::unavailable)?;
+    db.migrate().await.map_err(Failure::other)?;
+    db.close().await;
+    Ok(Exit::Ok)
 }

@@ -24,6 +24,7 @@ mod principal;
 mod rotation;
 mod serve;
 mod sign;
+mod stop;
 mod tenant;
 mod tls;
 mod token;

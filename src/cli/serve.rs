@@ -4,7 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
 
-use super::exit::{Exit, Failure, Result};
+use super::{
+    exit::{Exit, Failure, Result},
+    stop::Stop,
+};
+use crate::{app, clock::Clock, config::Config, telemetry};
 
 /// Run the daemon until SIGTERM or Ctrl-C
 #[derive(ClapArgs, Debug)]
@@ -16,6 +20,11 @@ pub struct Args {
 
 /// Runs `claviger serve`.
 pub async fn run(args: Args) -> Result<Exit> {
-    let path = args.config.display();
-    Err(Failure::other(format!("{path}: serve is not built yet")))
+    let config = Config::load(&args.config).map_err(Failure::usage)?;
+    telemetry::logs(&config.log).map_err(Failure::usage)?;
+    let mut stop = Stop::new()?;
+    app::run(config, Clock::System, stop.asked())
+        .await
+        .map_err(Failure::other)?;
+    Ok(Exit::Ok)
 }

@@ -71,7 +71,11 @@ impl BootstrapConfig {
     fn parsed(&self) -> Result<Vec<(Principal, Vec<Grant>)>> {
         self.principals
             .iter()
-            .map(|entry| entry.parsed().map_err(|e| named("principals", &entry.name, &e)))
+            .map(|entry| {
+                entry
+                    .parsed()
+                    .map_err(|e| named("principals", &entry.name, &e))
+            })
             .collect()
     }
 }

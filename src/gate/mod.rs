@@ -132,7 +132,13 @@ impl Gate {
     }
 
     /// Records that somebody without a principal was turned away.
-    pub async fn refuse_stranger(&self, identity: &str, action: Action, request_id: &str) {
+    pub async fn refuse_stranger(
+        &self,
+        identity: &str,
+        action: Action,
+        request_id: &str,
+        reason: Reason,
+    ) {
         let record = Record {
             tenant: crate::model::TenantName::SYSTEM.to_owned(),
             actor: identity.to_owned(),
@@ -142,7 +148,7 @@ impl Gate {
             entity_id: crate::model::TenantName::SYSTEM.to_owned(),
             outcome: Outcome::Refused,
             request_id: request_id.to_owned(),
-            data: format!(r#"{{"reason":"{}"}}"#, Reason::UnknownPrincipal.as_str()),
+            data: format!(r#"{{"reason":"{}"}}"#, reason.as_str()),
         };
         if let Err(error) = self.log.append(record).await {
             tracing::error!(%error, "refusal of a stranger not recorded");

@@ -1,4 +1,62 @@
-//! R5: the gRPC listener.
+//! R5: the gRPC listener: transport, one thin file per service, conversions, status mapping.
+//!
+//! A service converts the message, goes through the gate, and converts the answer. It sees neither the database nor
+//! a backend, and decides nothing.
+
+mod audit;
+mod call;
+mod convert;
+mod crypto;
+mod keys;
 pub mod layers;
 pub mod listener;
+mod principals;
 pub mod proto;
+mod rotation;
+mod status;
+mod tokens;
+
+pub use call::{LimitsConfig, Parts};
+use tonic::service::Routes;
+
+use self::listener::GrpcConfig;
+use crate::clock::Clock;
+
+/// Every service over these parts; health always, reflection when the configuration says so.
+pub fn routes(
+    parts: Parts,
+    clock: Clock,
+    config: &GrpcConfig,
+) -> Result<Routes, tonic_reflection::server::Error> {
+    use proto::{
+        audit_service_server::AuditServiceServer, crypto_service_server::CryptoServiceServer,
+        key_service_server::KeyServiceServer, principal_service_server::PrincipalServiceServer,
+        rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
+    };
+    let limit = config.max_request_bytes;
+    let (_, health) = tonic_health::server::health_reporter();
+    let keys = keys::KeyApi {
+        parts: parts.clone(),
+        clock,
+    };
+    let crypto = CryptoServiceServer::new(crypto::Crypto(parts.clone()));
+    let rotation = RotationServiceServer::new(rotation::RotationApi(parts.clone()));
+    let tokens = TokenServiceServer::new(tokens::TokenApi(parts.clone()));
+    let audit = AuditServiceServer::new(audit::AuditApi(parts.clone()));
+    let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
+    let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
+        .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
+        .add_service(rotation.max_decoding_message_size(limit))
+        .add_service(tokens.max_decoding_message_size(limit))
+        .add_service(audit.max_decoding_message_size(limit))
+        .add_service(principals.max_decoding_message_size(limit))
+        .add_service(health);
+    if config.reflection {
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::DESCRIPTOR)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .build_v1()?;
+        routes = routes.add_service(reflection);
+    }
+    Ok(routes.prepare())
+}

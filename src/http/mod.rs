@@ -10,6 +10,6 @@ pub mod problem;
 pub mod public;
 pub mod serve;
 
-pub use jwks::{JwksDocument, JwksSource};
+pub use jwks::JwksSource;
 pub use ops::OpsConfig;
 pub use public::PublicConfig;

@@ -13,7 +13,7 @@ use quick_cache::sync::Cache;
 use super::KeySnapshot;
 use crate::{
     error::Result,
-    model::{KeyId, KeyRef, TenantName},
+    model::{KeyId, KeyRef, Kid, TenantName},
     store::Db,
 };
 
@@ -21,6 +21,8 @@ use crate::{
 pub struct KeyCache {
     /// Names never change and ids are never reused, so this needs no forgetting.
     ids: Cache<(TenantName, KeyRef), KeyId>,
+    /// A kid is a version of one key for ever.
+    kids: Cache<Kid, KeyId>,
     snapshots: Cache<KeyId, Arc<KeySnapshot>>,
     generation: AtomicU64,
 }
@@ -30,6 +32,7 @@ impl KeyCache {
     pub fn new(capacity: usize) -> Self {
         Self {
             ids: Cache::new(capacity),
+            kids: Cache::new(capacity),
             snapshots: Cache::new(capacity),
             generation: AtomicU64::new(0),
         }
@@ -43,6 +46,7 @@ impl KeyCache {
         key: &KeyRef,
     ) -> Result<Option<Arc<KeySnapshot>>> {
         let name = (tenant.clone(), key.clone());
+        // Only a key that the tenant owns is ever entered under its name, so a hit needs no further check.
         if let Some(found) = self.ids.get(&name).and_then(|id| self.snapshots.get(&id)) {
             return Ok(Some(found));
         }
@@ -59,6 +63,26 @@ impl KeyCache {
             self.snapshots.remove(&id);
         }
         Ok(Some(snapshot))
+    }
+
+    /// The key of the tenant that has this kid, from memory or from the database.
+    pub async fn find_kid(
+        &self,
+        db: &Db,
+        tenant: &TenantName,
+        kid: &Kid,
+    ) -> Result<Option<Arc<KeySnapshot>>> {
+        let id = match self.kids.get(kid) {
+            Some(id) => id,
+            None => match db.key_of_kid(kid).await? {
+                Some(id) => {
+                    self.kids.insert(kid.clone(), id);
+                    id
+                }
+                None => return Ok(None),
+            },
+        };
+        self.find(db, tenant, &KeyRef::Id(id)).await
     }
 
     /// Forgets one key.

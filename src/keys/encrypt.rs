@@ -112,11 +112,11 @@ fn context(key: &KeySnapshot, version: &Version, aad: &Aad) -> Context {
 }
 
 /// The version that a ciphertext names, if its state allows. A kid of another key is a foreign ciphertext.
-fn version_of(
-    key: &KeySnapshot,
+fn version_of<'a>(
+    key: &'a KeySnapshot,
     ciphertext: &[u8],
     allows: fn(VersionState) -> bool,
-) -> Result<&'_ Version> {
+) -> Result<&'a Version> {
     let header = envelope::header(ciphertext)?;
     let version = key
         .version(&header.kid)

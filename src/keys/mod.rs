@@ -27,7 +27,7 @@ use crate::{
     clock::Clock,
     error::{Error, Result},
     gate::not_found,
-    model::{Entity, KeyRef, Resource, TenantName, key::BackendRef},
+    model::{Entity, KeyRef, Kid, Resource, TenantName, key::BackendRef},
     store::Db,
 };
 
@@ -141,6 +141,15 @@ impl Keys {
         })
     }
 
+    /// The key of the tenant that has a version with this kid.
+    pub async fn find_kid(
+        &self,
+        tenant: &TenantName,
+        kid: &Kid,
+    ) -> Result<Option<Arc<KeySnapshot>>> {
+        self.cache.find_kid(&self.db, tenant, kid).await
+    }
+
     /// Forgets a key after a change, here or on another replica.
     pub fn forget(&self, key: crate::model::KeyId) {
         self.cache.forget(key);
@@ -157,9 +166,9 @@ impl Keys {
     }
 
     fn backend(&self, name: &str) -> Result<&Arc<dyn Backend>> {
-        self.backends.get(name).ok_or_else(|| {
-            Error::internal(format!("no backend {name:?} is configured"))
-        })
+        self.backends
+            .get(name)
+            .ok_or_else(|| Error::internal(format!("no backend {name:?} is configured")))
     }
 
     fn deadline(&self) -> Instant {

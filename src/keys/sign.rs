@@ -31,9 +31,7 @@ impl Sampler {
         match mode {
             VerifyAfterSign::Always => true,
             VerifyAfterSign::Off => false,
-            VerifyAfterSign::Sampled => {
-                self.0.fetch_add(1, Ordering::Relaxed) % Self::ONE_IN == 0
-            }
+            VerifyAfterSign::Sampled => self.0.fetch_add(1, Ordering::Relaxed) % Self::ONE_IN == 0,
         }
     }
 }

@@ -15,9 +15,7 @@ use crate::{
     keys::{KeySnapshot, Keys},
     model::{
         Entity, KeyId, KeyVersion, Resource, Rotation, RotationId, RotationState, TenantName,
-        VersionState,
-        key::VersionEvent,
-        rotation::Plan,
+        VersionState, key::VersionEvent, rotation::Plan,
     },
     store::{Db, IntentState, StoreError},
 };

@@ -52,6 +52,17 @@ const fn default_connections() -> u32 {
     8
 }
 
+impl DatabaseConfig {
+    /// Defaults around this URL.
+    pub const fn of(url: SecretString) -> Self {
+        Self {
+            url,
+            url_file: None,
+            max_connections: default_connections(),
+        }
+    }
+}
+
 /// An open database. Cloning is cheap.
 #[derive(Clone)]
 pub enum Db {
@@ -238,6 +249,23 @@ impl Db {
     /// Does the database answer?
     pub async fn ping(&self) -> Result<()> {
         fetch_optional!(self, (i64,), "SELECT CAST(1 AS BIGINT)").map(|_| ())
+    }
+
+    /// Writes a consistent copy of a SQLite database to a file that does not exist yet. Errors: `Setup` on PostgreSQL,
+    /// which has its own tools for that.
+    pub async fn copy_to(&self, path: &Path) -> Result<()> {
+        match self {
+            Self::Sqlite { read, .. } => {
+                sqlx::query("VACUUM INTO $1")
+                    .bind(path.display().to_string())
+                    .execute(read)
+                    .await?;
+                Ok(())
+            }
+            Self::Postgres(_) => Err(StoreError::Setup(
+                "copy a PostgreSQL database with pg_dump".into(),
+            )),
+        }
     }
 
     /// Closes all connections; the SQLite lock goes with the last clone.

@@ -1,7 +1,4 @@
-//! Every test that needs more than one module, in one binary.
-//! The one test binary: what the daemon promises, shown through its public API.
-//! Tests through the public API, on real sockets.
-//! Tests through the public API and the binary.
+//! The one test binary: what the daemon promises, shown through its public API and the binary itself.
 
 mod access_option;
 mod authz;

@@ -16,12 +16,12 @@ mod tamper;
 use std::path::{Path, PathBuf};
 
 use clap::Args as ClapArgs;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     exit::{Exit, Failure, Result},
     options::{Addresses, DEV_DIR},
     output::shell_word,
+    stop::Stop,
 };
 use daemon::Daemon;
 use provision::{Choice, Environment, TOKEN};
@@ -157,31 +157,6 @@ async fn start(environment: &Environment, story: &mut Story) -> Result<Daemon> {
         "daemon: ready; gRPC {grpc}, public {public}, ops {ops}"
     ));
     Ok(daemon)
-}
-
-/// The signals that end us.
-struct Stop {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Stop {
-    fn new() -> Result<Self> {
-        let listen = |kind| {
-            signal(kind).map_err(|e| Failure::other(format!("cannot listen for signals: {e}")))
-        };
-        Ok(Self {
-            interrupt: listen(SignalKind::interrupt())?,
-            terminate: listen(SignalKind::terminate())?,
-        })
-    }
-
-    async fn asked(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }
 
 fn interrupted() -> Failure {

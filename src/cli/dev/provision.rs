@@ -173,10 +173,10 @@ issuer = "{issuer}"
 
 # A soak that a person can wait for. In production verifiers cache the JWKS for minutes.
 [jwks]
-max_age = "1s"
+max_age_seconds = 1
 
 [rotation]
-clock_skew = "0s"
+clock_skew_seconds = 0
 
 [bootstrap]
 tenants = ["acme", "globex"]

@@ -9,10 +9,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::RequestId;
-use crate::error::Reason;
+use crate::{error::Reason, grpc::status::DOMAIN};
 
-/// `ErrorInfo.domain`.
-const DOMAIN: &str = "claviger";
 /// What callers learn about failures of ours.
 pub(super) const INTERNAL: &str =
     "internal error; the daemon's log has details under this request id";

@@ -1,0 +1,348 @@
+//! R6: the composition root. From a configuration to a running daemon, top to bottom; it names every concrete type.
+//!
+//! Order of the start: policies, database, backends, KEK, directory, listeners. Whatever is wrong stops the start with
+//! one sentence. Order of the end: not ready, listeners drain, mutations finish, the audit writer empties, the
+//! database closes. The first task that fails ends the others the same way.
+
+use std::{collections::BTreeMap, fmt, fs, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use tokio::{net::TcpListener, task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    audit::{ADMIN_STREAM, AccessLog, Reader},
+    authn::{self, Authn, ReloadableTls},
+    authz::{Authz, Policies},
+    backends::{
+        Backend, BackendError,
+        pkcs11::{Modules, Pkcs11Backend},
+    },
+    clock::Clock,
+    config::{BackendConfig, Config, KekConfig},
+    directory::Directory,
+    gate::{Freshness, Gate},
+    grpc::{self, Parts, listener},
+    health::Health,
+    http::{JwksSource, ops, public},
+    jobs::{Feed, probe_backends},
+    keys::{Backends, Kek, Keys},
+    model::KeySpec,
+    rotation::Rotations,
+    store::Db,
+    telemetry,
+    tokens::Tokens,
+};
+
+/// Why the daemon does not start, or stopped.
+#[derive(Debug)]
+pub struct AppError(String);
+
+impl AppError {
+    fn new(text: impl fmt::Display) -> Self {
+        Self(text.to_string())
+    }
+}
+
+impl fmt::Display for AppError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for AppError {}
+
+/// Time for one backend call at the start; generating nothing, checking one key.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs the daemon until `shutdown` ends, then drains it.
+pub async fn run(
+    config: Config,
+    clock: Clock,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), AppError> {
+    let metrics = telemetry::metrics().map_err(AppError::new)?;
+    let policies = policies(config.authz.policies.as_deref())?;
+    let mtls = ReloadableTls::mtls(config.tls.clone(), clock.clone()).map_err(AppError::new)?;
+    let https = ReloadableTls::public(config.tls.clone(), clock.clone()).map_err(AppError::new)?;
+    let (mtls, https) = (Arc::new(mtls), Arc::new(https));
+
+    let db = Db::open(&config.database).await.map_err(AppError::new)?;
+    db.check_schema().await.map_err(AppError::new)?;
+    let backends = open_backends(&config.backends).await?;
+    let kek = find_kek(&backends, &config.kek).await?;
+
+    let health = Health::default();
+    let freshness = Arc::new(Freshness::new(Duration::from_secs(
+        config.feed.max_staleness_seconds,
+    )));
+    // Caches are empty now, so everything up to here is known.
+    let seen = db.audit_head(ADMIN_STREAM).await.map_err(AppError::new)?;
+    let authz = Arc::new(Authz::new(policies));
+    let (log, writer) = AccessLog::new(db.clone(), &config.audit);
+    let gate = Arc::new(Gate::new(
+        Arc::clone(&authz),
+        db.clone(),
+        log,
+        Arc::clone(&freshness),
+    ));
+    let directory = Arc::new(Directory::new(db.clone(), clock.clone()));
+    directory
+        .bootstrap(&config.bootstrap)
+        .await
+        .map_err(|e| AppError(format!("bootstrap: {e:?}")))?;
+    let authn = Arc::new(Authn::new(
+        Arc::clone(&directory),
+        Arc::clone(&gate),
+        clock.clone(),
+    ));
+    let keys = Arc::new(Keys::new(
+        db.clone(),
+        backends.clone(),
+        config.kek.backend.clone(),
+        kek,
+        clock.clone(),
+        config.keys.clone(),
+    ));
+    let rotations = Rotations::new(db.clone(), Arc::clone(&keys), clock.clone(), config.soak());
+    let tokens = Arc::new(Tokens::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.tokens.clone(),
+        Duration::from_secs(config.jwks.max_age_seconds),
+    ));
+    let parts = Parts {
+        gate: Arc::clone(&gate),
+        authn,
+        keys: Arc::clone(&keys),
+        rotations: Arc::new(rotations),
+        tokens: Arc::clone(&tokens),
+        directory: Arc::clone(&directory),
+        audit: Arc::new(Reader::new(db.clone())),
+        limits: config.limits,
+    };
+    let routes = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
+    let jwks: JwksSource = Arc::new(move || {
+        let tokens = Arc::clone(&tokens);
+        Box::pin(async move { tokens.jwks().await })
+    });
+    let feed = Feed {
+        db: db.clone(),
+        freshness,
+        keys,
+        directory,
+        authz,
+        health: health.component("database"),
+        seen: seen.map_or(0, |head| head.seq),
+    };
+    let probed = backends
+        .iter()
+        .map(|(name, backend)| {
+            let component = health.component(&format!("backend {name}"));
+            (Arc::clone(backend), component)
+        })
+        .collect();
+
+    let grpc_listener = bind("grpc", config.grpc.listen).await?;
+    let public_listener = bind("public", config.public.listen).await?;
+    let ops_listener = bind("ops", config.ops.listen).await?;
+    if let Some(path) = &config.addresses_file {
+        write_addresses(path, &grpc_listener, &public_listener, &ops_listener)?;
+    }
+
+    let stop = CancellationToken::new();
+    let stopped = || stop.clone().cancelled_owned();
+    // The writer outlives everybody who writes to it: it ends when the gate is gone.
+    let writer = tokio::spawn(writer.run());
+    let mut tasks = JoinSet::new();
+    let incoming = authn::accept(
+        grpc_listener,
+        Arc::clone(&mtls),
+        config.grpc.accept_limits(),
+        stopped(),
+    );
+    let (grpc_config, grpc_stop) = (config.grpc.clone(), stopped());
+    tasks.spawn(async move {
+        let served = listener::run(routes, incoming, &grpc_config, grpc_stop).await;
+        served.map_err(|e| AppError(format!("grpc listener: {e}")))
+    });
+    let router = public::router(jwks, axum::Router::new());
+    let (public_config, public_stop) = (config.public.clone(), stopped());
+    let https_listener = Arc::clone(&https);
+    tasks.spawn(async move {
+        public::run(
+            public_listener,
+            https_listener,
+            router,
+            &public_config,
+            public_stop,
+        )
+        .await;
+        Ok(())
+    });
+    tasks.spawn(done(feed.run(config.feed.clone(), stopped())));
+    tasks.spawn(done(probe_backends(probed, stopped())));
+    tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
+    tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));
+    // Kubelets ask until the very end, so the ops listener goes last.
+    let ops_stop = CancellationToken::new();
+    let ops_router = ops::router(health.clone(), metrics);
+    let (ops_config, ops_ended) = (config.ops.clone(), ops_stop.clone());
+    let ops_task = tokio::spawn(async move {
+        ops::run(ops_listener, ops_router, &ops_config, ops_ended.cancelled()).await;
+    });
+    tracing::info!(
+        environment = ?config.environment,
+        database = db.engine(),
+        "claviger is up"
+    );
+
+    let ended_early = tokio::select! {
+        () = shutdown => None,
+        Some(task) = tasks.join_next() => Some(task),
+    };
+    tracing::info!("claviger is going down: draining");
+    health.drain();
+    stop.cancel();
+    let mut outcome = Ok(());
+    let mut take = |task: Result<Result<(), AppError>, tokio::task::JoinError>| {
+        let result = task.unwrap_or_else(|e| Err(AppError(format!("a task panicked: {e}"))));
+        if let (Ok(()), Err(e)) = (&outcome, result) {
+            outcome = Err(e);
+        }
+    };
+    if let Some(task) = ended_early {
+        take(task);
+    }
+    while let Some(task) = tasks.join_next().await {
+        take(task);
+    }
+    gate.drain().await;
+    drop(gate);
+    // Open calls that were cut may still hold the gate for a moment; do not wait for them for ever.
+    if tokio::time::timeout(Duration::from_secs(5), writer)
+        .await
+        .is_err()
+    {
+        tracing::warn!("the audit writer did not end in time");
+    }
+    db.close().await;
+    ops_stop.cancel();
+    let _ = ops_task.await;
+    tracing::info!("claviger is down");
+    outcome
+}
+
+/// Opens every backend of the configuration. One `Modules` for the process: a PKCS#11 library is loaded once.
+pub async fn open_backends(
+    configs: &BTreeMap<String, BackendConfig>,
+) -> Result<Backends, AppError> {
+    let modules = Modules::new();
+    let mut backends = Backends::new();
+    for (name, config) in configs {
+        let backend: Arc<dyn Backend> = match config {
+            // Blocks while the library logs in; nothing else runs yet.
+            BackendConfig::Pkcs11(pkcs11) => {
+                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, &modules))
+                    .map(Arc::new)
+                    .map_err(|e| AppError(format!("backend {name}: {e}")))?
+            }
+        };
+        tracing::info!(
+            backend = name,
+            device = backend.capabilities().device,
+            "backend is open"
+        );
+        backends.insert(name.clone(), backend);
+    }
+    Ok(backends)
+}
+
+/// Finds the KEK and proves it by wrapping and unwrapping (R-ENV-2).
+pub async fn find_kek(backends: &Backends, config: &KekConfig) -> Result<Kek, AppError> {
+    let backend = backends.get(&config.backend).ok_or_else(|| {
+        AppError(format!(
+            "kek.backend {:?} is not configured",
+            config.backend
+        ))
+    })?;
+    let deadline = Instant::now() + START_PATIENCE;
+    let found = backend.adopt(&config.uri, KeySpec::Kek, deadline).await;
+    let found = found.map_err(|e| {
+        let hint = match &e {
+            BackendError::Missing(_) => "; create it with `claviger kek create`",
+            _ => "",
+        };
+        AppError(format!(
+            "broker credentials encryption key misconfigured: kek.uri {}: {e}{hint}",
+            config.uri
+        ))
+    })?;
+    Ok(Kek {
+        backend: Arc::clone(backend),
+        reference: found.reference,
+    })
+}
+
+/// The policies of a directory, or the built-in ones.
+pub fn policies(directory: Option<&Path>) -> Result<Policies, AppError> {
+    match directory {
+        Some(directory) => Policies::load(directory),
+        None => Policies::built_in(),
+    }
+    .map_err(AppError::new)
+}
+
+async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener, AppError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| AppError(format!("{name}.listen {address}: {e}")))
+}
+
+/// Written beside and renamed, so that a reader never sees half of it.
+fn write_addresses(
+    path: &Path,
+    grpc: &TcpListener,
+    public: &TcpListener,
+    ops: &TcpListener,
+) -> Result<(), AppError> {
+    let failed = |e: std::io::Error| AppError(format!("addresses_file {}: {e}", path.display()));
+    let text = serde_json::json!({
+        "grpc": grpc.local_addr().map_err(failed)?.to_string(),
+        "public": public.local_addr().map_err(failed)?.to_string(),
+        "ops": ops.local_addr().map_err(failed)?.to_string(),
+    });
+    let beside = path.with_extension("tmp");
+    fs::write(&beside, format!("{text}\n")).map_err(failed)?;
+    fs::rename(&beside, path).map_err(failed)
+}
+
+/// SIGHUP reads the certificates again; a bad file leaves the old ones in use and is logged.
+async fn reload_on_hangup(listeners: [Arc<ReloadableTls>; 2], shutdown: impl Future<Output = ()>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut hangup = match signal(SignalKind::hangup()) {
+        Ok(hangup) => hangup,
+        Err(error) => {
+            tracing::warn!(%error, "SIGHUP cannot be received; certificates are not reloaded");
+            return shutdown.await;
+        }
+    };
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return,
+            _ = hangup.recv() => {}
+        }
+        for tls in &listeners {
+            match tls.reload() {
+                Ok(()) => tracing::info!("certificates reloaded"),
+                Err(error) => tracing::error!(%error, "certificates not reloaded"),
+            }
+        }
+    }
+}
+
+async fn done(task: impl Future<Output = ()>) -> Result<(), AppError> {
+    task.await;
+    Ok(())
+}

@@ -1,0 +1,225 @@
+//! R6: the configuration: a TOML file, overridden by `CLAVIGER_…` environment variables, composed of the sections
+//! that modules declare.
+//!
+//! Unknown fields are refused. `environment` has no default (R-ENV-1), and what only `dev` may do is refused elsewhere.
+//! A nested setting is `CLAVIGER_SECTION__FIELD`; secrets come from files (`pin_file`, `url_file`).
+
+use std::{collections::BTreeMap, fmt, path::Path, path::PathBuf, time::Duration};
+
+use figment::{
+    Figment,
+    providers::{Env, Format, Toml},
+};
+use serde::Deserialize;
+
+use crate::{
+    audit::{AccessConfig, AccessMode},
+    authn::TlsConfig,
+    backends::pkcs11::Pkcs11Config,
+    directory::BootstrapConfig,
+    grpc::{LimitsConfig, listener::GrpcConfig},
+    http::{ops::OpsConfig, public::PublicConfig},
+    jobs::FeedConfig,
+    keys::KeysConfig,
+    rotation::RotationConfig,
+    store::DatabaseConfig,
+    telemetry::LogConfig,
+    tokens::{JwksConfig, TokensConfig},
+};
+
+/// The whole configuration.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where this daemon runs. Required.
+    pub environment: Environment,
+    /// File that receives the bound addresses as JSON, for tools that let the system choose ports.
+    #[serde(default)]
+    pub addresses_file: Option<PathBuf>,
+    /// The gRPC listener.
+    #[serde(default)]
+    pub grpc: GrpcConfig,
+    /// The public listener.
+    #[serde(default)]
+    pub public: PublicConfig,
+    /// The ops listener.
+    #[serde(default)]
+    pub ops: OpsConfig,
+    /// Certificate, key and client CA of the listeners.
+    pub tls: TlsConfig,
+    /// The database.
+    pub database: DatabaseConfig,
+    /// Key backends by name.
+    pub backends: BTreeMap<String, BackendConfig>,
+    /// The key-encryption key.
+    pub kek: KekConfig,
+    /// Access policies.
+    #[serde(default)]
+    pub authz: AuthzConfig,
+    /// Audit.
+    #[serde(default)]
+    pub audit: AccessConfig,
+    /// Keys.
+    #[serde(default)]
+    pub keys: KeysConfig,
+    /// Rotations.
+    #[serde(default)]
+    pub rotation: RotationConfig,
+    /// Tokens.
+    pub tokens: TokensConfig,
+    /// The JWK Set.
+    #[serde(default)]
+    pub jwks: JwksConfig,
+    /// The change feed.
+    #[serde(default)]
+    pub feed: FeedConfig,
+    /// Bounds of payloads.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Logs.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// First tenants and principals.
+    #[serde(default)]
+    pub bootstrap: BootstrapConfig,
+}
+
+/// Where a daemon runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Environment {
+    /// On a developer's machine.
+    Dev,
+    /// Before production.
+    Staging,
+    /// For real.
+    Production,
+}
+
+/// One key backend.
+#[derive(Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum BackendConfig {
+    /// A PKCS#11 token.
+    Pkcs11(Pkcs11Config),
+}
+
+/// Section `[kek]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KekConfig {
+    /// Name of the backend that holds it.
+    pub backend: String,
+    /// RFC 7512 URI that names it.
+    pub uri: String,
+}
+
+/// Section `[authz]`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuthzConfig {
+    /// Directory of Cedar policies; the built-in ones when left out.
+    pub policies: Option<PathBuf>,
+}
+
+/// What is wrong with the configuration; the text says what to do.
+#[derive(Debug)]
+pub struct ConfigError(String);
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "configuration: {}", self.0)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// Prefixes of variables that are not the daemon's.
+const OTHERS: [&str; 3] = ["client_", "dev_", "test_"];
+
+impl Config {
+    /// Reads and checks the file and the environment.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let env = Env::prefixed("CLAVIGER_")
+            .filter(|key| {
+                let key = key.as_str().to_ascii_lowercase();
+                !OTHERS.iter().any(|other| key.starts_with(other))
+            })
+            .split("__");
+        let figment = Figment::new().merge(Toml::file_exact(path)).merge(env);
+        if path.is_file() && figment.find_value("environment").is_err() {
+            return Err(ConfigError(
+                "environment is missing; set it to dev, staging or production".into(),
+            ));
+        }
+        let config: Self = figment
+            .extract()
+            .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// How long a new kid is announced before it may sign.
+    pub const fn soak(&self) -> Duration {
+        Duration::from_secs(self.jwks.max_age_seconds + self.rotation.clock_skew_seconds)
+    }
+
+    fn check(&self) -> Result<(), ConfigError> {
+        let wrong = |text: String| Err(ConfigError(text));
+        if let Err(e) = self.ops.check() {
+            return wrong(e.to_string());
+        }
+        if let Err(e) = self.tokens.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.bootstrap.check() {
+            return wrong(e.message().to_owned());
+        }
+        if !self.backends.contains_key(&self.kek.backend) {
+            return wrong(format!(
+                "kek.backend {:?} is not one of [backends]",
+                self.kek.backend
+            ));
+        }
+        let payload = self.limits.max_payload_bytes;
+        // Room for the other fields of a request and for what a ciphertext is longer than its plaintext.
+        if payload == 0 || payload + (64 << 10) > self.grpc.max_request_bytes {
+            return wrong(format!(
+                "limits.max_payload_bytes must be 1 to 64 KiB less than grpc.max_request_bytes ({})",
+                self.grpc.max_request_bytes
+            ));
+        }
+        if !(1..=60).contains(&self.feed.max_staleness_seconds) {
+            return wrong("feed.max_staleness_seconds must be 1 to 60".into());
+        }
+        if self.environment != Environment::Dev {
+            self.check_outside_dev()?;
+        }
+        Ok(())
+    }
+
+    /// R-ENV-1: conveniences of `dev` do not exist elsewhere.
+    fn check_outside_dev(&self) -> Result<(), ConfigError> {
+        let refused = [
+            (self.grpc.reflection, "grpc.reflection = true"),
+            (
+                self.audit.access != AccessMode::Required,
+                "audit.access other than required",
+            ),
+            (
+                self.jwks.max_age_seconds < 60,
+                "jwks.max_age_seconds below 60",
+            ),
+            (
+                self.rotation.clock_skew_seconds < 10,
+                "rotation.clock_skew_seconds below 10",
+            ),
+        ];
+        match refused.into_iter().find(|(is_set, _)| *is_set) {
+            Some((_, what)) => Err(ConfigError(format!(
+                "{what} is possible in environment dev only"
+            ))),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! AuditService.
+
+use tonic::{Request, Response, Status};
+
+use super::{
+    call::Parts,
+    convert,
+    proto::{self, audit_service_server::AuditService},
+};
+use crate::{
+    audit::{self, AuditFilter},
+    error::{Error, Reason, Result},
+    model::{Action, Caller, Resource, Scope, TenantName},
+};
+
+/// AuditService over these parts.
+pub struct AuditApi(pub Parts);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+const LISTING: &str = "audit";
+
+impl AuditApi {
+    async fn list(
+        &self,
+        caller: Caller,
+        r: proto::ListAuditEventsRequest,
+    ) -> Result<proto::ListAuditEventsResponse> {
+        let scope = match r.tenant.as_str() {
+            "*" => Scope::All,
+            name => Scope::Tenant(convert::tenant(name, &caller)?),
+        };
+        let since = convert::timestamp("since", r.since)?;
+        let until = convert::timestamp("until", r.until)?;
+        let size = convert::page_size(r.page_size)?;
+        let filter = AuditFilter {
+            tenant: scope.as_str().to_owned(),
+            stream: r.stream,
+            actor: r.actor,
+            action: r.action,
+            entity_id: r.entity_id,
+            outcome: convert::outcome(r.outcome)?.to_owned(),
+            since: since.map_or(i64::MIN, |t| t.micros()),
+            until: until.map_or(i64::MAX, |t| t.micros()),
+            after: position(&convert::page_token(LISTING, &r.page_token)?)?,
+            limit: size,
+        };
+        let resource = Resource::tenant(match &scope {
+            Scope::Tenant(tenant) => tenant.clone(),
+            Scope::All => TenantName::system(),
+        });
+        // A role in the system tenant alone is not a role in every tenant.
+        let every_tenant = caller
+            .principal
+            .grants
+            .iter()
+            .any(|g| g.scope == Scope::All);
+        let act = async |_permit| {
+            if scope == Scope::All && !every_tenant {
+                return Err(Error::new(
+                    Reason::PermissionDenied,
+                    "tenant * needs a role that holds in every tenant",
+                ));
+            }
+            let page = self.0.audit.list(&filter).await?;
+            let next = convert::next_page(LISTING, &page, size, |row| {
+                format!("{} {} {}", row.at, row.seq, row.stream)
+            });
+            let answer = proto::ListAuditEventsResponse {
+                events: page.into_iter().map(convert::audit_event).collect(),
+                next_page_token: next,
+            };
+            Ok((answer, String::new()))
+        };
+        let gate = &self.0.gate;
+        gate.access(&caller, Action::ListAuditEvents, resource, act)
+            .await
+    }
+
+    async fn verify(
+        &self,
+        caller: Caller,
+        r: proto::VerifyAuditRequest,
+    ) -> Result<proto::VerifyAuditResponse> {
+        let act = async |_permit| {
+            let reports = self.0.audit.verify(&r.stream).await?;
+            let intact = reports.iter().all(|report| report.problem.is_none());
+            let answer = proto::VerifyAuditResponse {
+                intact,
+                streams: reports
+                    .into_iter()
+                    .map(|report| proto::AuditStreamReport {
+                        stream: report.stream,
+                        rows: report.rows,
+                        head_seq: report.head.seq,
+                        head_hash: audit::hex(&report.head.hash),
+                        intact: report.problem.is_none(),
+                        broken_at: report.problem.as_ref().map_or(0, |(seq, _)| *seq),
+                        problem: report.problem.map_or_else(String::new, |(_, why)| why),
+                    })
+                    .collect(),
+            };
+            Ok((answer, format!(r#"{{"intact":{intact}}}"#)))
+        };
+        let resource = Resource::tenant(TenantName::system());
+        let gate = &self.0.gate;
+        gate.access(&caller, Action::VerifyAudit, resource, act)
+            .await
+    }
+}
+
+/// Where the page before ended: time, seq, stream.
+fn position(text: &str) -> Result<Option<(i64, String, i64)>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let mut parts = text.splitn(3, ' ');
+    let at = parts.next().and_then(|s| s.parse().ok());
+    let seq = parts.next().and_then(|s| s.parse().ok());
+    match (at, seq, parts.next()) {
+        (Some(at), Some(seq), Some(stream)) => Ok(Some((at, stream.to_owned(), seq))),
+        _ => Err(Error::new(
+            Reason::PageTokenInvalid,
+            "page_token is not from an answer of this call; begin again without it",
+        )),
+    }
+}
+
+#[tonic::async_trait]
+impl AuditService for AuditApi {
+    async fn list_audit_events(
+        &self,
+        r: Request<proto::ListAuditEventsRequest>,
+    ) -> Answer<proto::ListAuditEventsResponse> {
+        let act = async |caller, m| self.list(caller, m).await;
+        self.0.call(r, Action::ListAuditEvents, act).await
+    }
+
+    async fn verify_audit(
+        &self,
+        r: Request<proto::VerifyAuditRequest>,
+    ) -> Answer<proto::VerifyAuditResponse> {
+        let act = async |caller, m| self.verify(caller, m).await;
+        self.0.call(r, Action::VerifyAudit, act).await
+    }
+}

@@ -1,0 +1,389 @@
+//! Messages to model types and back. After this no function takes a raw string.
+
+use std::time::Duration;
+
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
+
+use super::proto;
+use crate::{
+    audit::{self, AuditRow, Outcome},
+    error::{Error, Reason, Result},
+    keys::KeySnapshot,
+    model::{
+        Algorithm, Caller, Key, KeyVersion, Kid, Principal, PrincipalKind, Purpose, Rotation,
+        RotationState, TenantName, Timestamp, VersionState, key::Material,
+    },
+};
+
+/// An INVALID_FIELD error.
+pub fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(Reason::InvalidField, message)
+}
+
+/// The tenant a request names; empty means the caller's own.
+pub fn tenant(name: &str, caller: &Caller) -> Result<TenantName> {
+    match name {
+        "" => Ok(caller.principal.tenant.clone()),
+        name => name.parse(),
+    }
+}
+
+/// Free text for people: 1 to `max` characters without control characters.
+pub fn text(field: &str, value: String, max: usize) -> Result<String> {
+    let fits = (1..=max).contains(&value.chars().count());
+    if fits && !value.chars().any(char::is_control) {
+        return Ok(value);
+    }
+    Err(invalid(format!(
+        "{field} must be 1 to {max} characters without control characters"
+    )))
+}
+
+/// An algorithm; UNSPECIFIED and unknown numbers are refused.
+pub fn algorithm(number: i32) -> Result<Algorithm> {
+    use proto::Algorithm as P;
+    match P::try_from(number) {
+        Ok(P::Es256) => Ok(Algorithm::Es256),
+        Ok(P::Es384) => Ok(Algorithm::Es384),
+        Ok(P::Es512) => Ok(Algorithm::Es512),
+        Ok(P::Eddsa) => Ok(Algorithm::EdDsa),
+        Ok(P::Ps256) => Ok(Algorithm::Ps256),
+        Ok(P::Ps384) => Ok(Algorithm::Ps384),
+        Ok(P::Ps512) => Ok(Algorithm::Ps512),
+        Ok(P::Rs256) => Ok(Algorithm::Rs256),
+        Ok(P::Rs384) => Ok(Algorithm::Rs384),
+        Ok(P::Rs512) => Ok(Algorithm::Rs512),
+        Ok(P::A256gcm) => Ok(Algorithm::A256Gcm),
+        Ok(P::Unspecified) | Err(_) => Err(invalid("algorithm is required")),
+    }
+}
+
+/// The number of an algorithm.
+pub const fn algorithm_number(algorithm: Algorithm) -> i32 {
+    use proto::Algorithm as P;
+    let number = match algorithm {
+        Algorithm::Es256 => P::Es256,
+        Algorithm::Es384 => P::Es384,
+        Algorithm::Es512 => P::Es512,
+        Algorithm::EdDsa => P::Eddsa,
+        Algorithm::Ps256 => P::Ps256,
+        Algorithm::Ps384 => P::Ps384,
+        Algorithm::Ps512 => P::Ps512,
+        Algorithm::Rs256 => P::Rs256,
+        Algorithm::Rs384 => P::Rs384,
+        Algorithm::Rs512 => P::Rs512,
+        Algorithm::A256Gcm => P::A256gcm,
+    };
+    number as i32
+}
+
+/// A purpose; UNSPECIFIED and unknown numbers are refused.
+pub fn purpose(number: i32) -> Result<Purpose> {
+    use proto::KeyPurpose as P;
+    match P::try_from(number) {
+        Ok(P::Signing) => Ok(Purpose::Signing),
+        Ok(P::TokenSigning) => Ok(Purpose::TokenSigning),
+        Ok(P::Encryption) => Ok(Purpose::Encryption),
+        Ok(P::Unspecified) | Err(_) => Err(invalid("purpose is required")),
+    }
+}
+
+const fn purpose_number(purpose: Purpose) -> i32 {
+    use proto::KeyPurpose as P;
+    let number = match purpose {
+        Purpose::Signing => P::Signing,
+        Purpose::TokenSigning => P::TokenSigning,
+        Purpose::Encryption => P::Encryption,
+    };
+    number as i32
+}
+
+const fn state_number(state: VersionState) -> i32 {
+    use proto::KeyVersionState as P;
+    let number = match state {
+        VersionState::PreActive => P::PreActive,
+        VersionState::Active => P::Active,
+        VersionState::VerifyOnly => P::VerifyOnly,
+        VersionState::Retired => P::Retired,
+        VersionState::Compromised => P::Compromised,
+        VersionState::Destroyed => P::Destroyed,
+    };
+    number as i32
+}
+
+/// A kind of principal; None when unspecified.
+pub fn principal_kind(number: i32) -> Result<Option<PrincipalKind>> {
+    use proto::PrincipalType as P;
+    match P::try_from(number) {
+        Ok(P::User) => Ok(Some(PrincipalKind::User)),
+        Ok(P::Service) => Ok(Some(PrincipalKind::Service)),
+        Ok(P::Unspecified) => Ok(None),
+        Err(_) => Err(invalid("type must be user or service")),
+    }
+}
+
+/// The number of a kind of principal.
+pub const fn principal_kind_number(kind: PrincipalKind) -> i32 {
+    use proto::PrincipalType as P;
+    let number = match kind {
+        PrincipalKind::User => P::User,
+        PrincipalKind::Service => P::Service,
+        PrincipalKind::Job => P::Unspecified,
+    };
+    number as i32
+}
+
+/// A rotation state for a filter; None when unspecified.
+pub fn rotation_state(number: i32) -> Result<Option<RotationState>> {
+    use proto::RotationState as P;
+    match P::try_from(number) {
+        Ok(P::Requested) => Ok(Some(RotationState::Requested)),
+        Ok(P::Approved) => Ok(Some(RotationState::Approved)),
+        Ok(P::Deployed) => Ok(Some(RotationState::Deployed)),
+        Ok(P::Unspecified) => Ok(None),
+        Err(_) => Err(invalid("state is unknown")),
+    }
+}
+
+/// An outcome for a filter; empty when unspecified.
+pub fn outcome(number: i32) -> Result<&'static str> {
+    use proto::AuditOutcome as P;
+    match P::try_from(number) {
+        Ok(P::Success) => Ok(Outcome::Success.as_str()),
+        Ok(P::Refused) => Ok(Outcome::Refused.as_str()),
+        Ok(P::Failed) => Ok(Outcome::Failed.as_str()),
+        Ok(P::Unspecified) => Ok(""),
+        Err(_) => Err(invalid("outcome is unknown")),
+    }
+}
+
+/// A length of time; negative or malformed ones are refused.
+pub fn duration(field: &str, value: Option<prost_types::Duration>) -> Result<Option<Duration>> {
+    value
+        .map(|d| Duration::try_from(d).map_err(|_| invalid(format!("{field} must be positive"))))
+        .transpose()
+}
+
+/// A point in time; malformed ones are refused.
+pub fn timestamp(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>> {
+    let Some(t) = value else { return Ok(None) };
+    let micros = t
+        .seconds
+        .checked_mul(1_000_000)
+        .and_then(|s| s.checked_add(i64::from(t.nanos) / 1000));
+    match micros {
+        Some(micros) if (0..1_000_000_000).contains(&t.nanos) => {
+            Ok(Some(Timestamp::from_micros(micros)))
+        }
+        _ => Err(invalid(format!("{field} is not a time"))),
+    }
+}
+
+/// A point in time on the wire.
+pub const fn time(t: Timestamp) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp {
+        seconds: t.seconds(),
+        nanos: (t.micros().rem_euclid(1_000_000) * 1000) as i32,
+    })
+}
+
+/// A length of time on the wire.
+pub fn length(d: Duration) -> Option<prost_types::Duration> {
+    prost_types::Duration::try_from(d).ok()
+}
+
+/// Page size, 0 meaning 100.
+pub fn page_size(asked: u32) -> Result<i64> {
+    match asked {
+        0 => Ok(100),
+        1..=1000 => Ok(i64::from(asked)),
+        _ => Err(invalid("page_size must be 1 to 1000")),
+    }
+}
+
+/// What a page token says: where the page before ended. Empty for the first page.
+///
+/// Errors: PAGE_TOKEN_INVALID unless it was made for this listing.
+pub fn page_token(listing: &str, token: &str) -> Result<String> {
+    if token.is_empty() {
+        return Ok(String::new());
+    }
+    BASE64_URL_SAFE_NO_PAD
+        .decode(token)
+        .ok()
+        .and_then(|bytes| String::from_utf8(bytes).ok())
+        .and_then(|text| {
+            let (made_for, position) = text.split_once('\n')?;
+            (made_for == listing && !position.is_empty()).then(|| position.to_owned())
+        })
+        .ok_or_else(|| {
+            Error::new(
+                Reason::PageTokenInvalid,
+                "page_token is not from an answer of this call; begin again without it",
+            )
+        })
+}
+
+/// The token for the page after one that ended at `last`; empty when the page was not full.
+pub fn next_page<T>(
+    listing: &str,
+    page: &[T],
+    size: i64,
+    position: impl FnOnce(&T) -> String,
+) -> String {
+    match page.last() {
+        Some(last) if page.len() as i64 == size => {
+            BASE64_URL_SAFE_NO_PAD.encode(format!("{listing}\n{}", position(last)))
+        }
+        _ => String::new(),
+    }
+}
+
+/// Proof of a recorded change.
+pub fn receipt(receipt: &audit::Receipt) -> Option<proto::Receipt> {
+    Some(proto::Receipt {
+        stream: audit::ADMIN_STREAM.to_owned(),
+        seq: receipt.seq,
+        hash: audit::hex(&receipt.hash),
+    })
+}
+
+/// A key with all its versions.
+pub fn key(snapshot: &KeySnapshot, now: Timestamp) -> proto::Key {
+    let active = snapshot.active().ok().map(|v| v.version.kid.clone());
+    let mut message = key_row(&snapshot.key, active.as_ref(), now);
+    message.versions = snapshot
+        .versions()
+        .iter()
+        .map(|v| version(&snapshot.key, &v.version))
+        .collect();
+    message
+}
+
+/// A key without versions.
+pub fn key_row(key: &Key, active: Option<&Kid>, now: Timestamp) -> proto::Key {
+    proto::Key {
+        id: key.id.to_string(),
+        tenant: key.tenant.to_string(),
+        name: key.name.to_string(),
+        purpose: purpose_number(key.purpose),
+        algorithm: algorithm_number(key.algorithm),
+        rsa_bits: key.rsa_bits,
+        backend: key.backend.clone(),
+        owner: key.owner.clone(),
+        create_time: time(key.created_at),
+        rotation_period: length(key.rotation_period),
+        next_rotation_time: time(key.next_rotation_at),
+        overdue: key.next_rotation_at < now,
+        versions: Vec::new(),
+        active_kid: active.map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+fn version(key: &Key, v: &KeyVersion) -> proto::KeyVersion {
+    let public = v.public_key();
+    let reference = match &v.material {
+        Material::KeyPair { reference, .. } => reference.to_string(),
+        Material::DataKey { .. } => String::new(),
+    };
+    proto::KeyVersion {
+        kid: v.kid.to_string(),
+        number: v.number,
+        state: state_number(v.state),
+        create_time: time(v.created_at),
+        announce_time: v.announced_at.and_then(time),
+        activate_time: v.activated_at.and_then(time),
+        deactivate_time: v.deactivated_at.and_then(time),
+        public_jwk: public
+            .map(|p| p.jwk(&v.kid, key.algorithm).to_string())
+            .unwrap_or_default(),
+        public_pem: public.map(|p| p.spki_pem()).unwrap_or_default(),
+        backend_ref: reference,
+    }
+}
+
+/// A rotation.
+pub fn rotation(r: &Rotation) -> proto::Rotation {
+    use proto::RotationState as P;
+    let state = match r.state {
+        RotationState::Requested => P::Requested,
+        RotationState::Approved => P::Approved,
+        RotationState::Deployed => P::Deployed,
+    };
+    proto::Rotation {
+        id: r.id.to_string(),
+        tenant: r.tenant.to_string(),
+        key_id: r.key_id.to_string(),
+        key_name: r.key_name.to_string(),
+        state: state as i32,
+        old_kid: r.old_kid.to_string(),
+        new_kid: r.new_kid.to_string(),
+        justification: r.justification.clone(),
+        plan: r.plan.clone(),
+        plan_digest: r.plan_digest(),
+        requester: r.requester.to_string(),
+        approvals: r
+            .approvals
+            .iter()
+            .map(|a| proto::Approval {
+                approver: a.approver.to_string(),
+                time: time(a.at),
+            })
+            .collect(),
+        approvals_needed: r.approvals_needed.get(),
+        deployer: r.deployer.map(|id| id.to_string()).unwrap_or_default(),
+        request_time: time(r.requested_at),
+        announce_time: r.announced_at.and_then(time),
+        deployable_time: r.deployable_at().and_then(time),
+        deploy_time: r.deployed_at.and_then(time),
+    }
+}
+
+/// A principal.
+pub fn principal(p: &Principal) -> proto::Principal {
+    proto::Principal {
+        id: p.id.to_string(),
+        tenant: p.tenant.to_string(),
+        name: p.name.to_string(),
+        r#type: principal_kind_number(p.kind),
+        identities: p.identities.iter().map(ToString::to_string).collect(),
+        grants: p
+            .grants
+            .iter()
+            .map(|g| proto::RoleGrant {
+                role: g.role.to_string(),
+                tenant: g.scope.as_str().to_owned(),
+            })
+            .collect(),
+        create_time: time(p.created_at),
+    }
+}
+
+/// An audit row.
+pub fn audit_event(row: AuditRow) -> proto::AuditEvent {
+    use proto::AuditOutcome as P;
+    let outcome = Outcome::ALL
+        .into_iter()
+        .find(|o| o.as_str() == row.outcome)
+        .map_or(P::Unspecified, |o| match o {
+            Outcome::Success => P::Success,
+            Outcome::Refused => P::Refused,
+            Outcome::Failed => P::Failed,
+        });
+    proto::AuditEvent {
+        stream: row.stream,
+        seq: row.seq,
+        time: time(Timestamp::from_micros(row.at)),
+        tenant: row.tenant,
+        actor: row.actor,
+        actor_type: row.actor_type,
+        action: row.action,
+        entity: row.entity,
+        entity_id: row.entity_id,
+        outcome: outcome as i32,
+        request_id: row.request_id,
+        data: row.data,
+        prev_hash: audit::hex(&row.prev_hash),
+        hash: audit::hex(&row.hash),
+    }
+}

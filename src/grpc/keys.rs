@@ -1,0 +1,224 @@
+//! KeyService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{
+    call::Parts,
+    convert,
+    proto::{self, key_service_server::KeyService},
+};
+use crate::{
+    clock::Clock,
+    error::Result,
+    keys::{AdoptKey, CreateKey, UpdateKey},
+    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Purpose, Resource},
+};
+
+/// KeyService over these parts.
+pub struct KeyApi {
+    /// The parts.
+    pub parts: Parts,
+    /// For `overdue`.
+    pub clock: Clock,
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+const LISTING: &str = "keys";
+/// Longest URI, in bytes.
+const MAX_URI: usize = 1024;
+
+impl KeyApi {
+    async fn create(
+        &self,
+        caller: Caller,
+        r: proto::CreateKeyRequest,
+    ) -> Result<proto::CreateKeyResponse> {
+        let request = CreateKey {
+            tenant: convert::tenant(&r.tenant, &caller)?,
+            name: r.name.parse()?,
+            purpose: convert::purpose(r.purpose)?,
+            algorithm: convert::algorithm(r.algorithm)?,
+            rsa_bits: r.rsa_bits,
+            owner: convert::text("owner", r.owner, 128)?,
+            rotation_period: convert::duration("rotation_period", r.rotation_period)?,
+        };
+        let resource = to_be(&request.tenant, &request.name);
+        let keys = Arc::clone(&self.parts.keys);
+        let (key, receipt) = self
+            .parts
+            .gate
+            .mutate(&caller, Action::CreateKey, resource, async move |permit| {
+                keys.create(permit, request).await
+            })
+            .await?;
+        Ok(proto::CreateKeyResponse {
+            key: Some(convert::key(&key, self.clock.now())),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+
+    async fn adopt(
+        &self,
+        caller: Caller,
+        r: proto::AdoptKeyRequest,
+    ) -> Result<proto::AdoptKeyResponse> {
+        let purpose = convert::purpose(r.purpose)?;
+        let algorithm: Algorithm = convert::algorithm(r.algorithm)?;
+        if purpose == Purpose::Encryption {
+            return Err(convert::invalid(
+                "purpose must be SIGNING or TOKEN_SIGNING; data keys are made here, not adopted",
+            ));
+        }
+        if r.uri.len() > MAX_URI {
+            return Err(convert::invalid("uri must be at most 1024 bytes"));
+        }
+        let request = AdoptKey {
+            key: CreateKey {
+                tenant: convert::tenant(&r.tenant, &caller)?,
+                name: r.name.parse()?,
+                purpose,
+                algorithm,
+                rsa_bits: 0,
+                owner: convert::text("owner", r.owner, 128)?,
+                rotation_period: convert::duration("rotation_period", r.rotation_period)?,
+            },
+            uri: r.uri,
+        };
+        let resource = to_be(&request.key.tenant, &request.key.name);
+        let keys = Arc::clone(&self.parts.keys);
+        let (key, receipt) = self
+            .parts
+            .gate
+            .mutate(&caller, Action::AdoptKey, resource, async move |permit| {
+                keys.adopt(permit, request).await
+            })
+            .await?;
+        Ok(proto::AdoptKeyResponse {
+            key: Some(convert::key(&key, self.clock.now())),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+
+    async fn get(&self, caller: Caller, r: proto::GetKeyRequest) -> Result<proto::GetKeyResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let key: KeyRef = r.key.parse()?;
+        let target = self.parts.keys.find(&tenant, &key).await?;
+        let now = self.clock.now();
+        let act = async |_permit| {
+            let key = Some(convert::key(target.snapshot()?, now));
+            Ok((proto::GetKeyResponse { key }, String::new()))
+        };
+        let gate = &self.parts.gate;
+        gate.access(&caller, Action::GetKey, target.resource(), act)
+            .await
+    }
+
+    async fn list(
+        &self,
+        caller: Caller,
+        r: proto::ListKeysRequest,
+    ) -> Result<proto::ListKeysResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let size = convert::page_size(r.page_size)?;
+        let after = convert::page_token(LISTING, &r.page_token)?;
+        let now = self.clock.now();
+        let overdue = r.overdue_only.then_some(now);
+        let keys = &self.parts.keys;
+        let list = async |permit| {
+            let page = keys.list(&permit, &tenant, &after, overdue, size).await?;
+            let next = convert::next_page(LISTING, &page, size, |(key, _)| key.id.to_string());
+            let answer = proto::ListKeysResponse {
+                keys: page
+                    .iter()
+                    .map(|(key, active)| convert::key_row(key, active.as_ref(), now))
+                    .collect(),
+                next_page_token: next,
+            };
+            Ok((answer, String::new()))
+        };
+        let resource = Resource::tenant(tenant.clone());
+        let gate = &self.parts.gate;
+        gate.access(&caller, Action::ListKeys, resource, list).await
+    }
+
+    async fn update(
+        &self,
+        caller: Caller,
+        r: proto::UpdateKeyRequest,
+    ) -> Result<proto::UpdateKeyResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let key: KeyRef = r.key.parse()?;
+        let owner = r.owner.map(|owner| convert::text("owner", owner, 128));
+        let change = UpdateKey {
+            owner: owner.transpose()?,
+            rotation_period: convert::duration("rotation_period", r.rotation_period)?,
+            next_rotation_at: convert::timestamp("next_rotation_time", r.next_rotation_time)?,
+        };
+        let target = self.parts.keys.find(&tenant, &key).await?;
+        let resource = target.resource();
+        let keys = Arc::clone(&self.parts.keys);
+        let (key, receipt) = self
+            .parts
+            .gate
+            .mutate(&caller, Action::UpdateKey, resource, async move |permit| {
+                let current = Arc::clone(target.snapshot()?);
+                keys.update(permit, current, change).await
+            })
+            .await?;
+        Ok(proto::UpdateKeyResponse {
+            key: Some(convert::key(&key, self.clock.now())),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+}
+
+/// A key that does not exist yet.
+fn to_be(tenant: &crate::model::TenantName, name: &KeyName) -> Resource {
+    Resource {
+        tenant: tenant.clone(),
+        entity: Entity::UnknownKey(name.to_string()),
+    }
+}
+
+#[tonic::async_trait]
+impl KeyService for KeyApi {
+    async fn create_key(
+        &self,
+        r: Request<proto::CreateKeyRequest>,
+    ) -> Answer<proto::CreateKeyResponse> {
+        let act = async |caller, m| self.create(caller, m).await;
+        self.parts.call(r, Action::CreateKey, act).await
+    }
+
+    async fn adopt_key(
+        &self,
+        r: Request<proto::AdoptKeyRequest>,
+    ) -> Answer<proto::AdoptKeyResponse> {
+        let act = async |caller, m| self.adopt(caller, m).await;
+        self.parts.call(r, Action::AdoptKey, act).await
+    }
+
+    async fn get_key(&self, r: Request<proto::GetKeyRequest>) -> Answer<proto::GetKeyResponse> {
+        let act = async |caller, m| self.get(caller, m).await;
+        self.parts.call(r, Action::GetKey, act).await
+    }
+
+    async fn list_keys(
+        &self,
+        r: Request<proto::ListKeysRequest>,
+    ) -> Answer<proto::ListKeysResponse> {
+        let act = async |caller, m| self.list(caller, m).await;
+        self.parts.call(r, Action::ListKeys, act).await
+    }
+
+    async fn update_key(
+        &self,
+        r: Request<proto::UpdateKeyRequest>,
+    ) -> Answer<proto::UpdateKeyResponse> {
+        let act = async |caller, m| self.update(caller, m).await;
+        self.parts.call(r, Action::UpdateKey, act).await
+    }
+}

@@ -1,0 +1,242 @@
+//! PrincipalService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{
+    call::Parts,
+    convert,
+    proto::{self, principal_service_server::PrincipalService},
+};
+use crate::{
+    audit::Receipt,
+    directory::{CreatePrincipal, RoleChange},
+    error::Result,
+    gate::not_found,
+    model::{Action, Caller, Grant, Identity, Principal, PrincipalId, Resource, Scope, TenantName},
+};
+
+/// PrincipalService over these parts.
+pub struct PrincipalApi(pub Parts);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+const TENANTS: &str = "tenants";
+const PRINCIPALS: &str = "principals";
+const MAX_IDENTITIES: usize = 8;
+
+impl PrincipalApi {
+    async fn new_tenant(
+        &self,
+        caller: Caller,
+        r: proto::CreateTenantRequest,
+    ) -> Result<proto::CreateTenantResponse> {
+        let name: TenantName = r.name.parse()?;
+        let directory = Arc::clone(&self.0.directory);
+        let resource = Resource::tenant(TenantName::system());
+        let ((name, created_at), receipt) = self
+            .0
+            .gate
+            .mutate(
+                &caller,
+                Action::CreateTenant,
+                resource,
+                async move |permit| directory.create_tenant(permit, name).await,
+            )
+            .await?;
+        Ok(proto::CreateTenantResponse {
+            tenant: Some(proto::Tenant {
+                name: name.to_string(),
+                create_time: convert::time(created_at),
+            }),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+
+    async fn tenants(
+        &self,
+        caller: Caller,
+        r: proto::ListTenantsRequest,
+    ) -> Result<proto::ListTenantsResponse> {
+        let size = convert::page_size(r.page_size)?;
+        let after = convert::page_token(TENANTS, &r.page_token)?;
+        let act = async |permit| {
+            let page = self.0.directory.tenants(&permit, &after, size).await?;
+            let next = convert::next_page(TENANTS, &page, size, |(name, _)| name.to_string());
+            let answer = proto::ListTenantsResponse {
+                tenants: page
+                    .into_iter()
+                    .map(|(name, at)| proto::Tenant {
+                        name: name.to_string(),
+                        create_time: convert::time(at),
+                    })
+                    .collect(),
+                next_page_token: next,
+            };
+            Ok((answer, String::new()))
+        };
+        let resource = Resource::tenant(TenantName::system());
+        let gate = &self.0.gate;
+        gate.access(&caller, Action::ListTenants, resource, act)
+            .await
+    }
+
+    async fn new_principal(
+        &self,
+        caller: Caller,
+        r: proto::CreatePrincipalRequest,
+    ) -> Result<proto::CreatePrincipalResponse> {
+        if !(1..=MAX_IDENTITIES).contains(&r.identities.len()) {
+            return Err(convert::invalid("identities must be 1 to 8"));
+        }
+        let request = CreatePrincipal {
+            tenant: convert::tenant(&r.tenant, &caller)?,
+            name: r.name.parse()?,
+            kind: convert::principal_kind(r.r#type)?
+                .ok_or_else(|| convert::invalid("type must be user or service"))?,
+            identities: r
+                .identities
+                .iter()
+                .map(|identity| identity.parse::<Identity>())
+                .collect::<Result<_>>()?,
+        };
+        let resource = Resource::tenant(request.tenant.clone());
+        let directory = Arc::clone(&self.0.directory);
+        let (principal, receipt) = self
+            .0
+            .gate
+            .mutate(
+                &caller,
+                Action::CreatePrincipal,
+                resource,
+                async move |permit| directory.create_principal(permit, request).await,
+            )
+            .await?;
+        Ok(proto::CreatePrincipalResponse {
+            principal: Some(convert::principal(&principal)),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+
+    async fn change_role(
+        &self,
+        caller: Caller,
+        (id, role, tenant): (String, String, String),
+        change: RoleChange,
+    ) -> Result<(Principal, Receipt)> {
+        let id: PrincipalId = id.parse()?;
+        let role = role.parse()?;
+        let named = match tenant.as_str() {
+            "" => None,
+            tenant => Some(tenant.parse::<Scope>()?),
+        };
+        let action = match change {
+            RoleChange::Grant => Action::GrantRole,
+            RoleChange::Revoke => Action::RevokeRole,
+        };
+        let (resource, found) = self.0.directory.find(id).await?;
+        let missing = not_found(&resource);
+        let directory = Arc::clone(&self.0.directory);
+        self.0
+            .gate
+            .mutate(&caller, action, resource, async move |permit| {
+                let principal = found.ok_or(missing)?;
+                let home = Scope::Tenant(principal.tenant.clone());
+                let scope = named.unwrap_or(home);
+                let grant = Grant { role, scope };
+                directory
+                    .change_role(permit, principal, grant, change)
+                    .await
+            })
+            .await
+    }
+
+    async fn principals(
+        &self,
+        caller: Caller,
+        r: proto::ListPrincipalsRequest,
+    ) -> Result<proto::ListPrincipalsResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let size = convert::page_size(r.page_size)?;
+        let after = convert::page_token(PRINCIPALS, &r.page_token)?;
+        let directory = &self.0.directory;
+        let act = async |permit| {
+            let page = directory.principals(&permit, &tenant, &after, size).await?;
+            let answer = proto::ListPrincipalsResponse {
+                principals: page.iter().map(convert::principal).collect(),
+                next_page_token: convert::next_page(PRINCIPALS, &page, size, |p| p.id.to_string()),
+            };
+            Ok((answer, String::new()))
+        };
+        let resource = Resource::tenant(tenant.clone());
+        let gate = &self.0.gate;
+        gate.access(&caller, Action::ListPrincipals, resource, act)
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl PrincipalService for PrincipalApi {
+    async fn create_tenant(
+        &self,
+        r: Request<proto::CreateTenantRequest>,
+    ) -> Answer<proto::CreateTenantResponse> {
+        let act = async |caller, m| self.new_tenant(caller, m).await;
+        self.0.call(r, Action::CreateTenant, act).await
+    }
+
+    async fn list_tenants(
+        &self,
+        r: Request<proto::ListTenantsRequest>,
+    ) -> Answer<proto::ListTenantsResponse> {
+        let act = async |caller, m| self.tenants(caller, m).await;
+        self.0.call(r, Action::ListTenants, act).await
+    }
+
+    async fn create_principal(
+        &self,
+        r: Request<proto::CreatePrincipalRequest>,
+    ) -> Answer<proto::CreatePrincipalResponse> {
+        let act = async |caller, m| self.new_principal(caller, m).await;
+        self.0.call(r, Action::CreatePrincipal, act).await
+    }
+
+    async fn grant_role(
+        &self,
+        r: Request<proto::GrantRoleRequest>,
+    ) -> Answer<proto::GrantRoleResponse> {
+        let act = async |caller, m: proto::GrantRoleRequest| {
+            let role = (m.principal_id, m.role, m.tenant);
+            let (principal, receipt) = self.change_role(caller, role, RoleChange::Grant).await?;
+            Ok(proto::GrantRoleResponse {
+                principal: Some(convert::principal(&principal)),
+                receipt: convert::receipt(&receipt),
+            })
+        };
+        self.0.call(r, Action::GrantRole, act).await
+    }
+
+    async fn revoke_role(
+        &self,
+        r: Request<proto::RevokeRoleRequest>,
+    ) -> Answer<proto::RevokeRoleResponse> {
+        let act = async |caller, m: proto::RevokeRoleRequest| {
+            let role = (m.principal_id, m.role, m.tenant);
+            let (principal, receipt) = self.change_role(caller, role, RoleChange::Revoke).await?;
+            Ok(proto::RevokeRoleResponse {
+                principal: Some(convert::principal(&principal)),
+                receipt: convert::receipt(&receipt),
+            })
+        };
+        self.0.call(r, Action::RevokeRole, act).await
+    }
+
+    async fn list_principals(
+        &self,
+        r: Request<proto::ListPrincipalsRequest>,
+    ) -> Answer<proto::ListPrincipalsResponse> {
+        let act = async |caller, m| self.principals(caller, m).await;
+        self.0.call(r, Action::ListPrincipals, act).await
+    }
+}

@@ -1,0 +1,205 @@
+//! RotationService.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{
+    call::Parts,
+    convert,
+    proto::{self, rotation_service_server::RotationService},
+};
+use crate::{
+    error::Result,
+    gate::not_found,
+    model::{Action, Caller, Entity, KeyRef, Resource, RotationId},
+};
+
+/// RotationService over these parts.
+pub struct RotationApi(pub Parts);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+const LISTING: &str = "rotations";
+
+impl RotationApi {
+    async fn request(
+        &self,
+        caller: Caller,
+        r: proto::RotateKeyRequest,
+    ) -> Result<proto::RotateKeyResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let key: KeyRef = r.key.parse()?;
+        let justification = convert::text("justification", r.justification, 512)?;
+        let target = self.0.keys.find(&tenant, &key).await?;
+        let resource = target.resource();
+        let rotations = Arc::clone(&self.0.rotations);
+        let (rotation, receipt) = self
+            .0
+            .gate
+            .mutate(&caller, Action::RotateKey, resource, async move |permit| {
+                let key = Arc::clone(target.snapshot()?);
+                rotations.request(permit, key, justification).await
+            })
+            .await?;
+        Ok(proto::RotateKeyResponse {
+            rotation: Some(convert::rotation(&rotation)),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+
+    async fn approve(
+        &self,
+        caller: Caller,
+        r: proto::ApproveRotationRequest,
+    ) -> Result<proto::ApproveRotationResponse> {
+        let id: RotationId = r.rotation_id.parse()?;
+        let digest = r.plan_digest;
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        if digest.len() != 64 || !digest.bytes().all(hex) {
+            return Err(convert::invalid(
+                "plan_digest must be 64 lower-case hex digits: the SHA-256 of the plan you approve",
+            ));
+        }
+        let (resource, found) = self.0.rotations.find(id).await?;
+        let rotations = Arc::clone(&self.0.rotations);
+        let (rotation, receipt) = self
+            .0
+            .gate
+            .mutate(
+                &caller,
+                Action::ApproveRotation,
+                resource,
+                async move |permit| rotations.approve(permit, found, &digest).await,
+            )
+            .await?;
+        Ok(proto::ApproveRotationResponse {
+            rotation: Some(convert::rotation(&rotation)),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+
+    async fn deploy(
+        &self,
+        caller: Caller,
+        r: proto::DeployRotationRequest,
+    ) -> Result<proto::DeployRotationResponse> {
+        let id: RotationId = r.rotation_id.parse()?;
+        let (resource, found) = self.0.rotations.find(id).await?;
+        let rotations = Arc::clone(&self.0.rotations);
+        let (rotation, receipt) = self
+            .0
+            .gate
+            .mutate(
+                &caller,
+                Action::DeployRotation,
+                resource,
+                async move |permit| rotations.deploy(permit, found).await,
+            )
+            .await?;
+        Ok(proto::DeployRotationResponse {
+            rotation: Some(convert::rotation(&rotation)),
+            receipt: convert::receipt(&receipt),
+        })
+    }
+
+    async fn get(
+        &self,
+        caller: Caller,
+        r: proto::GetRotationRequest,
+    ) -> Result<proto::GetRotationResponse> {
+        let id: RotationId = r.rotation_id.parse()?;
+        let (resource, found) = self.0.rotations.find(id).await?;
+        let missing = not_found(&resource);
+        let act = async |_permit| {
+            let rotation = found.as_ref().map(convert::rotation).ok_or(missing)?;
+            let rotation = Some(rotation);
+            Ok((proto::GetRotationResponse { rotation }, String::new()))
+        };
+        let gate = &self.0.gate;
+        gate.access(&caller, Action::GetRotation, resource, act)
+            .await
+    }
+
+    async fn list(
+        &self,
+        caller: Caller,
+        r: proto::ListRotationsRequest,
+    ) -> Result<proto::ListRotationsResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let state = convert::rotation_state(r.state)?;
+        let size = convert::page_size(r.page_size)?;
+        let before = convert::page_token(LISTING, &r.page_token)?;
+        let target = match r.key.as_str() {
+            "" => None,
+            key => Some(self.0.keys.find(&tenant, &key.parse()?).await?),
+        };
+        let resource = target
+            .as_ref()
+            .map_or_else(|| Resource::tenant(tenant.clone()), |t| t.resource());
+        let key = match &resource.entity {
+            Entity::Key { id, .. } => Some(*id),
+            _ => None,
+        };
+        let rotations = &self.0.rotations;
+        let act = async |permit| {
+            if let Some(target) = &target {
+                target.snapshot()?;
+            }
+            let page = rotations
+                .list(&permit, &tenant, key, state, &before, size)
+                .await?;
+            let answer = proto::ListRotationsResponse {
+                rotations: page.iter().map(convert::rotation).collect(),
+                next_page_token: convert::next_page(LISTING, &page, size, |r| r.id.to_string()),
+            };
+            Ok((answer, String::new()))
+        };
+        let gate = &self.0.gate;
+        gate.access(&caller, Action::ListRotations, resource, act)
+            .await
+    }
+}
+
+#[tonic::async_trait]
+impl RotationService for RotationApi {
+    async fn rotate_key(
+        &self,
+        r: Request<proto::RotateKeyRequest>,
+    ) -> Answer<proto::RotateKeyResponse> {
+        let act = async |caller, m| self.request(caller, m).await;
+        self.0.call(r, Action::RotateKey, act).await
+    }
+
+    async fn approve_rotation(
+        &self,
+        r: Request<proto::ApproveRotationRequest>,
+    ) -> Answer<proto::ApproveRotationResponse> {
+        let act = async |caller, m| self.approve(caller, m).await;
+        self.0.call(r, Action::ApproveRotation, act).await
+    }
+
+    async fn deploy_rotation(
+        &self,
+        r: Request<proto::DeployRotationRequest>,
+    ) -> Answer<proto::DeployRotationResponse> {
+        let act = async |caller, m| self.deploy(caller, m).await;
+        self.0.call(r, Action::DeployRotation, act).await
+    }
+
+    async fn get_rotation(
+        &self,
+        r: Request<proto::GetRotationRequest>,
+    ) -> Answer<proto::GetRotationResponse> {
+        let act = async |caller, m| self.get(caller, m).await;
+        self.0.call(r, Action::GetRotation, act).await
+    }
+
+    async fn list_rotations(
+        &self,
+        r: Request<proto::ListRotationsRequest>,
+    ) -> Answer<proto::ListRotationsResponse> {
+        let act = async |caller, m| self.list(caller, m).await;
+        self.0.call(r, Action::ListRotations, act).await
+    }
+}
