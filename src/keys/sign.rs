@@ -31,7 +31,10 @@ impl Sampler {
         match mode {
             VerifyAfterSign::Always => true,
             VerifyAfterSign::Off => false,
-            VerifyAfterSign::Sampled => self.0.fetch_add(1, Ordering::Relaxed) % Self::ONE_IN == 0,
+            VerifyAfterSign::Sampled => self
+                .0
+                .fetch_add(1, Ordering::Relaxed)
+                .is_multiple_of(Self::ONE_IN),
         }
     }
 }
@@ -148,12 +151,12 @@ fn check_digest(algorithm: Algorithm, input: SignInput<'_>) -> Result<()> {
         return Ok(());
     };
     match hash {
-        Some(hash) if hash.len() == bytes.len() => Ok(()),
+        Some(hash) if hash.digest_len() == bytes.len() => Ok(()),
         Some(hash) => Err(Error::new(
             Reason::DigestLength,
             format!(
                 "{algorithm} signs a digest of {} bytes, this one has {}",
-                hash.len(),
+                hash.digest_len(),
                 bytes.len()
             ),
         )),

@@ -9,8 +9,9 @@ use claviger::{
     clock::Clock,
     error::{Error, Kind, Reason},
     health::Health,
-    http::{JwksDocument, OpsConfig, PublicConfig, ops, problem, public},
+    http::{OpsConfig, PublicConfig, ops, problem, public},
     telemetry,
+    tokens::JwksDocument,
 };
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
@@ -45,7 +46,11 @@ impl Site {
         let files = Files::new(&ca, &ca.server());
         let tls = ReloadableTls::public(files.config(), Clock::System).expect("TLS");
         let document = Arc::new(JwksDocument::new("{\"keys\":[]}", Duration::from_secs(300)));
-        let router = public::router(Arc::new(move || Arc::clone(&document)), others);
+        let source = move || {
+            let document = Arc::clone(&document);
+            Box::pin(async move { Ok(document) }) as _
+        };
+        let router = public::router(Arc::new(source), others);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let addr = listener.local_addr().expect("address");
         let stop = CancellationToken::new();

@@ -31,7 +31,7 @@ pub(super) fn signing(algorithm: Algorithm) -> Option<Mechanism<'static>> {
         Mechanism::RsaPkcsPss(PkcsPssParams {
             hash_alg,
             mgf,
-            s_len: (hash.len() as u64).into(),
+            s_len: (hash.digest_len() as u64).into(),
         })
     };
     Some(match algorithm {
@@ -55,7 +55,7 @@ pub(super) fn signing_input(
     let reject = |what: String| Err(BackendError::Rejected(what));
     match (algorithm, algorithm.hash(), input) {
         (Algorithm::EdDsa, None, SignInput::Message(message)) => Ok(message.to_vec()),
-        (_, Some(hash), SignInput::Digest(digest)) if digest.len() == hash.len() => {
+        (_, Some(hash), SignInput::Digest(digest)) if digest.len() == hash.digest_len() => {
             let prefix: &[u8] = match algorithm {
                 Algorithm::Rs256 | Algorithm::Rs384 | Algorithm::Rs512 => digest_info(hash),
                 _ecdsa_or_pss => &[],
@@ -64,7 +64,7 @@ pub(super) fn signing_input(
         }
         (_, Some(hash), SignInput::Digest(digest)) => reject(format!(
             "{algorithm} signs a digest of {} bytes, not {}",
-            hash.len(),
+            hash.digest_len(),
             digest.len()
         )),
         (_, Some(_), SignInput::Message(_)) => reject(format!("{algorithm} signs a digest")),
