@@ -27,7 +27,9 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 7] = [
+const SIDEWAYS: [(&str, &str); 8] = [
+    // config composes the sections that modules declare, telemetry's among them.
+    ("config", "telemetry"),
     ("app", "config"),
     ("app", "telemetry"),
     ("rotation", "keys"),
