@@ -358,9 +358,9 @@ fn arrows_that_do_not_go_down_are_found() {
         ),
         ("app.rs", "use crate::cli::x;", "app -> cli"),
         (
-            "config.rs",
-            "use crate::telemetry::x;",
-            "config -> telemetry",
+            "telemetry.rs",
+            "use crate::config::x;",
+            "telemetry -> config",
         ),
         (
             "keys/mod.rs",
