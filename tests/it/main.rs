@@ -11,4 +11,5 @@ mod pkcs11;
 mod pki;
 mod ranks;
 mod softhsm;
+mod store;
 mod tls;
