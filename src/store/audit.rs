@@ -17,7 +17,7 @@ const COLUMNS: usize = 14;
 /// Rows of one INSERT; 14 binds each stay below SQLite's 32,766 and PostgreSQL's 65,535.
 const MAX_ROWS: usize = 512;
 const CHAIN: &str = "SELECT stream, seq, at, tenant, actor, actor_type, action, entity, entity_id, outcome, \
-     request_id, data, prev_hash, hash FROM audit_events WHERE stream = $1 AND seq > $2 ORDER BY seq LIMIT $3";
+     request_id, data, prev_hash, hash FROM audit_events WHERE stream = $1 AND seq >= $2 ORDER BY seq LIMIT $3";
 const LIST: &str = "SELECT stream, seq, at, tenant, actor, actor_type, action, entity, entity_id, outcome, \
      request_id, data, prev_hash, hash FROM audit_events \
      WHERE ($1 = '*' OR tenant = $1) AND ($2 = '' OR stream = $2) AND ($3 = '' OR actor = $3) \
@@ -167,9 +167,9 @@ impl Db {
         Ok(streams)
     }
 
-    /// Up to `limit` rows of a stream after `seq`, in order.
-    pub async fn audit_chain(&self, stream: &str, seq: i64, limit: i64) -> Result<Vec<AuditRow>> {
-        fetch_all!(self, AuditRow, CHAIN, stream, seq, limit)
+    /// Up to `limit` rows of a stream from `from` on, in order.
+    pub async fn audit_chain(&self, stream: &str, from: i64, limit: i64) -> Result<Vec<AuditRow>> {
+        fetch_all!(self, AuditRow, CHAIN, stream, from, limit)
     }
 
     /// Rows that match, newest first.

@@ -371,7 +371,11 @@ async fn open_sqlite(path: &Path, readers: u32, lock: Lock) -> Result<Db> {
 
 /// An advisory lock on `FILE.lock`: the operating system releases it when the process ends, however it ends.
 fn lock_file(database: &Path) -> Result<File> {
-    let path = database.with_extension("lock");
+    // A link to the file is the file; one that is not there yet has no other name.
+    let database = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
+    let mut path = database.clone().into_os_string();
+    path.push(".lock");
+    let path = PathBuf::from(path);
     let setup = |e: std::io::Error| StoreError::Setup(format!("{}: {e}", path.display()));
     let file = OpenOptions::new()
         .create(true)

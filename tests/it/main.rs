@@ -16,4 +16,5 @@ mod postgres;
 mod ranks;
 mod smoke;
 mod softhsm;
+mod store;
 mod tls;
