@@ -1,6 +1,7 @@
 //! The one test binary: what the daemon promises, shown through its public API and the binary itself.
 
 mod access_option;
+mod api_doc;
 mod authz;
 mod cli;
 mod conformance;
