@@ -19,3 +19,4 @@ mod smoke;
 mod softhsm;
 mod store;
 mod tls;
+mod warm_path;
