@@ -26,7 +26,7 @@ lint: ## Formatting and clippy only
 
 bench: ## Measure calls per second, optimised, client included
 	@scripts/install-run-deps
-	scripts/bench $(ARGS)
+	@scripts/bench $(ARGS)
 
 clean: ## Remove what was built, and the directory of `claviger dev`
 	$(CARGO) clean
