@@ -1,7 +1,7 @@
 # `make run` shows the daemon at work, `make test` proves it; both install what they need.
 
 CARGO ?= cargo
-# Arguments of `claviger dev`, such as ARGS="--once --grpc-port 0".
+# Arguments of `claviger dev`, such as ARGS="--once --grpc-port 0", or of `claviger bench`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
