@@ -82,6 +82,11 @@ pub fn logs(config: &LogConfig) -> Result<(), TelemetryError> {
         level: config.level.clone(),
         source,
     })?;
+    // It reports every vendor mechanism that it does not know as an error, at each start.
+    let filter = match "cryptoki::mechanism=off".parse() {
+        Ok(quiet) => filter.add_directive(quiet),
+        Err(_) => filter,
+    };
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let installed = match config.format {
