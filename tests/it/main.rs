@@ -1,6 +1,7 @@
 //! The one test binary: what the daemon promises, shown through its public API and the binary itself.
 
 mod access_option;
+mod audit_walk;
 mod authz;
 mod cli;
 mod conformance;
@@ -14,6 +15,8 @@ mod pkcs11;
 mod pki;
 mod postgres;
 mod ranks;
+mod roles;
+mod rpcs;
 mod smoke;
 mod softhsm;
 mod tls;
