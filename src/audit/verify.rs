@@ -81,8 +81,19 @@ async fn verify_stream(db: &Db, stream: String) -> Result<StreamReport, StoreErr
             stored.seq,
             "the stream's head has another hash than its row".into(),
         ));
-    } else if stored.seq == 0 && report.rows > 0 {
-        report.problem = Some((1, "the stream has rows but no head".into()));
+    } else {
+        // A row and its head are committed together, so a head read after the rows covers them all.
+        let now = db.audit_head(&report.stream).await?;
+        let covered = now.map_or(0, |head| head.seq);
+        if covered < report.head.seq {
+            report.problem = Some((
+                covered + 1,
+                format!(
+                    "the stream's head is at {covered} but its rows end at {}: rows were added behind it",
+                    report.head.seq
+                ),
+            ));
+        }
     }
     Ok(report)
 }
