@@ -45,10 +45,10 @@ async fn verify_stream(db: &Db, stream: String) -> Result<StreamReport, StoreErr
         problem: None,
     };
     let mut stored_hash_at_head = None;
+    // From below the first row on: one that was slipped in before it does not fit either.
+    let mut from = i64::MIN;
     loop {
-        let page = db
-            .audit_chain(&report.stream, report.head.seq, PAGE)
-            .await?;
+        let page = db.audit_chain(&report.stream, from, PAGE).await?;
         if page.is_empty() {
             break;
         }
@@ -66,7 +66,10 @@ async fn verify_stream(db: &Db, stream: String) -> Result<StreamReport, StoreErr
                 hash: row.hash,
             };
         }
+        from = report.head.seq + 1;
     }
+    // A row and the head that knows it are committed together, so by now the head has caught up with every row.
+    let known = db.audit_head(&report.stream).await?.map_or(0, |h| h.seq);
     let stored = stored.unwrap_or_else(chain::empty_head);
     if stored.seq > report.head.seq {
         report.problem = Some((
@@ -81,19 +84,14 @@ async fn verify_stream(db: &Db, stream: String) -> Result<StreamReport, StoreErr
             stored.seq,
             "the stream's head has another hash than its row".into(),
         ));
-    } else {
-        // A row and its head are committed together, so a head read after the rows covers them all.
-        let now = db.audit_head(&report.stream).await?;
-        let covered = now.map_or(0, |head| head.seq);
-        if covered < report.head.seq {
-            report.problem = Some((
-                covered + 1,
-                format!(
-                    "the stream's head is at {covered} but its rows end at {}: rows were added behind it",
-                    report.head.seq
-                ),
-            ));
-        }
+    } else if known < report.head.seq {
+        report.problem = Some((
+            known.max(0) + 1,
+            format!(
+                "the stream ends at {} but its head says {known}: rows were added behind it, or it was set back",
+                report.head.seq
+            ),
+        ));
     }
     Ok(report)
 }

@@ -8,9 +8,11 @@
 mod freshness;
 mod permit;
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
+use futures_util::FutureExt;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument;
 
 pub use freshness::Freshness;
 pub use permit::{AdminPermit, Committed, Mutation, Permit};
@@ -105,30 +107,34 @@ impl Gate {
         F: FnOnce(AdminPermit) -> Fut + Send + 'static,
         Fut: Future<Output = Result<Committed<T>>> + Send + 'static,
     {
+        let allowed = self.authorize(caller, action, &resource);
         let unsuccessful = record(caller, action, &resource);
-        let outcome = match self.authorize(caller, action, &resource) {
-            Err(refusal) => Err(refusal),
-            Ok(()) => {
-                let permit = AdminPermit::new(
-                    Permit::new(action, resource),
-                    caller.clone(),
-                    self.db.clone(),
-                    unsuccessful.clone(),
-                );
-                let task = self.mutations.spawn(async move { act(permit).await });
-                match task.await {
-                    Ok(outcome) => outcome,
-                    Err(panicked) => Err(Error::internal(panicked)),
+        let permit = AdminPermit::new(
+            Permit::new(action, resource),
+            caller.clone(),
+            self.db.clone(),
+            unsuccessful.clone(),
+        );
+        let db = self.db.clone();
+        // All of it: a caller that leaves can neither cut a change in half nor keep a refusal out of the log.
+        let task = async move {
+            let outcome = match allowed {
+                Err(refusal) => Err(refusal),
+                Ok(()) => AssertUnwindSafe(async move { act(permit).await })
+                    .catch_unwind()
+                    .await
+                    .unwrap_or_else(|_| Err(Error::internal("a change panicked"))),
+            };
+            match outcome {
+                Ok(committed) => Ok(committed.into_parts()),
+                Err(error) => {
+                    record_failure(&db, unsuccessful, &error).await;
+                    Err(error)
                 }
             }
         };
-        match outcome {
-            Ok(committed) => Ok(committed.into_parts()),
-            Err(error) => {
-                self.record_failure(unsuccessful, &error).await;
-                Err(error)
-            }
-        }
+        let task = self.mutations.spawn(task.in_current_span());
+        task.await.unwrap_or_else(|e| Err(Error::internal(e)))
     }
 
     /// Records that somebody without a principal was turned away.
@@ -177,19 +183,19 @@ impl Gate {
             Decision::Deny => Err(not_found(resource)),
         }
     }
+}
 
-    /// A failed mutation changed nothing, so its row has a transaction of its own.
-    async fn record_failure(&self, mut record: Record, error: &Error) {
-        describe(&mut record, error);
-        let written = async {
-            let mut tx = self.db.begin().await?;
-            admin::append(&mut tx, record).await?;
-            tx.commit().await
-        };
-        if let Err(unwritten) = written.await {
-            // Nothing happened, so there is nothing to take back; the caller gets the original error.
-            tracing::error!(error = %unwritten, "unsuccessful administrative call not recorded");
-        }
+/// A failed mutation changed nothing, so its row has a transaction of its own.
+async fn record_failure(db: &Db, mut record: Record, error: &Error) {
+    describe(&mut record, error);
+    let written = async {
+        let mut tx = db.begin().await?;
+        admin::append(&mut tx, record).await?;
+        tx.commit().await
+    };
+    if let Err(unwritten) = written.await {
+        // Nothing happened, so there is nothing to take back; the caller gets the original error.
+        tracing::error!(error = %unwritten, "unsuccessful administrative call not recorded");
     }
 }
 

@@ -85,7 +85,8 @@ impl Feed {
 
     async fn catch_up(&mut self) -> Result<(), StoreError> {
         loop {
-            let rows = self.db.audit_chain(ADMIN_STREAM, self.seen, PAGE).await?;
+            let next = self.seen + 1;
+            let rows = self.db.audit_chain(ADMIN_STREAM, next, PAGE).await?;
             let Some(last) = rows.last() else {
                 return Ok(());
             };

@@ -1,6 +1,7 @@
 //! The one test binary: what the daemon promises, shown through its public API and the binary itself.
 
 mod access_option;
+mod api_doc;
 mod audit_walk;
 mod authz;
 mod cli;
@@ -19,4 +20,6 @@ mod roles;
 mod rpcs;
 mod smoke;
 mod softhsm;
+mod store;
 mod tls;
+mod warm_path;
