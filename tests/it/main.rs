@@ -2,6 +2,7 @@
 
 mod access_option;
 mod api_doc;
+mod audit_walk;
 mod authz;
 mod cli;
 mod conformance;
@@ -15,6 +16,8 @@ mod pkcs11;
 mod pki;
 mod postgres;
 mod ranks;
+mod roles;
+mod rpcs;
 mod smoke;
 mod softhsm;
 mod store;

@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use aws_lc_rs::digest;
 use claviger::grpc::proto::{
     AuditEvent, AuditStreamReport, ListAuditEventsRequest, VerifyAuditRequest,
 };
 use tonic::Code;
 
 use super::{Story, refused};
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, Engine};
 
 pub async fn everything_is_recorded(story: &Story) {
     let request = ListAuditEventsRequest {
@@ -104,6 +105,7 @@ pub async fn every_change_is_found(story: &Story) {
         swap(row),
         insertion(row),
         appendix(head),
+        forgery(daemon, &whole),
         cut(head),
     ]);
     for change in changes {
@@ -206,6 +208,48 @@ fn appendix(head: i64) -> Tampering {
         sql: copied(head, next),
         undo: format!("DELETE FROM audit_events WHERE stream = 'admin' AND seq = {next}"),
         at: next,
+    }
+}
+
+/// A row behind the last one whose hashes are right: the encoding is no secret.
+fn forgery(daemon: &Daemon, whole: &AuditStreamReport) -> Tampering {
+    let seq = whole.head_seq + 1;
+    let fields = [
+        "system", "nobody", "user", "GetJwks", "tenant", "system", "success", "forged", "{}",
+    ];
+    let mut encoded = b"claviger.audit.v1\0".to_vec();
+    let mut put = |bytes: &[u8]| {
+        let length = u32::try_from(bytes.len()).expect("short");
+        encoded.extend(length.to_be_bytes());
+        encoded.extend(bytes);
+    };
+    put(b"admin");
+    put(&seq.to_be_bytes());
+    put(&1_i64.to_be_bytes());
+    fields.iter().for_each(|field| put(field.as_bytes()));
+    let prev_hash: Vec<u8> = (0..64)
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&whole.head_hash[i..i + 2], 16).expect("hex"))
+        .collect();
+    put(&prev_hash);
+    let hash = digest::digest(&digest::SHA256, &encoded);
+    let blob = |bytes: &[u8]| {
+        let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
+        match daemon.engine() {
+            Engine::Sqlite => format!("x'{hex}'"),
+            Engine::Postgres => format!("'\\x{hex}'::bytea"),
+        }
+    };
+    Tampering {
+        what: "a forged row at the end",
+        sql: format!(
+            "INSERT INTO audit_events VALUES ('admin', {seq}, 1, '{}', {}, {})",
+            fields.join("', '"),
+            blob(&prev_hash),
+            blob(hash.as_ref())
+        ),
+        undo: format!("DELETE FROM audit_events WHERE stream = 'admin' AND seq = {seq}"),
+        at: seq,
     }
 }
 
