@@ -21,5 +21,6 @@ mod rpcs;
 mod smoke;
 mod softhsm;
 mod store;
+mod stumbles;
 mod tls;
 mod warm_path;
