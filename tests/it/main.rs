@@ -2,10 +2,12 @@
 
 mod access_option;
 mod authz;
+mod bad_input;
 mod cli;
 mod conformance;
 mod daemon;
 mod envelope;
+mod gate;
 mod http;
 mod listener;
 mod pkcs11;
