@@ -121,7 +121,7 @@ pub async fn run(
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
     };
-    let routes = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
+    let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     let jwks: JwksSource = Arc::new(move || {
         let tokens = Arc::clone(&tokens);
         Box::pin(async move { tokens.jwks().await })
@@ -180,6 +180,11 @@ pub async fn run(
         .await;
         Ok(())
     });
+    tasks.spawn(done(grpc::report_health(
+        reporter,
+        health.clone(),
+        stopped(),
+    )));
     tasks.spawn(done(feed.run(config.feed.clone(), stopped())));
     tasks.spawn(done(probe_backends(probed, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));

@@ -84,6 +84,11 @@ pub fn logs(config: &LogConfig) -> Result<(), TelemetryError> {
         level: config.level.clone(),
         source,
     })?;
+    // It reports every vendor mechanism that it does not know as an error, at each start.
+    let filter = match "cryptoki::mechanism=off".parse() {
+        Ok(quiet) => filter.add_directive(quiet),
+        Err(_) => filter,
+    };
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr);
     let installed = match config.format {
@@ -165,5 +170,33 @@ fn describe() {
     describe_counter!(
         "claviger_tls_handshake_failures_total",
         "TLS handshakes that failed, by reason."
+    );
+    describe_counter!(
+        "claviger_cache_loads_total",
+        "Reads of the database or the KEK because a cache did not hold what a call needed, by cache."
+    );
+    describe_counter!(
+        "claviger_policy_evaluations_total",
+        "Decisions that were not cached."
+    );
+    describe_histogram!(
+        "claviger_audit_batch_rows",
+        "Rows of one transaction of the access stream."
+    );
+    describe_counter!(
+        "claviger_audit_dropped_total",
+        "Access rows lost in mode best_effort because the queue was full."
+    );
+    describe_counter!(
+        "claviger_wrong_signature_total",
+        "Signatures by a backend that did not verify, and did not leave."
+    );
+    describe_counter!(
+        "claviger_data_key_undecryptable_total",
+        "Data keys that did not unwrap under their KEK."
+    );
+    describe_gauge!(
+        "claviger_backend_up",
+        "1 while the key backend answers, by backend."
     );
 }

@@ -62,6 +62,7 @@ impl Authz {
     pub fn decide(&self, principal: &Principal, action: Action, resource: &Resource) -> Decision {
         let question = Question::new(principal, action, resource);
         self.cache.decision(&question, || {
+            metrics::counter!("claviger_policy_evaluations_total").increment(1);
             let (decision, errors) = match self.evaluate(&question) {
                 Ok(response) => (verdict(&response), errors(&response)),
                 Err(error) => (Decision::Deny, vec![error.to_string()]),

@@ -45,7 +45,15 @@ pub struct Connection {
     service: Service,
 }
 
-type Service = InterceptedService<Channel, Deadline>;
+/// What generated clients call.
+pub type Service = InterceptedService<Channel, Deadline>;
+
+impl Connection {
+    /// For clients of services that are not ours.
+    pub fn service(&self) -> Service {
+        self.service.clone()
+    }
+}
 
 /// Tells the server how long the caller waits.
 #[derive(Clone, Copy)]

@@ -6,6 +6,7 @@
 
 mod audit;
 mod batch;
+mod bench;
 mod client;
 mod dev;
 mod doctor;
@@ -52,6 +53,7 @@ enum Command {
     Serve(serve::Args),
     Migrate(migrate::Args),
     Doctor(doctor::Args),
+    Bench(bench::Args),
     #[command(subcommand)]
     Policy(policy::Command),
     #[command(subcommand)]
@@ -113,6 +115,7 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Bench(args) => bench::run(args, &options).await,
         Command::Policy(command) => policy::run(command).await,
         Command::Hsm(command) => hsm::run(command).await,
         Command::Kek(command) => kek::run(command).await,

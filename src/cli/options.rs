@@ -216,6 +216,11 @@ impl Options {
 }
 
 impl Session {
+    /// The connection itself.
+    pub const fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// How answers are printed.
     pub fn format(&self) -> Format {
         self.format

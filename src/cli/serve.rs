@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args as ClapArgs;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 use super::{
     exit::{Exit, Failure, Result},
@@ -22,9 +23,21 @@ pub struct Args {
 pub async fn run(args: Args) -> Result<Exit> {
     let config = Config::load(&args.config).map_err(Failure::usage)?;
     telemetry::logs(&config.log).map_err(Failure::usage)?;
+    no_core_dumps();
     let mut stop = Stop::new()?;
     app::run(config, Clock::System, stop.asked())
         .await
         .map_err(Failure::other)?;
     Ok(Exit::Ok)
+}
+
+/// Unwrapped data keys are in memory; a core dump would write them to a disk.
+fn no_core_dumps() {
+    let none = Rlimit {
+        current: Some(0),
+        maximum: Some(0),
+    };
+    if let Err(error) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%error, "core dumps cannot be disabled");
+    }
 }

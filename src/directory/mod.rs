@@ -51,6 +51,7 @@ impl Directory {
         if let Some(found) = self.by_identity.get(identity) {
             return Ok(Some(found));
         }
+        metrics::counter!("claviger_cache_loads_total", "cache" => "principals").increment(1);
         let generation = self.generation.load(Ordering::SeqCst);
         let Some(principal) = self.db.principal_by_identity(identity).await? else {
             return Ok(None);

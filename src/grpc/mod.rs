@@ -17,24 +17,28 @@ mod status;
 mod tokens;
 
 pub use call::{LimitsConfig, Parts};
+use std::time::Duration;
+
 use tonic::service::Routes;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use self::listener::GrpcConfig;
-use crate::clock::Clock;
+use crate::{clock::Clock, health::Health};
 
-/// Every service over these parts; health always, reflection when the configuration says so.
+/// Every service over these parts; health always, reflection when the configuration says so. What the reporter is
+/// told is what health checks answer: see [`report_health`].
 pub fn routes(
     parts: Parts,
     clock: Clock,
     config: &GrpcConfig,
-) -> Result<Routes, tonic_reflection::server::Error> {
+) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
         audit_service_server::AuditServiceServer, crypto_service_server::CryptoServiceServer,
         key_service_server::KeyServiceServer, principal_service_server::PrincipalServiceServer,
         rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
     };
     let limit = config.max_request_bytes;
-    let (_, health) = tonic_health::server::health_reporter();
+    let (reporter, health) = tonic_health::server::health_reporter();
     let keys = keys::KeyApi {
         parts: parts.clone(),
         clock,
@@ -58,5 +62,32 @@ pub fn routes(
             .build_v1()?;
         routes = routes.add_service(reflection);
     }
-    Ok(routes.prepare())
+    Ok((routes.prepare(), reporter))
+}
+
+/// Tells gRPC health checks what `/readyz` tells the kubelet, until `shutdown` ends.
+pub async fn report_health(
+    reporter: HealthReporter,
+    health: Health,
+    shutdown: impl Future<Output = ()>,
+) {
+    let mut shutdown = std::pin::pin!(shutdown);
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    let mut last = None;
+    loop {
+        tokio::select! {
+            () = &mut shutdown => return,
+            _ = tick.tick() => {}
+        }
+        let ready = health.snapshot().ready;
+        if last != Some(ready) {
+            let status = if ready {
+                ServingStatus::Serving
+            } else {
+                ServingStatus::NotServing
+            };
+            reporter.set_service_status("", status).await;
+            last = Some(ready);
+        }
+    }
 }

@@ -50,6 +50,7 @@ impl KeyCache {
         if let Some(found) = self.ids.get(&name).and_then(|id| self.snapshots.get(&id)) {
             return Ok(Some(found));
         }
+        metrics::counter!("claviger_cache_loads_total", "cache" => "keys").increment(1);
         let generation = self.generation();
         let Some(row) = db.key(tenant, key).await? else {
             return Ok(None);
@@ -74,7 +75,7 @@ impl KeyCache {
     ) -> Result<Option<Arc<KeySnapshot>>> {
         let id = match self.kids.get(kid) {
             Some(id) => id,
-            None => match db.key_of_kid(kid).await? {
+            None => match self.load_kid(db, kid).await? {
                 Some(id) => {
                     self.kids.insert(kid.clone(), id);
                     id
@@ -83,6 +84,11 @@ impl KeyCache {
             },
         };
         self.find(db, tenant, &KeyRef::Id(id)).await
+    }
+
+    async fn load_kid(&self, db: &Db, kid: &Kid) -> Result<Option<KeyId>> {
+        metrics::counter!("claviger_cache_loads_total", "cache" => "kids").increment(1);
+        Ok(db.key_of_kid(kid).await?)
     }
 
     /// Forgets one key.

@@ -50,6 +50,8 @@ impl DataKeys {
         self.cache.remove_if(kid, |held| held.until <= now);
         self.cache
             .get_or_insert_async(kid, async {
+                metrics::counter!("claviger_cache_loads_total", "cache" => "data_keys")
+                    .increment(1);
                 let key = unwrap.await?;
                 Ok(Arc::new(Unwrapped {
                     key,

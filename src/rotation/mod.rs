@@ -14,8 +14,8 @@ use crate::{
     gate::{AdminPermit, Committed, Permit, not_found},
     keys::{KeySnapshot, Keys},
     model::{
-        Entity, KeyId, KeyVersion, Resource, Rotation, RotationId, RotationState, TenantName,
-        VersionState, key::VersionEvent, rotation::Plan,
+        Entity, KeyId, KeyRef, KeyVersion, Resource, Rotation, RotationId, RotationState,
+        TenantName, VersionState, key::VersionEvent, rotation::Plan,
     },
     store::{Db, IntentState, StoreError},
 };
@@ -91,6 +91,8 @@ impl Rotations {
         key: Arc<KeySnapshot>,
         justification: String,
     ) -> Result<Committed<Rotation>> {
+        // As the database has it now: a successor to a version that is not ACTIVE any more could never be deployed.
+        let key = self.fresh(&key.key.tenant, key.key.id).await?;
         let old = key.active()?.version.clone();
         self.refuse_open(&key).await?;
         let number = key.versions().last().map_or(1, |v| v.version.number + 1);
@@ -161,7 +163,7 @@ impl Rotations {
         let rotation = found(rotation, permit.permit())?;
         let approver = permit.caller().principal.id;
         let now = self.clock.now();
-        let key = self.snapshot(&rotation).await?;
+        let key = self.fresh(&rotation.tenant, rotation.key_id).await?;
         let approved = rotation.approve(approver, digest, now)?;
         let mut mutation = permit.begin().await?;
         let tx = mutation.tx();
@@ -196,7 +198,7 @@ impl Rotations {
         let rotation = found(rotation, permit.permit())?;
         let now = self.clock.now();
         let deployed = rotation.deploy(permit.caller().principal.id, now)?;
-        let key = self.snapshot(&deployed).await?;
+        let key = self.fresh(&deployed.tenant, deployed.key_id).await?;
         let (mut old, mut new) = (
             key.active()?.version.clone(),
             successor(&key, &deployed)?.clone(),
@@ -267,10 +269,9 @@ impl Rotations {
     }
 
     /// The key as the database has it now: a decision about its versions must not rest on a cache.
-    async fn snapshot(&self, rotation: &Rotation) -> Result<Arc<KeySnapshot>> {
-        self.keys.forget(rotation.key_id);
-        let reference = crate::model::KeyRef::Id(rotation.key_id);
-        let target = self.keys.find(&rotation.tenant, &reference).await?;
+    async fn fresh(&self, tenant: &TenantName, key: KeyId) -> Result<Arc<KeySnapshot>> {
+        self.keys.forget(key);
+        let target = self.keys.find(tenant, &KeyRef::Id(key)).await?;
         target.snapshot().cloned()
     }
 }

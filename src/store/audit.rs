@@ -1,5 +1,7 @@
 //! Tables `audit_events` and `audit_heads`. Rows are only ever added; the chain is computed in `audit/`.
 
+use std::fmt::Write;
+
 use sqlx::AssertSqlSafe;
 
 use super::{
@@ -117,8 +119,9 @@ impl Tx {
 
     async fn insert_audit_rows(&mut self, rows: &[AuditRow]) -> Result<()> {
         macro_rules! insert {
-            ($tx:expr) => {{
-                let mut query = sqlx::query(AssertSqlSafe(insert_sql(rows.len())));
+            ($tx:expr, $placeholder:expr) => {{
+                let sql = insert_sql(rows.len(), $placeholder);
+                let mut query = sqlx::query(AssertSqlSafe(sql));
                 for r in rows {
                     query = query
                         .bind(&r.stream)
@@ -140,8 +143,8 @@ impl Tx {
             }};
         }
         match self {
-            Self::Sqlite(tx) => insert!(tx)?,
-            Self::Postgres(tx) => insert!(tx)?,
+            Self::Sqlite(tx) => insert!(tx, Placeholder::Anonymous)?,
+            Self::Postgres(tx) => insert!(tx, Placeholder::Numbered)?,
         }
         Ok(())
     }
@@ -209,16 +212,32 @@ fn powers_of_two(mut rows: &[AuditRow]) -> impl Iterator<Item = &[AuditRow]> {
     })
 }
 
+/// How an engine's binds are written in a statement of many rows.
+#[derive(Clone, Copy)]
+enum Placeholder {
+    /// `?`: SQLite looks `$N` up by name, in a list, for each bind: quadratic in the number of rows.
+    Anonymous,
+    /// `$N`, the only one that PostgreSQL knows.
+    Numbered,
+}
+
 /// `INSERT … VALUES ($1, …, $14), ($15, …) …`: placeholders only, no data.
-fn insert_sql(rows: usize) -> String {
+fn insert_sql(rows: usize, placeholder: Placeholder) -> String {
     let mut sql = String::with_capacity(INSERT.len() + rows * COLUMNS * 6);
     sql.push_str(INSERT);
     for row in 0..rows {
         sql.push_str(if row == 0 { "(" } else { ", (" });
         for column in 1..=COLUMNS {
-            let separator = if column == 1 { "$" } else { ", $" };
-            sql.push_str(separator);
-            sql.push_str(&(row * COLUMNS + column).to_string());
+            if column > 1 {
+                sql.push_str(", ");
+            }
+            match placeholder {
+                Placeholder::Anonymous => sql.push('?'),
+                Placeholder::Numbered => {
+                    // Writing to a String cannot fail.
+                    let _ = write!(sql, "${}", row * COLUMNS + column);
+                }
+            }
         }
         sql.push(')');
     }

@@ -6,6 +6,7 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
@@ -350,8 +351,18 @@ fn url(config: &DatabaseConfig) -> Result<SecretString> {
 async fn open_sqlite(path: &Path, readers: u32, lock: Lock) -> Result<Db> {
     let lock = match lock {
         Lock::Exclusive => Some(Arc::new(lock_file(path)?)),
+        Lock::None if !path.is_file() => {
+            return Err(StoreError::Setup(format!(
+                "database.url: {} does not exist yet; run `claviger migrate`",
+                path.display()
+            )));
+        }
         Lock::None => None,
     };
+    if lock.is_some() {
+        // SQLite gives its journals the mode of the file, and would make it by the umask.
+        private_file(path)?;
+    }
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(lock.is_some())
@@ -376,19 +387,28 @@ fn lock_file(database: &Path) -> Result<File> {
     let mut path = database.clone().into_os_string();
     path.push(".lock");
     let path = PathBuf::from(path);
-    let setup = |e: std::io::Error| StoreError::Setup(format!("{}: {e}", path.display()));
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .map_err(setup)?;
+    let file = private_file(&path)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Setup(format!(
             "another claviger is running on {}; SQLite serves one daemon, use PostgreSQL for more",
             database.display()
         ))),
-        Err(TryLockError::Error(e)) => Err(setup(e)),
+        Err(TryLockError::Error(e)) => Err(unusable(&path, &e)),
     }
+}
+
+/// Opens a file, made with mode 0600 if it is not there.
+fn private_file(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|e| unusable(path, &e))
+}
+
+fn unusable(path: &Path, error: &std::io::Error) -> StoreError {
+    StoreError::Setup(format!("database.url: {}: {error}", path.display()))
 }

@@ -15,6 +15,7 @@ mod open;
 mod pool;
 pub mod provision;
 mod queue;
+mod rate;
 mod session;
 mod templates;
 pub mod uri;
@@ -22,6 +23,7 @@ mod usage;
 
 pub use config::{Pkcs11Config, Pkcs11ConfigError};
 pub use module::{Module, Modules, Paused};
+pub use rate::raw_sign_rate;
 
 use pool::Pool;
 use tokio::time::Instant;

@@ -1,8 +1,8 @@
 //! The daemon's database, reached behind its back.
 
 use sqlx::{
-    AssertSqlSafe, Column, ConnectOptions, Connection, Executor, PgConnection, Row,
-    SqliteConnection, TypeInfo, ValueRef,
+    AssertSqlSafe, Column, ConnectOptions, Connection, PgConnection, Row, SqliteConnection,
+    TypeInfo, ValueRef,
     postgres::PgRow,
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
@@ -16,13 +16,17 @@ impl Daemon {
         let done = match self.engine {
             Engine::Sqlite => {
                 let mut connection = self.sqlite().await;
-                let done = connection.execute(AssertSqlSafe(sql.clone())).await;
+                let done = sqlx::raw_sql(AssertSqlSafe(sql.clone()))
+                    .execute(&mut connection)
+                    .await;
                 connection.close().await.expect("closed");
                 done.map(|_| ())
             }
             Engine::Postgres => {
                 let mut connection = self.postgres().await;
-                let done = connection.execute(AssertSqlSafe(sql.clone())).await;
+                let done = sqlx::raw_sql(AssertSqlSafe(sql.clone()))
+                    .execute(&mut connection)
+                    .await;
                 connection.close().await.expect("closed");
                 done.map(|_| ())
             }

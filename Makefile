@@ -1,0 +1,33 @@
+# `make run` shows the daemon at work, `make test` proves it; both install what they need.
+
+CARGO ?= cargo
+# Arguments of `claviger dev`, such as ARGS="--once --grpc-port 0", or of `claviger bench`.
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint bench clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
+
+run: ## Build, then run a complete local environment and the main job on it
+	@scripts/install-run-deps
+	$(CARGO) run --locked -- dev $(ARGS)
+
+test: ## Check formatting, lint, and run every test on a real token and real databases
+	@scripts/install-test-deps
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) test --locked --no-fail-fast
+
+lint: ## Formatting and clippy only
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+bench: ## Measure calls per second, optimised, client included
+	@scripts/install-run-deps
+	@scripts/bench $(ARGS)
+
+clean: ## Remove what was built, and the directory of `claviger dev`
+	$(CARGO) clean
+	rm -rf .dev

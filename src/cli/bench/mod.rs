@@ -1,0 +1,183 @@
+//! `claviger bench`: what a daemon does per second, client included, beside an empty call and the raw token.
+//!
+//! One run, one machine, one set of connections, so that the ratios mean something where the absolute numbers depend
+//! on the hardware. Every call is authenticated, authorised and durably audited, as in production; the empty call is
+//! the standard health check over the same listener.
+
+mod load;
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Args as ClapArgs;
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+
+use super::{
+    client::Connection,
+    exit::{Exit, Failure, Result},
+    options::Options,
+    output,
+};
+use crate::{
+    backends::pkcs11::{Modules, raw_sign_rate},
+    config::{BackendConfig, Config},
+    grpc::proto::{DecryptRequest, EncryptRequest, IssueTokenRequest, SignRequest, sign_request},
+};
+use load::{Load, Measured};
+
+/// Measure a running daemon, as a caller with the roles crypto-user and token-issuer
+#[derive(ClapArgs, Debug)]
+pub struct Args {
+    /// SIGNING key to use
+    #[arg(long, value_name = "KEY", default_value = "orders-signing")]
+    signing_key: String,
+    /// TOKEN_SIGNING key to use
+    #[arg(long, value_name = "KEY", default_value = "orders-tokens")]
+    token_key: String,
+    /// ENCRYPTION key to use
+    #[arg(long, value_name = "KEY", default_value = "orders-vault")]
+    encryption_key: String,
+    /// Seconds for each operation
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    seconds: u64,
+    /// TLS connections
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    connections: usize,
+    /// Calls in flight on each connection
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    in_flight: usize,
+    /// Also measure the raw token of this configuration's first PKCS#11 backend, in this process
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Threads for the raw token
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    token_threads: usize,
+}
+
+/// Bytes that are signed and encrypted.
+const PAYLOAD: usize = 256;
+
+/// Runs `claviger bench`.
+pub async fn run(args: Args, options: &Options) -> Result<Exit> {
+    let duration = Duration::from_secs(args.seconds.clamp(1, 60));
+    let mut connections = Vec::with_capacity(args.connections);
+    for _ in 0..args.connections.max(1) {
+        connections.push(options.connect().await?.connection().clone());
+    }
+    let load = Load {
+        connections,
+        in_flight: args.in_flight.max(1),
+        duration,
+    };
+    // Before the daemon is warm, and again after it: the machine may not be the same all along.
+    let raw = args
+        .config
+        .as_deref()
+        .map(|config| raw(config, &args, duration));
+    let raw = raw.transpose()?;
+
+    let echo = load.run(echo).await?;
+    let payload = bytes::Bytes::from(vec![0x5a; PAYLOAD]);
+    let encrypt = EncryptRequest {
+        key: args.encryption_key.clone(),
+        plaintext: payload.clone(),
+        ..EncryptRequest::default()
+    };
+    let encrypted = load.connections[0]
+        .crypto()
+        .encrypt(encrypt.clone())
+        .await?;
+    let decrypt = DecryptRequest {
+        key: args.encryption_key.clone(),
+        ciphertext: encrypted.into_inner().ciphertext,
+        ..DecryptRequest::default()
+    };
+    let sign = SignRequest {
+        key: args.signing_key.clone(),
+        payload: Some(sign_request::Payload::Message(payload)),
+        ..SignRequest::default()
+    };
+    let issue = IssueTokenRequest {
+        key: args.token_key.clone(),
+        audience: vec!["bench".to_owned()],
+        scope: vec!["read".to_owned()],
+        ..IssueTokenRequest::default()
+    };
+    let encrypts = load
+        .run(move |c: Connection| {
+            let request = encrypt.clone();
+            async move { c.crypto().encrypt(request).await.map(drop) }
+        })
+        .await?;
+    let decrypts = load
+        .run(move |c: Connection| {
+            let request = decrypt.clone();
+            async move { c.crypto().decrypt(request).await.map(drop) }
+        })
+        .await?;
+    let signs = load
+        .run(move |c: Connection| {
+            let request = sign.clone();
+            async move { c.crypto().sign(request).await.map(drop) }
+        })
+        .await?;
+    let issues = load
+        .run(move |c: Connection| {
+            let request = issue.clone();
+            async move { c.tokens().issue_token(request).await.map(drop) }
+        })
+        .await?;
+
+    let row = |name: &str, m: &Measured, of_raw: bool| {
+        let ratio = match (of_raw, raw) {
+            (true, Some(raw)) => format!("{:.2} of the raw token", m.rate / raw),
+            (true, None) => "-".to_owned(),
+            (false, _) => format!("{:.2} of the empty call", m.rate / echo.rate),
+        };
+        [
+            name.to_owned(),
+            format!("{:.0}/s", m.rate),
+            format!("{:.2} ms", m.p50.as_secs_f64() * 1e3),
+            format!("{:.2} ms", m.p99.as_secs_f64() * 1e3),
+            ratio,
+        ]
+    };
+    let mut rows = vec![
+        row("empty call", &echo, false),
+        row("Encrypt 256 B", &encrypts, false),
+        row("Decrypt 256 B", &decrypts, false),
+        row("Sign ES256", &signs, true),
+        row("IssueToken ES256", &issues, true),
+    ];
+    if let Some(raw) = raw {
+        let threads = args.token_threads;
+        rows.push([
+            format!("raw token, {threads} threads"),
+            format!("{raw:.0}/s"),
+            "-".to_owned(),
+            "-".to_owned(),
+            "-".to_owned(),
+        ]);
+    }
+    output::print(&output::table(
+        ["operation", "rate", "p50", "p99", "ratio"],
+        rows,
+    ))?;
+    Ok(Exit::Ok)
+}
+
+async fn echo(connection: Connection) -> Result<(), tonic::Status> {
+    HealthClient::new(connection.service())
+        .check(HealthCheckRequest::default())
+        .await
+        .map(drop)
+}
+
+fn raw(path: &std::path::Path, args: &Args, duration: Duration) -> Result<f64> {
+    let config = Config::load(path).map_err(Failure::usage)?;
+    let Some(BackendConfig::Pkcs11(pkcs11)) = config.backends.values().next() else {
+        return Err(Failure::usage("the configuration has no PKCS#11 backend"));
+    };
+    let threads = args.token_threads.max(1);
+    tokio::task::block_in_place(|| raw_sign_rate(pkcs11, &Modules::new(), threads, duration))
+        .map_err(Failure::other)
+}

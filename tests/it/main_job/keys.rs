@@ -1,0 +1,93 @@
+//! Step 1: the issuer creates an ES256 signing key; it is in the token and cannot leave it.
+
+use claviger::grpc::proto::{Algorithm, CreateKeyRequest, GetKeyRequest, Key, KeyPurpose};
+use tonic::Code;
+
+use super::{Story, active, refused};
+
+pub async fn create(story: &mut Story) -> Key {
+    let before = story.daemon.private_keys().await.len();
+    let request = CreateKeyRequest {
+        tenant: "acme".into(),
+        name: "orders".into(),
+        purpose: KeyPurpose::Signing.into(),
+        algorithm: Algorithm::Es256.into(),
+        owner: "team-orders".into(),
+        ..Default::default()
+    };
+    let denied = story
+        .actor("service")
+        .keys()
+        .create_key(request.clone())
+        .await;
+    refused(denied, Code::PermissionDenied, "PERMISSION_DENIED");
+    story.was_refused("service", "CreateKey", "orders");
+    let hidden = story
+        .actor("other")
+        .keys()
+        .create_key(request.clone())
+        .await;
+    refused(hidden, Code::NotFound, "KEY_NOT_FOUND");
+    let stranger = story
+        .actor("stranger")
+        .keys()
+        .create_key(request.clone())
+        .await;
+    refused(stranger, Code::Unauthenticated, "UNKNOWN_PRINCIPAL");
+    assert_eq!(story.daemon.private_keys().await.len(), before);
+
+    let made = story
+        .actor("issuer")
+        .keys()
+        .create_key(request.clone())
+        .await;
+    let key = made.expect("CreateKey").into_inner().key;
+    let key = key.expect("a key");
+    story.did("issuer", "CreateKey", &key.id);
+    let again = story
+        .actor("issuer")
+        .keys()
+        .create_key(request.clone())
+        .await;
+    refused(again, Code::AlreadyExists, "ALREADY_EXISTS");
+    story.failed("issuer", "CreateKey", "orders");
+    let misfit = CreateKeyRequest {
+        name: "misfit".into(),
+        algorithm: Algorithm::A256gcm.into(),
+        ..request
+    };
+    let misfit = story.actor("issuer").keys().create_key(misfit).await;
+    refused(misfit, Code::InvalidArgument, "ALGORITHM_MISMATCH");
+
+    let get = GetKeyRequest {
+        tenant: "acme".into(),
+        key: "orders".into(),
+    };
+    let hidden = story.actor("other").keys().get_key(get).await;
+    refused(hidden, Code::NotFound, "KEY_NOT_FOUND");
+    story.was_refused("other", "GetKey", &key.id);
+
+    in_the_token(story, &key, before).await;
+    key
+}
+
+// R-LIFE-4: seen by a tool that is not ours.
+async fn in_the_token(story: &Story, key: &Key, before: usize) {
+    let seen = story.daemon.private_keys().await;
+    assert_eq!(seen.len(), before + 1, "{seen:?}");
+    let reference = active(key).backend_ref.to_ascii_lowercase();
+    let reference = reference.replace('%', "");
+    let ours: Vec<_> = seen.iter().filter(|k| reference.contains(&k.id)).collect();
+    let [ours] = &ours[..] else {
+        panic!("{reference}: {seen:?}");
+    };
+    for access in [
+        "sensitive",
+        "always sensitive",
+        "never extractable",
+        "local",
+    ] {
+        assert!(ours.access.iter().any(|a| a == access), "{ours:?}");
+    }
+    assert!(!active(key).public_pem.contains("PRIVATE"));
+}

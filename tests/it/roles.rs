@@ -1,0 +1,109 @@
+//! Who may call what: every RPC as everybody, against a table written by hand. R-ACL-1, R-ACL-3, R-LIFE-7.
+
+use std::collections::BTreeSet;
+
+use claviger::model::METHODS;
+use tonic::Code;
+
+use crate::{
+    daemon::Engine,
+    rpcs::{World, send},
+};
+
+const PEOPLE: [&str; 9] = [
+    "admin", "issuer", "approver", "deployer", "officer", "auditor", "service", "other", "stranger",
+];
+
+/// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
+/// acme, or on the whole installation.
+#[rustfmt::skip]
+const TABLE: [(&str, &str); 31] = [
+    //                   admin issuer approver deployer officer auditor service other stranger
+    ("Sign",            "D     D      D        D        D       D       Y       H     U"),
+    ("Verify",          "D     D      D        D        D       D       Y       H     U"),
+    ("Encrypt",         "D     D      D        D        D       D       Y       H     U"),
+    ("Decrypt",         "D     D      D        D        D       D       Y       H     U"),
+    ("Rewrap",          "D     D      D        D        D       D       Y       H     U"),
+    ("BatchSign",       "D     D      D        D        D       D       Y       H     U"),
+    ("BatchVerify",     "D     D      D        D        D       D       Y       H     U"),
+    ("BatchEncrypt",    "D     D      D        D        D       D       Y       H     U"),
+    ("BatchDecrypt",    "D     D      D        D        D       D       Y       H     U"),
+    ("BatchRewrap",     "D     D      D        D        D       D       Y       H     U"),
+    ("IssueToken",      "D     D      D        D        D       D       Y       H     U"),
+    ("VerifyToken",     "D     D      D        D        D       D       Y       H     U"),
+    ("GetJwks",         "Y     Y      Y        Y        Y       Y       Y       Y     U"),
+    ("CreateKey",       "D     Y      D        D        D       D       D       H     U"),
+    ("AdoptKey",        "D     Y      D        D        D       D       D       H     U"),
+    ("GetKey",          "D     Y      Y        Y        Y       Y       Y       H     U"),
+    ("ListKeys",        "D     Y      Y        Y        Y       Y       Y       H     U"),
+    ("UpdateKey",       "D     Y      D        D        D       D       D       H     U"),
+    ("RotateKey",       "D     Y      D        D        D       D       D       H     U"),
+    ("ApproveRotation", "D     D      Y        D        D       D       D       H     U"),
+    ("DeployRotation",  "D     D      D        Y        D       D       D       H     U"),
+    ("GetRotation",     "D     Y      Y        Y        Y       Y       D       H     U"),
+    ("ListRotations",   "D     Y      Y        Y        Y       Y       D       H     U"),
+    ("CreateTenant",    "Y     D      D        D        D       D       H       H     U"),
+    ("ListTenants",     "Y     D      D        D        D       Y       H       H     U"),
+    ("CreatePrincipal", "Y     D      D        D        D       D       D       H     U"),
+    ("GrantRole",       "Y     D      D        D        D       D       D       H     U"),
+    ("RevokeRole",      "Y     D      D        D        D       D       D       H     U"),
+    ("ListPrincipals",  "Y     D      D        D        D       Y       D       H     U"),
+    ("ListAuditEvents", "D     D      D        D        Y       Y       D       H     U"),
+    ("VerifyAudit",     "D     D      D        D        Y       Y       H       H     U"),
+];
+
+#[tokio::test]
+async fn everybody_may_do_what_the_table_says_and_nothing_else() {
+    let world = World::new(Engine::Sqlite).await;
+    let mut wrong = Vec::new();
+    for method in METHODS {
+        let name = method.path.rsplit('/').next().expect("a name");
+        let row = TABLE.iter().find(|(rpc, _)| *rpc == name);
+        let (_, row) =
+            row.unwrap_or_else(|| panic!("{name} is not in the table of tests/it/roles.rs"));
+        let letters: Vec<&str> = row.split_whitespace().collect();
+        assert_eq!(letters.len(), PEOPLE.len(), "{name}");
+        let case = world.case(method.path).await;
+        for (person, letter) in PEOPLE.iter().zip(letters) {
+            let result = send(&world.daemon.actor(person), method.path, &case.valid).await;
+            let got = match &result {
+                Ok(answer) if case.items > 1 => of_items(answer),
+                Ok(_) => "Y",
+                Err(status) => match status.code() {
+                    Code::PermissionDenied => "D",
+                    Code::NotFound => "H",
+                    Code::Unauthenticated => "U",
+                    _ => "?",
+                },
+            };
+            if got != letter {
+                wrong.push(format!(
+                    "{name} as {person}: {got}, not {letter}: {result:?}"
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    let known: BTreeSet<_> = METHODS
+        .iter()
+        .filter_map(|m| m.path.rsplit('/').next())
+        .collect();
+    let gone: Vec<_> = TABLE
+        .iter()
+        .filter(|(rpc, _)| !known.contains(rpc))
+        .collect();
+    assert!(gone.is_empty(), "no such RPC: {gone:?}");
+    world.daemon.stop().await;
+}
+
+/// What became of the items of a batch. All batch answers have one shape, and none but these errors may name these
+/// reasons.
+fn of_items(answer: &[u8]) -> &'static str {
+    let says = |text: &str| answer.windows(text.len()).any(|w| w == text.as_bytes());
+    match (says("PERMISSION_DENIED"), says("KEY_NOT_FOUND")) {
+        (true, false) => "D",
+        (false, true) => "H",
+        (false, false) => "Y",
+        (true, true) => "?",
+    }
+}
