@@ -135,6 +135,7 @@ pub struct Error {
     reason: Reason,
     message: Cow<'static, str>,
     retry_after: Option<Duration>,
+    is_recorded: bool,
     cause: Option<Box<dyn StdError + Send + Sync>>,
 }
 
@@ -149,6 +150,7 @@ impl Error {
             reason,
             message: message.into(),
             retry_after: None,
+            is_recorded: false,
             cause: None,
         }
     }
@@ -174,6 +176,18 @@ impl Error {
     pub const fn retry_after(mut self, delay: Duration) -> Self {
         self.retry_after = Some(delay);
         self
+    }
+
+    /// Notes that the audit log has a row for this failure.
+    #[must_use]
+    pub const fn recorded(mut self) -> Self {
+        self.is_recorded = true;
+        self
+    }
+
+    /// Has the audit log a row for this failure?
+    pub const fn is_recorded(&self) -> bool {
+        self.is_recorded
     }
 
     /// The stable reason.

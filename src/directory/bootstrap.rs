@@ -1,7 +1,7 @@
 //! The first tenants and people, from the configuration: without them nobody could grant anybody anything.
 //!
-//! Applied at every start, adding what is missing and taking nothing away; what it adds is audited as the work of a
-//! job. Afterwards the directory is managed over gRPC.
+//! Read at every start: who is missing is added, with roles; who exists is left alone. What is added is audited as the
+//! work of a job. Afterwards the directory is managed over gRPC.
 
 use serde::Deserialize;
 use serde_json::json;
@@ -13,7 +13,7 @@ use crate::{
     model::{
         Action, Grant, Identity, KeyName, Principal, PrincipalId, PrincipalKind, Scope, TenantName,
     },
-    store::Tx,
+    store::{StoreError, Tx},
 };
 
 /// Section `[bootstrap]`.
@@ -138,7 +138,11 @@ impl Directory {
         for tenant in tenants {
             if !self.db.tenant_exists(&tenant).await? {
                 let mut tx = self.db.begin().await?;
-                tx.insert_tenant(&tenant, self.clock.now()).await?;
+                match tx.insert_tenant(&tenant, self.clock.now()).await {
+                    // Another replica, starting at the same time, was first.
+                    Err(StoreError::Exists(_)) => continue,
+                    inserted => inserted?,
+                }
                 let details = json!({ "tenant": tenant.as_str() });
                 let id = tenant.to_string();
                 self.record(tx, Action::CreateTenant, &tenant, ("tenant", id), details)
@@ -152,36 +156,41 @@ impl Directory {
         Ok(())
     }
 
+    /// A principal and its roles, in one transaction. One that exists keeps the roles it has: what was revoked over
+    /// gRPC must not come back with the next start.
     async fn bootstrap_principal(&self, mut wanted: Principal, grants: Vec<Grant>) -> Result<()> {
-        let known = self
-            .db
-            .principal_by_name(&wanted.tenant, wanted.name.as_str())
-            .await?;
-        let principal = match known {
-            Some(known) => known,
-            None => {
-                wanted.created_at = self.clock.now();
-                let mut tx = self.db.begin().await?;
-                tx.insert_principal(&wanted).await?;
-                let details = json!({ "name": wanted.name.as_str(), "type": wanted.kind.as_str() });
-                let entity = ("principal", wanted.id.to_string());
-                self.record(tx, Action::CreatePrincipal, &wanted.tenant, entity, details)
-                    .await?;
-                wanted
-            }
-        };
-        for grant in grants {
-            if !principal.grants.contains(&grant) {
-                let mut tx = self.db.begin().await?;
-                tx.insert_grant(principal.id, &grant).await?;
-                let details =
-                    json!({ "role": grant.role.as_str(), "tenant": grant.scope.as_str() });
-                let entity = ("principal", principal.id.to_string());
-                self.record(tx, Action::GrantRole, &principal.tenant, entity, details)
-                    .await?;
-            }
+        let (tenant, name) = (wanted.tenant.clone(), wanted.name.clone());
+        let known = self.db.principal_by_name(&tenant, name.as_str()).await?;
+        if known.is_some() {
+            return Ok(());
         }
-        Ok(())
+        wanted.created_at = self.clock.now();
+        let mut tx = self.db.begin().await?;
+        match tx.insert_principal(&wanted).await {
+            Ok(()) => {}
+            // Another replica, starting at the same time, was first; or the identity belongs to somebody else.
+            Err(StoreError::Exists(_)) => {
+                drop(tx);
+                return match self.db.principal_by_name(&tenant, name.as_str()).await? {
+                    Some(_) => Ok(()),
+                    None => Err(Error::new(
+                        Reason::AlreadyExists,
+                        format!("principal {name}: an identity belongs to somebody already"),
+                    )),
+                };
+            }
+            Err(other) => return Err(other.into()),
+        }
+        let mut roles = Vec::with_capacity(grants.len());
+        for grant in &grants {
+            tx.insert_grant(wanted.id, grant).await?;
+            roles.push(json!({ "role": grant.role.as_str(), "tenant": grant.scope.as_str() }));
+        }
+        let details =
+            json!({ "name": name.as_str(), "type": wanted.kind.as_str(), "roles": roles });
+        let entity = ("principal", wanted.id.to_string());
+        self.record(tx, Action::CreatePrincipal, &tenant, entity, details)
+            .await
     }
 
     /// The configuration is the authority here, so there is no caller for the gate to decide about; the row says so.

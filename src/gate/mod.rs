@@ -85,7 +85,28 @@ impl Gate {
             Err(error) => {
                 describe(&mut record, &error);
                 self.log.append(record).await?;
-                Err(error)
+                Err(error.recorded())
+            }
+        }
+    }
+
+    /// Records a call of a known caller that failed on its way to `access` or `mutate`: a malformed request, or a
+    /// lookup that did not work. Nothing was decided and nothing done.
+    pub async fn record_stumble(&self, caller: &Caller, action: Action, error: &Error) {
+        let resource = Resource::tenant(caller.principal.tenant.clone());
+        let mut record = record(caller, action, &resource);
+        match action.kind() {
+            AccessKind::Admin => {
+                let (db, error) = (self.db.clone(), error.reason());
+                let task = async move { record_failure(&db, record, Outcome::Failed, error).await };
+                // In a task of its own, like the change it would have been.
+                let _ = self.mutations.spawn(task.in_current_span()).await;
+            }
+            AccessKind::Read | AccessKind::Data => {
+                describe(&mut record, error);
+                if let Err(unwritten) = self.log.append(record).await {
+                    tracing::error!(error = %unwritten, "malformed call not recorded");
+                }
             }
         }
     }
@@ -128,8 +149,8 @@ impl Gate {
             match outcome {
                 Ok(committed) => Ok(committed.into_parts()),
                 Err(error) => {
-                    record_failure(&db, unsuccessful, &error).await;
-                    Err(error)
+                    record_failure(&db, unsuccessful, outcome_of(&error), error.reason()).await;
+                    Err(error.recorded())
                 }
             }
         };
@@ -154,7 +175,7 @@ impl Gate {
             entity_id: crate::model::TenantName::SYSTEM.to_owned(),
             outcome: Outcome::Refused,
             request_id: request_id.to_owned(),
-            data: format!(r#"{{"reason":"{}"}}"#, reason.as_str()),
+            data: because(reason),
         };
         if let Err(error) = self.log.append(record).await {
             tracing::error!(%error, "refusal of a stranger not recorded");
@@ -186,8 +207,9 @@ impl Gate {
 }
 
 /// A failed mutation changed nothing, so its row has a transaction of its own.
-async fn record_failure(db: &Db, mut record: Record, error: &Error) {
-    describe(&mut record, error);
+async fn record_failure(db: &Db, mut record: Record, outcome: Outcome, reason: Reason) {
+    record.outcome = outcome;
+    record.data = because(reason);
     let written = async {
         let mut tx = db.begin().await?;
         admin::append(&mut tx, record).await?;
@@ -249,10 +271,18 @@ fn record(caller: &Caller, action: Action, resource: &Resource) -> Record {
 }
 
 fn describe(record: &mut Record, error: &Error) {
-    record.outcome = if error.is_refusal() {
+    record.outcome = outcome_of(error);
+    record.data = because(error.reason());
+}
+
+const fn outcome_of(error: &Error) -> Outcome {
+    if error.is_refusal() {
         Outcome::Refused
     } else {
         Outcome::Failed
-    };
-    record.data = format!(r#"{{"reason":"{}"}}"#, error.reason().as_str());
+    }
+}
+
+fn because(reason: Reason) -> String {
+    format!(r#"{{"reason":"{}"}}"#, reason.as_str())
 }

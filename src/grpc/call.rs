@@ -78,11 +78,27 @@ impl Parts {
                 .authn
                 .caller(peer, Arc::clone(&request_id), action)
                 .await?;
-            act(caller, request.into_inner()).await
+            let answer = act(caller.clone(), request.into_inner()).await;
+            self.recorded(&caller, action, answer).await
         };
         match answer.await {
             Ok(answer) => Ok(tonic::Response::new(answer)),
             Err(error) => Err(status(&error, &request_id)),
         }
+    }
+
+    /// Every call of a known caller leaves a row, also one that failed before the gate.
+    pub async fn recorded<T>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        answer: Result<T>,
+    ) -> Result<T> {
+        if let Err(error) = &answer
+            && !error.is_recorded()
+        {
+            self.gate.record_stumble(caller, action, error).await;
+        }
+        answer
     }
 }

@@ -247,7 +247,9 @@ macro_rules! batch {
                 let caller = &caller;
                 async move {
                     let request = item.request.unwrap_or_default();
-                    let outcome = match $self.$one(caller, request).await {
+                    let answer = $self.$one(caller, request).await;
+                    let answer = $self.0.recorded(caller, $action, answer).await;
+                    let outcome = match answer {
                         Ok(response) => proto::$results::result::Outcome::Response(response),
                         Err(error) => proto::$results::result::Outcome::Error(item_error(&error)),
                     };

@@ -23,5 +23,6 @@ mod rpcs;
 mod smoke;
 mod softhsm;
 mod store;
+mod stumbles;
 mod tls;
 mod warm_path;
