@@ -78,9 +78,7 @@ pub async fn upkeep(metrics: PrometheusHandle, shutdown: impl Future<Output = ()
 
 /// Starts logging, of panics too. A second call only checks the configuration.
 pub fn logs(config: &LogConfig) -> Result<(), TelemetryError> {
-    // cryptoki reports every mechanism of a token that it does not know as an error; a later directive wins.
-    let directives = format!("cryptoki::mechanism=off,{}", config.level);
-    let filter = EnvFilter::try_new(directives).map_err(|source| TelemetryError::Level {
+    let filter = EnvFilter::try_new(&config.level).map_err(|source| TelemetryError::Level {
         level: config.level.clone(),
         source,
     })?;
