@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fmt, path::Path, path::PathBuf, time::Duration}
 
 use figment::{
     Figment,
+    error::Kind,
     providers::{Env, Format, Toml},
 };
 use serde::Deserialize;
@@ -137,6 +138,17 @@ impl std::error::Error for ConfigError {}
 /// Prefixes of variables that are not the daemon's.
 const OTHERS: [&str; 3] = ["client_", "dev_", "test_"];
 
+/// A parser's error without the line of the file that it quotes: that line may hold a secret.
+fn unquoted(error: &figment::Error) -> String {
+    let text = error.to_string();
+    let quotes = |line: &&str| {
+        let margin = line.split_once('|').map(|(margin, _)| margin.trim());
+        margin.is_some_and(|number| number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let said = text.lines().filter(|line| !quotes(line));
+    said.collect::<Vec<_>>().join(": ")
+}
+
 impl Config {
     /// Reads and checks the file and the environment.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -147,14 +159,18 @@ impl Config {
             })
             .split("__");
         let figment = Figment::new().merge(Toml::file_exact(path)).merge(env);
-        if path.is_file() && figment.find_value("environment").is_err() {
+        if path.is_file()
+            && figment
+                .find_value("environment")
+                .is_err_and(|e| matches!(e.kind, Kind::MissingField(_)))
+        {
             return Err(ConfigError(
                 "environment is missing; set it to dev, staging or production".into(),
             ));
         }
         let config: Self = figment
             .extract()
-            .map_err(|e| ConfigError(format!("{}: {e}", path.display())))?;
+            .map_err(|e| ConfigError(format!("{}: {}", path.display(), unquoted(&e))))?;
         config.check()?;
         Ok(config)
     }

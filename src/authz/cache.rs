@@ -63,7 +63,10 @@ impl Cache {
         decide: impl FnOnce() -> Decision,
     ) -> Decision {
         // Names that do not exist are the caller's to invent; they must not push out the others.
-        if matches!(question.resource.entity, Entity::UnknownKey(_)) {
+        if matches!(
+            question.resource.entity,
+            Entity::UnknownKey(_) | Entity::UnknownRotation(_) | Entity::UnknownPrincipal(_)
+        ) {
             return decide();
         }
         let generation = self.generation.load(Ordering::Acquire);

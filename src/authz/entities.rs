@@ -95,8 +95,8 @@ impl<'a> Question<'a> {
     fn resource_uid(&self, words: &Words) -> EntityUid {
         let kind = match self.resource.entity {
             Entity::Key { .. } | Entity::UnknownKey(_) => &words.key,
-            Entity::Rotation(_) => &words.rotation,
-            Entity::Principal(_) => &words.account,
+            Entity::Rotation(_) | Entity::UnknownRotation(_) => &words.rotation,
+            Entity::Principal(_) | Entity::UnknownPrincipal(_) => &words.account,
             Entity::Tenant => &words.tenant,
         };
         uid(kind, &self.resource.id())
@@ -108,7 +108,9 @@ impl<'a> Question<'a> {
             Entity::Key { .. }
             | Entity::UnknownKey(_)
             | Entity::Rotation(_)
-            | Entity::Principal(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
+            | Entity::UnknownRotation(_)
+            | Entity::Principal(_)
+            | Entity::UnknownPrincipal(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
         };
         let attributes = purpose(&self.resource.entity).map(|purpose| {
             let purpose = RestrictedExpression::new_string(purpose.as_str().into());
@@ -184,7 +186,12 @@ pub(super) enum Unanswerable {
 const fn purpose(entity: &Entity) -> Option<Purpose> {
     match entity {
         Entity::Key { purpose, .. } => Some(*purpose),
-        Entity::UnknownKey(_) | Entity::Rotation(_) | Entity::Principal(_) | Entity::Tenant => None,
+        Entity::UnknownKey(_)
+        | Entity::Rotation(_)
+        | Entity::UnknownRotation(_)
+        | Entity::Principal(_)
+        | Entity::UnknownPrincipal(_)
+        | Entity::Tenant => None,
     }
 }
 

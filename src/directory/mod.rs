@@ -79,7 +79,10 @@ impl Directory {
         let tenant = found
             .as_ref()
             .map_or_else(TenantName::system, |p| p.tenant.clone());
-        let entity = Entity::Principal(id);
+        let entity = match found {
+            Some(_) => Entity::Principal(id),
+            None => Entity::UnknownPrincipal(id),
+        };
         Ok((Resource { tenant, entity }, found))
     }
 

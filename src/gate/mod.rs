@@ -191,7 +191,7 @@ impl Gate {
     fn authorize(&self, caller: &Caller, action: Action, resource: &Resource) -> Result<()> {
         match self.authz.decide(&caller.principal, action, resource) {
             Decision::Allow => Ok(()),
-            Decision::Deny if caller.principal.sees(&resource.tenant) => Err(Error::new(
+            Decision::Deny if visible(caller, resource) => Err(Error::new(
                 Reason::PermissionDenied,
                 format!(
                     "{} may not {} in tenant {}; ask a principal-admin for a role that may",
@@ -221,6 +221,19 @@ async fn record_failure(db: &Db, mut record: Record, outcome: Outcome, reason: R
     }
 }
 
+/// May the caller know that this is refused and not absent? An id that nobody has belongs to no tenant, so nobody
+/// may tell it from one in a tenant they cannot see. A key is looked up in the tenant that the caller names.
+fn visible(caller: &Caller, resource: &Resource) -> bool {
+    match resource.entity {
+        Entity::UnknownRotation(_) | Entity::UnknownPrincipal(_) => false,
+        Entity::Key { .. }
+        | Entity::UnknownKey(_)
+        | Entity::Rotation(_)
+        | Entity::Principal(_)
+        | Entity::Tenant => caller.principal.sees(&resource.tenant),
+    }
+}
+
 /// The same answer for what does not exist and for what the caller may not see.
 pub fn not_found(resource: &Resource) -> Error {
     match &resource.entity {
@@ -228,11 +241,11 @@ pub fn not_found(resource: &Resource) -> Error {
             Reason::KeyNotFound,
             "no such key, or none that you may see; check the key's name and the tenant",
         ),
-        Entity::Rotation(_) => Error::new(
+        Entity::Rotation(_) | Entity::UnknownRotation(_) => Error::new(
             Reason::RotationNotFound,
             "no such rotation, or none that you may see",
         ),
-        Entity::Principal(_) => Error::new(
+        Entity::Principal(_) | Entity::UnknownPrincipal(_) => Error::new(
             Reason::PrincipalNotFound,
             "no such principal, or none that you may see",
         ),

@@ -8,7 +8,7 @@ use super::{
     proto::{self, audit_service_server::AuditService},
 };
 use crate::{
-    audit::{self, AuditFilter},
+    audit::{self, AuditFilter, StreamReport},
     error::{Error, Reason, Result},
     model::{Action, Caller, Resource, Scope, TenantName},
 };
@@ -35,10 +35,10 @@ impl AuditApi {
         let size = convert::page_size(r.page_size)?;
         let filter = AuditFilter {
             tenant: scope.as_str().to_owned(),
-            stream: r.stream,
-            actor: r.actor,
-            action: r.action,
-            entity_id: r.entity_id,
+            stream: convert::filter("stream", r.stream)?,
+            actor: convert::filter("actor", r.actor)?,
+            action: convert::filter("action", r.action)?,
+            entity_id: convert::filter("entity_id", r.entity_id)?,
             outcome: convert::outcome(r.outcome)?.to_owned(),
             since: since.map_or(i64::MIN, |t| t.micros()),
             until: until.map_or(i64::MAX, |t| t.micros()),
@@ -82,8 +82,14 @@ impl AuditApi {
         caller: Caller,
         r: proto::VerifyAuditRequest,
     ) -> Result<proto::VerifyAuditResponse> {
+        let stream = convert::filter("stream", r.stream)?;
         let act = async |_permit| {
-            let reports = self.0.audit.verify(&r.stream).await?;
+            let reports = self.0.audit.verify(&stream).await?;
+            // A misspelt name must not look like an intact stream.
+            let nothing = |r: &StreamReport| r.rows == 0 && r.head.seq == 0 && r.problem.is_none();
+            if !stream.is_empty() && reports.iter().all(nothing) {
+                return Err(convert::invalid("there is no audit stream with this name"));
+            }
             let intact = reports.iter().all(|report| report.problem.is_none());
             let answer = proto::VerifyAuditResponse {
                 intact,

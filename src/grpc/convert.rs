@@ -1,6 +1,6 @@
 //! Messages to model types and back. After this no function takes a raw string.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 
@@ -157,25 +157,40 @@ pub fn outcome(number: i32) -> Result<&'static str> {
     }
 }
 
-/// A length of time; negative or malformed ones are refused.
+/// Longest duration of the protobuf specification: 10,000 years.
+const MAX_SECONDS: u64 = 315_576_000_000;
+/// The points in time of the protobuf specification: years 1 to 9999.
+const TIMES: RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+/// A length of time; negative or malformed ones are refused. By hand: prost's own conversion normalises, and overflows
+/// on the way.
 pub fn duration(field: &str, value: Option<prost_types::Duration>) -> Result<Option<Duration>> {
-    value
-        .map(|d| Duration::try_from(d).map_err(|_| invalid(format!("{field} must be positive"))))
-        .transpose()
+    let Some(d) = value else { return Ok(None) };
+    match (u64::try_from(d.seconds), u32::try_from(d.nanos)) {
+        (Ok(seconds @ 0..=MAX_SECONDS), Ok(nanos @ 0..1_000_000_000)) => {
+            Ok(Some(Duration::new(seconds, nanos)))
+        }
+        _ => Err(invalid(format!("{field} must be a positive duration"))),
+    }
 }
 
 /// A point in time; malformed ones are refused.
 pub fn timestamp(field: &str, value: Option<prost_types::Timestamp>) -> Result<Option<Timestamp>> {
     let Some(t) = value else { return Ok(None) };
-    let micros = t
-        .seconds
-        .checked_mul(1_000_000)
-        .and_then(|s| s.checked_add(i64::from(t.nanos) / 1000));
-    match micros {
-        Some(micros) if (0..1_000_000_000).contains(&t.nanos) => {
-            Ok(Some(Timestamp::from_micros(micros)))
-        }
-        _ => Err(invalid(format!("{field} is not a time"))),
+    if TIMES.contains(&t.seconds) && (0..1_000_000_000).contains(&t.nanos) {
+        let micros = t.seconds * 1_000_000 + i64::from(t.nanos) / 1000;
+        return Ok(Some(Timestamp::from_micros(micros)));
+    }
+    Err(invalid(format!(
+        "{field} is not a time between the years 1 and 9999"
+    )))
+}
+
+/// A text to look for: up to 255 characters without control characters, or empty.
+pub fn filter(field: &str, value: String) -> Result<String> {
+    match value.is_empty() {
+        true => Ok(value),
+        false => text(field, value, 255),
     }
 }
 
@@ -214,7 +229,8 @@ pub fn page_token(listing: &str, token: &str) -> Result<String> {
         .and_then(|bytes| String::from_utf8(bytes).ok())
         .and_then(|text| {
             let (made_for, position) = text.split_once('\n')?;
-            (made_for == listing && !position.is_empty()).then(|| position.to_owned())
+            let one_line = !position.is_empty() && !position.contains(char::is_control);
+            (made_for == listing && one_line).then(|| position.to_owned())
         })
         .ok_or_else(|| {
             Error::new(

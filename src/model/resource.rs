@@ -25,8 +25,12 @@ pub enum Entity {
     UnknownKey(String),
     /// An existing rotation.
     Rotation(RotationId),
+    /// A rotation that does not exist, by the id the caller gave.
+    UnknownRotation(RotationId),
     /// An existing principal.
     Principal(PrincipalId),
+    /// A principal that does not exist, by the id the caller gave.
+    UnknownPrincipal(PrincipalId),
     /// The tenant itself, for what concerns all of it: listing, creating in it, its audit log.
     Tenant,
 }
@@ -44,8 +48,8 @@ impl Resource {
     pub const fn kind(&self) -> &'static str {
         match self.entity {
             Entity::Key { .. } | Entity::UnknownKey(_) => "key",
-            Entity::Rotation(_) => "rotation",
-            Entity::Principal(_) => "principal",
+            Entity::Rotation(_) | Entity::UnknownRotation(_) => "rotation",
+            Entity::Principal(_) | Entity::UnknownPrincipal(_) => "principal",
             Entity::Tenant => "tenant",
         }
     }
@@ -55,8 +59,8 @@ impl Resource {
         match &self.entity {
             Entity::Key { id, .. } => id.to_string(),
             Entity::UnknownKey(reference) => reference.clone(),
-            Entity::Rotation(id) => id.to_string(),
-            Entity::Principal(id) => id.to_string(),
+            Entity::Rotation(id) | Entity::UnknownRotation(id) => id.to_string(),
+            Entity::Principal(id) | Entity::UnknownPrincipal(id) => id.to_string(),
             Entity::Tenant => self.tenant.to_string(),
         }
     }

@@ -62,7 +62,10 @@ impl Rotations {
         let tenant = found
             .as_ref()
             .map_or_else(TenantName::system, |r| r.tenant.clone());
-        let entity = Entity::Rotation(id);
+        let entity = match found {
+            Some(_) => Entity::Rotation(id),
+            None => Entity::UnknownRotation(id),
+        };
         Ok((Resource { tenant, entity }, found))
     }
 

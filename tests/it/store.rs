@@ -38,6 +38,19 @@ macro_rules! suite {
                 db.close().await;
             })*
         }
+
+        mod postgres {
+            use super::{DatabaseConfig, Db, Secret};
+
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                let url = Secret::new(crate::postgres::database().await);
+                let db = Db::open(&DatabaseConfig::of(url)).await.expect("the database opens");
+                db.migrate().await.expect("migrated");
+                super::$name(db.clone()).await;
+                db.close().await;
+            })*
+        }
     };
 }
 

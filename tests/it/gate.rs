@@ -1,0 +1,148 @@
+//! The door, where callers leave before they have their answer.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use claviger::{
+    audit::{ADMIN_STREAM, AccessConfig, AccessLog, AccessMode, AuditRow, verify},
+    authz::{Authz, Policies},
+    error::{Error, Reason},
+    gate::{Freshness, Gate},
+    model::{
+        Action, Caller, Grant, Principal, PrincipalId, PrincipalKind, Resource, Role, Scope,
+        Secret, TenantName, Timestamp,
+    },
+    store::{DatabaseConfig, Db},
+};
+use futures_util::FutureExt;
+use serde_json::json;
+
+struct Door {
+    dir: PathBuf,
+    db: Db,
+    gate: Gate,
+}
+
+impl Door {
+    async fn new() -> Self {
+        let name = PrincipalId::random().to_string();
+        let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
+        std::fs::create_dir_all(&dir).expect("a directory");
+        let url = format!("sqlite://{}", dir.join("claviger.db").display());
+        let db = Db::open(&DatabaseConfig::of(Secret::new(url))).await;
+        let db = db.expect("a database");
+        db.migrate().await.expect("migrated");
+        let config = AccessConfig {
+            access: AccessMode::Required,
+            replica: "one".into(),
+        };
+        let (log, writer) = AccessLog::new(db.clone(), &config);
+        tokio::spawn(writer.run());
+        let authz = Arc::new(Authz::new(Policies::built_in().expect("policies")));
+        let fresh = Arc::new(Freshness::new(Duration::from_secs(3600)));
+        let gate = Gate::new(authz, db.clone(), log, fresh);
+        Self { dir, db, gate }
+    }
+
+    /// What the admin stream holds once every mutation has ended.
+    async fn recorded(&self) -> Vec<AuditRow> {
+        self.gate.drain().await;
+        let reports = verify::verify(&self.db, ADMIN_STREAM).await;
+        assert_eq!(reports.expect("verified")[0].problem, None);
+        let rows = self.db.audit_chain(ADMIN_STREAM, 1, 100).await;
+        rows.expect("rows")
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+fn caller(roles: &[Role]) -> Caller {
+    let grants = roles.iter().map(|role| Grant {
+        role: *role,
+        scope: Scope::All,
+    });
+    let principal = Principal {
+        id: PrincipalId::random(),
+        tenant: TenantName::system(),
+        name: "somebody".parse().expect("a name"),
+        kind: PrincipalKind::User,
+        identities: Vec::new(),
+        grants: grants.collect(),
+        created_at: Timestamp::default(),
+    };
+    Caller {
+        principal: Arc::new(principal),
+        request_id: "request-1".into(),
+    }
+}
+
+fn system() -> Resource {
+    Resource::tenant(TenantName::system())
+}
+
+#[tokio::test]
+async fn a_change_is_whole_although_its_caller_left() {
+    let door = Door::new().await;
+    let admin = caller(&[Role::PrincipalAdmin]);
+    let act = async |permit: claviger::gate::AdminPermit| {
+        let mut mutation = permit.begin().await?;
+        let name: TenantName = "acme".parse()?;
+        let tx = mutation.tx();
+        tx.insert_tenant(&name, Timestamp::default()).await?;
+        mutation.commit((), json!({})).await
+    };
+    let create = door
+        .gate
+        .mutate(&admin, Action::CreateTenant, system(), move |permit| {
+            act(permit)
+        });
+    // Polled once and dropped: the caller is gone before the database has said a word.
+    assert!(create.now_or_never().is_none());
+    let rows = door.recorded().await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].outcome, "success");
+    let acme = "acme".parse().expect("a name");
+    assert!(door.db.tenant_exists(&acme).await.expect("read"));
+}
+
+// R-ACL-2
+#[tokio::test]
+async fn a_refusal_is_recorded_although_its_caller_left() {
+    let door = Door::new().await;
+    let nobody = caller(&[]);
+    let never = async |_| -> Result<claviger::gate::Committed<()>, Error> {
+        panic!("a refused change is never begun")
+    };
+    let create = door
+        .gate
+        .mutate(&nobody, Action::CreateTenant, system(), move |permit| {
+            never(permit)
+        });
+    assert!(create.now_or_never().is_none());
+    let rows = door.recorded().await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].outcome, "refused");
+    assert_eq!(rows[0].data, r#"{"reason":"PERMISSION_DENIED"}"#);
+}
+
+#[tokio::test]
+async fn a_change_that_panics_is_a_failure_on_record() {
+    let door = Door::new().await;
+    let admin = caller(&[Role::PrincipalAdmin]);
+    let fails = async |_| -> Result<claviger::gate::Committed<()>, Error> { panic!("a bug") };
+    let failed = door
+        .gate
+        .mutate(&admin, Action::CreateTenant, system(), move |permit| {
+            fails(permit)
+        })
+        .await;
+    let error = failed.map(|_| ()).expect_err("it panicked");
+    assert_eq!(error.reason(), Reason::Internal);
+    assert!(!error.message().contains("bug"));
+    let rows = door.recorded().await;
+    assert_eq!(rows.len(), 1);
+    assert_eq!(rows[0].outcome, "failed");
+}
