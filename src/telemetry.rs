@@ -174,6 +174,10 @@ fn describe() {
         "Reads of the database or the KEK because a cache did not hold what a call needed, by cache."
     );
     describe_counter!(
+        "claviger_admin_calls_shed_total",
+        "Administrative calls refused because their principal had too many in flight."
+    );
+    describe_counter!(
         "claviger_policy_evaluations_total",
         "Decisions that were not cached."
     );
@@ -183,7 +187,7 @@ fn describe() {
     );
     describe_counter!(
         "claviger_audit_dropped_total",
-        "Access rows lost in mode best_effort because the queue was full."
+        "Access rows that nobody waited for and that were lost because the queue was full."
     );
     describe_counter!(
         "claviger_wrong_signature_total",

@@ -110,17 +110,22 @@ impl AccessLog {
                 }
             }
             AccessMode::BestEffort => {
-                if self.queue.try_send((record, None)).is_err() {
-                    metrics::counter!("claviger_audit_dropped_total").increment(1);
-                }
+                self.append_unawaited(record);
                 Ok(())
             }
             AccessMode::Off => {
                 if record.outcome == Outcome::Refused {
-                    let _ = self.queue.try_send((record, None));
+                    self.append_unawaited(record);
                 }
                 Ok(())
             }
+        }
+    }
+
+    /// Queues a record that nobody waits for; counts it when the queue is full.
+    pub fn append_unawaited(&self, record: Record) {
+        if self.queue.try_send((record, None)).is_err() {
+            metrics::counter!("claviger_audit_dropped_total").increment(1);
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Committed},
     model::{
-        Grant, Identity, KeyName, Principal, PrincipalId, PrincipalKind, Scope, TenantName,
+        Grant, Identity, KeyName, Principal, PrincipalId, PrincipalKind, Role, Scope, TenantName,
         Timestamp,
     },
     store::StoreError,
@@ -51,12 +51,24 @@ impl Directory {
         mutation.commit((name, now), details).await
     }
 
-    /// Adds a principal without roles. Errors: ALREADY_EXISTS for its name or an identity, TENANT_NOT_FOUND.
+    /// Adds a principal without roles. Errors: PERMISSION_DENIED unless the caller is principal-admin in all tenants,
+    /// because an identity authenticates everywhere; ALREADY_EXISTS for its name or an identity, TENANT_NOT_FOUND.
     pub async fn create_principal(
         &self,
         permit: AdminPermit,
         request: CreatePrincipal,
     ) -> Result<Committed<Principal>> {
+        if !permit
+            .caller()
+            .principal
+            .holds(Role::PrincipalAdmin, &Scope::All)
+        {
+            // Otherwise one tenant could claim the names that another tenant's certificates carry.
+            return Err(Error::new(
+                Reason::PermissionDenied,
+                "identities hold for all tenants, so only a principal-admin of all tenants binds them",
+            ));
+        }
         if !self.db.tenant_exists(&request.tenant).await? {
             return Err(Error::new(
                 Reason::TenantNotFound,
@@ -95,7 +107,7 @@ impl Directory {
 
     /// Gives or takes a role.
     ///
-    /// Errors: SEPARATION_OF_DUTIES for one's own roles; INVALID_FIELD for a role outside the home tenant of a
+    /// Errors: SEPARATION_OF_DUTIES for one's own roles; PERMISSION_DENIED where the caller is not principal-admin; INVALID_FIELD for a role outside the home tenant of a
     /// principal that is not the platform's; ALREADY_EXISTS or PRINCIPAL_NOT_FOUND when there is nothing to change.
     pub async fn change_role(
         &self,
@@ -108,6 +120,17 @@ impl Directory {
             return Err(Error::new(
                 Reason::SeparationOfDuties,
                 "nobody changes their own roles; another principal-admin must do it",
+            ));
+        }
+        // The gate has decided about the principal's home tenant; the role reaches into the grant's.
+        if !permit
+            .caller()
+            .principal
+            .holds(Role::PrincipalAdmin, &grant.scope)
+        {
+            return Err(Error::new(
+                Reason::PermissionDenied,
+                "nobody changes roles in tenants where they are not principal-admin themselves",
             ));
         }
         self.check_scope(&principal, &grant.scope).await?;

@@ -5,15 +5,18 @@
 //! transaction. A refusal and a failure are recorded too. Permits cannot be made or copied anywhere else, so an
 //! operation that skipped authorisation or audit does not compile.
 
+mod crowd;
 mod freshness;
 mod permit;
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
+use crowd::{Changes, Crowd};
 pub use freshness::Freshness;
 pub use permit::{AdminPermit, Committed, Mutation, Permit};
 
@@ -33,6 +36,8 @@ pub struct Gate {
     freshness: Arc<Freshness>,
     /// Mutations in flight; a drain waits for them.
     mutations: TaskTracker,
+    crowd: Crowd,
+    turns: Arc<Semaphore>,
 }
 
 impl Gate {
@@ -44,7 +49,13 @@ impl Gate {
             log,
             freshness,
             mutations: TaskTracker::new(),
+            crowd: Crowd::default(),
+            turns: Arc::new(Semaphore::new(crowd::TURNS)),
         }
+    }
+
+    fn changes(&self) -> Changes {
+        Changes::new(self.db.clone(), Arc::clone(&self.turns))
     }
 
     /// Uses a key, or reads administrative state. `act` returns the answer and details for the audit row, a JSON
@@ -63,14 +74,20 @@ impl Gate {
         F: FnOnce(Permit) -> Fut,
         Fut: Future<Output = Result<(T, String)>>,
     {
-        if action.kind() == AccessKind::Data {
-            self.freshness.check()?;
-        }
+        // Principals, roles and keys come from caches, which are only as true as the feed (R-EMER-3).
+        self.freshness.check()?;
         let permitted = self.authorize(caller, action, &resource);
-        let mut record = record(caller, action, &resource);
+        let record = record(caller, action, &resource);
+        let mut unfinished = Unfinished {
+            log: &self.log,
+            record: Some(record),
+        };
         let answer = match permitted {
             Ok(()) => act(Permit::new(action, resource)).await,
             Err(refusal) => Err(refusal),
+        };
+        let Some(mut record) = unfinished.record.take() else {
+            return Err(Error::internal("an audit record was taken twice"));
         };
         match answer {
             Ok((value, details)) => {
@@ -97,8 +114,15 @@ impl Gate {
         let mut record = record(caller, action, &resource);
         match action.kind() {
             AccessKind::Admin => {
-                let (db, error) = (self.db.clone(), error.reason());
-                let task = async move { record_failure(&db, record, Outcome::Failed, error).await };
+                // Who is over the bound is counted, not written: one caller must not fill the log for all.
+                let Ok(seat) = self.crowd.enter(caller.principal.id) else {
+                    return;
+                };
+                let (changes, reason) = (self.changes(), error.reason());
+                let task = async move {
+                    let _seat = seat;
+                    record_failure(&changes, record, Outcome::Failed, reason).await;
+                };
                 // In a task of its own, like the change it would have been.
                 let _ = self.mutations.spawn(task.in_current_span()).await;
             }
@@ -128,17 +152,20 @@ impl Gate {
         F: FnOnce(AdminPermit) -> Fut + Send + 'static,
         Fut: Future<Output = Result<Committed<T>>> + Send + 'static,
     {
+        self.freshness.check()?;
+        let seat = self.crowd.enter(caller.principal.id)?;
         let allowed = self.authorize(caller, action, &resource);
         let unsuccessful = record(caller, action, &resource);
         let permit = AdminPermit::new(
             Permit::new(action, resource),
             caller.clone(),
-            self.db.clone(),
+            self.changes(),
             unsuccessful.clone(),
         );
-        let db = self.db.clone();
+        let changes = self.changes();
         // All of it: a caller that leaves can neither cut a change in half nor keep a refusal out of the log.
         let task = async move {
+            let _seat = seat;
             let outcome = match allowed {
                 Err(refusal) => Err(refusal),
                 Ok(()) => AssertUnwindSafe(async move { act(permit).await })
@@ -149,7 +176,8 @@ impl Gate {
             match outcome {
                 Ok(committed) => Ok(committed.into_parts()),
                 Err(error) => {
-                    record_failure(&db, unsuccessful, outcome_of(&error), error.reason()).await;
+                    record_failure(&changes, unsuccessful, outcome_of(&error), error.reason())
+                        .await;
                     Err(error.recorded())
                 }
             }
@@ -206,12 +234,28 @@ impl Gate {
     }
 }
 
+/// A use of a key whose caller left, or which panicked: the device may have worked, so there is a row all the same.
+struct Unfinished<'a> {
+    log: &'a AccessLog,
+    record: Option<Record>,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(mut record) = self.record.take() {
+            record.outcome = Outcome::Failed;
+            record.data = r#"{"reason":"ABANDONED"}"#.to_owned();
+            self.log.append_unawaited(record);
+        }
+    }
+}
+
 /// A failed mutation changed nothing, so its row has a transaction of its own.
-async fn record_failure(db: &Db, mut record: Record, outcome: Outcome, reason: Reason) {
+async fn record_failure(changes: &Changes, mut record: Record, outcome: Outcome, reason: Reason) {
     record.outcome = outcome;
     record.data = because(reason);
     let written = async {
-        let mut tx = db.begin().await?;
+        let (mut tx, _turn) = changes.begin().await?;
         admin::append(&mut tx, record).await?;
         tx.commit().await
     };

@@ -2,11 +2,12 @@
 
 use serde_json::Value;
 
+use super::crowd::{Changes, Turn};
 use crate::{
     audit::{Receipt, Record, admin},
     error::{Error, Reason, Result},
     model::{Action, Caller, Entity, KeyId, Resource},
-    store::{Db, StoreError, Tx},
+    store::{StoreError, Tx},
 };
 
 /// Proof that one action on one resource was permitted.
@@ -38,16 +39,21 @@ impl Permit {
 pub struct AdminPermit {
     permit: Permit,
     caller: Caller,
-    db: Db,
+    changes: Changes,
     record: Record,
 }
 
 impl AdminPermit {
-    pub(super) const fn new(permit: Permit, caller: Caller, db: Db, record: Record) -> Self {
+    pub(super) const fn new(
+        permit: Permit,
+        caller: Caller,
+        changes: Changes,
+        record: Record,
+    ) -> Self {
         Self {
             permit,
             caller,
-            db,
+            changes,
             record,
         }
     }
@@ -64,9 +70,10 @@ impl AdminPermit {
 
     /// Opens the transaction of the change. Do everything slow (devices, networks) before.
     pub async fn begin(self) -> Result<Mutation> {
-        let tx = self.db.begin().await?;
+        let (tx, turn) = self.changes.begin().await?;
         Ok(Mutation {
             tx,
+            _turn: turn,
             record: self.record,
         })
     }
@@ -75,6 +82,7 @@ impl AdminPermit {
 /// An open change. Dropped without `commit`, nothing happened.
 pub struct Mutation {
     tx: Tx,
+    _turn: Turn,
     record: Record,
 }
 

@@ -22,8 +22,8 @@ const MAX_ITEMS: usize = 100;
 const MAX_REFERENCE: usize = 256;
 /// Longest signature that is looked at: RSA-8192 has 1024 bytes.
 const MAX_SIGNATURE: usize = 1024;
-/// What a ciphertext may be longer than its plaintext: header, salt, commitment, and a tag per 16 KiB.
-const MAX_OVERHEAD: usize = 8 << 10;
+/// What any ciphertext is longer than its plaintext, besides a tag of 16 bytes per 16 KiB: header, salt, commitment.
+const MAX_OVERHEAD: usize = 512;
 
 /// CryptoService over these parts.
 pub struct Crypto(pub Parts);
@@ -43,6 +43,11 @@ impl Crypto {
         self.0.keys.find(&tenant, &key).await
     }
 
+    /// How much longer than the payload limit a ciphertext may be.
+    const fn overhead(&self) -> usize {
+        self.0.limits.max_payload_bytes / 1024 + MAX_OVERHEAD
+    }
+
     fn check_payload(&self, what: &str, bytes: &[u8], overhead: usize) -> Result<()> {
         let limit = self.0.limits.max_payload_bytes;
         match bytes.len() {
@@ -52,7 +57,10 @@ impl Crypto {
             )),
             n if n > limit + overhead => Err(Error::new(
                 Reason::PayloadTooLarge,
-                format!("{what} has {n} bytes; at most {limit} are allowed, encrypt in pieces"),
+                format!(
+                    "{what} has {n} bytes; at most {} are allowed",
+                    limit + overhead
+                ),
             )),
             _ => Ok(()),
         }
@@ -164,7 +172,7 @@ impl Crypto {
         caller: &Caller,
         r: proto::DecryptRequest,
     ) -> Result<proto::DecryptResponse> {
-        self.check_payload("ciphertext", &r.ciphertext, MAX_OVERHEAD)?;
+        self.check_payload("ciphertext", &r.ciphertext, self.overhead())?;
         check_aad(&r.aad)?;
         let target = self.target(caller, &r.tenant, &r.key).await?;
         let act = async |permit| {
@@ -188,7 +196,7 @@ impl Crypto {
         caller: &Caller,
         r: proto::RewrapRequest,
     ) -> Result<proto::RewrapResponse> {
-        self.check_payload("ciphertext", &r.ciphertext, MAX_OVERHEAD)?;
+        self.check_payload("ciphertext", &r.ciphertext, self.overhead())?;
         check_aad(&r.aad)?;
         let target = self.target(caller, &r.tenant, &r.key).await?;
         let act = async |permit| {

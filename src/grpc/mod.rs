@@ -76,7 +76,10 @@ pub async fn report_health(
     let mut last = None;
     loop {
         tokio::select! {
-            () = &mut shutdown => return,
+            () = &mut shutdown => {
+                let status = ServingStatus::NotServing;
+                return reporter.set_service_status("", status).await;
+            }
             _ = tick.tick() => {}
         }
         let ready = health.snapshot().ready;

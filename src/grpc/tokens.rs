@@ -84,8 +84,9 @@ impl TokenApi {
             let tokens = &self.0.tokens;
             Ok(match tokens.verify(&permit, &r.token, &expected).await? {
                 Ok((claims, kid)) => {
-                    // jti passed a signature check, so it is one of ours and needs no escaping.
-                    let details = format!(r#"{{"kid":"{kid}","jti":"{}"}}"#, claims.jti);
+                    // Signed by the key, but an adopted key may have signed anything: escape it.
+                    let jti = serde_json::Value::from(claims.jti.as_str());
+                    let details = format!(r#"{{"kid":"{kid}","jti":{jti}}}"#);
                     let answer = proto::VerifyTokenResponse {
                         valid: true,
                         rejection: proto::TokenRejection::Unspecified as i32,

@@ -67,10 +67,11 @@ impl Keys {
         }
         if let Some(at) = change.next_rotation_at {
             let latest = last_rotation.plus(key.rotation_period);
-            if at > latest {
+            if at > latest || at < key.created_at {
+                let created = key.created_at;
                 return Err(Error::new(
                     Reason::InvalidField,
-                    format!("next_rotation_time must not be later than {latest}"),
+                    format!("next_rotation_time must be from {created} to {latest}"),
                 ));
             }
             key.next_rotation_at = at;

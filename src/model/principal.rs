@@ -98,6 +98,17 @@ impl Principal {
             .map(|grant| grant.role)
     }
 
+    /// Does the principal hold `role` everywhere that `scope` reaches?
+    pub fn holds(&self, role: Role, scope: &Scope) -> bool {
+        self.grants.iter().any(|grant| {
+            grant.role == role
+                && match scope {
+                    Scope::Tenant(tenant) => grant.scope.covers(tenant),
+                    Scope::All => grant.scope == Scope::All,
+                }
+        })
+    }
+
     /// True when the principal belongs to the tenant or holds any role in it. Whoever does not cannot
     /// tell the tenant's things from things that do not exist (R-ACL-3).
     pub fn sees(&self, tenant: &TenantName) -> bool {

@@ -1,0 +1,89 @@
+//! Bounds on administrative calls, so that a flood of them, refused ones too, leaves room for everybody else.
+//!
+//! Each one ends in a transaction on the one admin stream. A principal has few of them in flight, and only some of the
+//! database's connections are ever waiting for that stream: the change feed and the access stream need the rest.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::{
+    error::{Error, Reason, Result},
+    model::PrincipalId,
+    store::{Db, StoreError, Tx},
+};
+
+/// Administrative calls that one principal may have in flight.
+const PER_PRINCIPAL: usize = 8;
+/// Transactions on the admin stream that are open or wait for its lock at the same time.
+pub const TURNS: usize = 3;
+
+/// Who has how many administrative calls in flight.
+#[derive(Clone, Default)]
+pub struct Crowd(Arc<Mutex<HashMap<PrincipalId, usize>>>);
+
+/// One administrative call in flight.
+pub struct Seat {
+    crowd: Crowd,
+    principal: PrincipalId,
+}
+
+impl Crowd {
+    /// Errors: OVERLOADED when the principal has too many in flight.
+    pub fn enter(&self, principal: PrincipalId) -> Result<Seat> {
+        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = seats.entry(principal).or_default();
+        if *taken >= PER_PRINCIPAL {
+            metrics::counter!("claviger_admin_calls_shed_total").increment(1);
+            return Err(Error::new(
+                Reason::Overloaded,
+                "too many administrative calls of this principal are in flight; send them one after the other",
+            )
+            .retry_after(Duration::from_secs(1)));
+        }
+        *taken += 1;
+        drop(seats);
+        Ok(Seat {
+            crowd: self.clone(),
+            principal,
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(taken) = seats.get_mut(&self.principal) {
+            *taken -= 1;
+            if *taken == 0 {
+                seats.remove(&self.principal);
+            }
+        }
+    }
+}
+
+/// Opens transactions on the admin stream, a few at a time.
+pub struct Changes {
+    db: Db,
+    turns: Arc<Semaphore>,
+}
+
+/// The right to have one open; dropped with it.
+pub type Turn = Option<OwnedSemaphorePermit>;
+
+impl Changes {
+    pub const fn new(db: Db, turns: Arc<Semaphore>) -> Self {
+        Self { db, turns }
+    }
+
+    /// Waits for its turn, then begins.
+    pub async fn begin(&self) -> std::result::Result<(Tx, Turn), StoreError> {
+        // None only when somebody closed the semaphore, which nobody does.
+        let turn = Arc::clone(&self.turns).acquire_owned().await.ok();
+        Ok((self.db.begin().await?, turn))
+    }
+}
