@@ -205,6 +205,11 @@ impl Config {
                 self.grpc.max_request_bytes
             ));
         }
+        if self.grpc.max_in_flight_bytes < self.grpc.max_request_bytes {
+            return wrong(
+                "grpc.max_in_flight_bytes must hold one request of max_request_bytes".into(),
+            );
+        }
         if !(1..=60).contains(&self.feed.max_staleness_seconds) {
             return wrong("feed.max_staleness_seconds must be 1 to 60".into());
         }

@@ -174,6 +174,10 @@ fn describe() {
         "Reads of the database or the KEK because a cache did not hold what a call needed, by cache."
     );
     describe_counter!(
+        "claviger_requests_shed_total",
+        "Calls refused because too many request bytes were in flight."
+    );
+    describe_counter!(
         "claviger_admin_calls_shed_total",
         "Administrative calls refused because their principal had too many in flight."
     );

@@ -87,3 +87,25 @@ impl Changes {
         Ok((self.db.begin().await?, turn))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_principal_cannot_crowd_out_another() {
+        let crowd = Crowd::default();
+        let (loud, quiet) = (PrincipalId::random(), PrincipalId::random());
+        let mut seats: Vec<_> = (0..PER_PRINCIPAL)
+            .map(|_| crowd.enter(loud).expect("a seat"))
+            .collect();
+        let refused = crowd.enter(loud).err().map(|e| e.reason());
+        assert_eq!(refused, Some(Reason::Overloaded));
+        assert!(crowd.enter(quiet).is_ok());
+        seats.pop();
+        assert!(crowd.enter(loud).is_ok());
+        drop(seats);
+        let seats = crowd.0.lock().unwrap();
+        assert!(seats.is_empty(), "nobody is remembered who has left");
+    }
+}

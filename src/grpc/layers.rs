@@ -4,6 +4,7 @@
 //! parts live in the modules below. Handlers find [`RequestId`] and [`Deadline`] in the request's extensions. Nothing
 //! here knows who calls.
 
+mod budget;
 mod deadline;
 mod metrics;
 mod normalise;
@@ -25,11 +26,12 @@ use tonic::{Code, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
 
-pub use self::{deadline::Deadline, request_id::RequestId};
 use self::{
+    budget::{Budget, Held, metered},
     metrics::{Methods, Observation},
     normalise::{Normaliser, Place},
 };
+pub use self::{deadline::Deadline, request_id::RequestId};
 use super::listener::GrpcConfig;
 use crate::error::Reason;
 
@@ -39,6 +41,7 @@ pub struct RpcLayer {
     methods: Arc<Methods>,
     timeout: Duration,
     max_request_bytes: usize,
+    budget: Arc<Budget>,
 }
 
 /// The service that [`RpcLayer`] makes.
@@ -55,6 +58,7 @@ impl RpcLayer {
             methods: Arc::new(Methods::new()),
             timeout: Duration::from_secs(config.request_timeout_seconds),
             max_request_bytes: config.max_request_bytes,
+            budget: Arc::new(Budget::new(config.max_in_flight_bytes)),
         }
     }
 }
@@ -91,6 +95,8 @@ where
         let deadline = Deadline::of(request.headers(), self.layer.timeout);
         request.extensions_mut().insert(id.clone());
         request.extensions_mut().insert(deadline);
+        let held = Arc::new(Held::new(Arc::clone(&self.layer.budget)));
+        let request = request.map(|body| metered(body, Arc::clone(&held)));
 
         let span = tracing::info_span!("rpc", method = observation.method(), request_id = %id);
         let normaliser = Normaliser {
@@ -121,6 +127,7 @@ where
                     normalise::INTERNAL,
                 ),
             };
+            drop(held);
             Ok(with_request_id(response, &id))
         };
         Box::pin(call.instrument(span))

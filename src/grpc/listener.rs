@@ -59,6 +59,8 @@ pub struct GrpcConfig {
     pub concurrency_per_connection: usize,
     /// Bytes of one request message.
     pub max_request_bytes: usize,
+    /// Bytes of all requests together that are read and not answered yet; calls over it are refused.
+    pub max_in_flight_bytes: usize,
     /// Time for one call; a shorter `grpc-timeout` of the client wins.
     pub request_timeout_seconds: u64,
     /// Age at which a client is told to reconnect, so that load spreads over new replicas and new CA
@@ -86,6 +88,7 @@ impl Default for GrpcConfig {
             max_concurrent_streams: 256,
             concurrency_per_connection: 256,
             max_request_bytes: 8 << 20,
+            max_in_flight_bytes: 128 << 20,
             request_timeout_seconds: 10,
             max_connection_age_seconds: 30 * 60,
             max_connection_age_grace_seconds: 30,

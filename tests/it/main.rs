@@ -1,5 +1,6 @@
 //! The one test binary: what the daemon promises, shown through its public API and the binary itself.
 
+mod abuse;
 mod access_option;
 mod api_doc;
 mod audit_walk;

@@ -48,7 +48,7 @@ pub async fn issue(run: &mut Run<'_>, key: &Key) -> Result<Token> {
     verify_locally(run, &token).await?;
     run.story.fact(
         "verifier",
-        "verified without the daemon: signature, typ, iss, aud, exp, nbf",
+        "verified without the daemon: signature, typ, iss, aud, exp, nbf, tenant",
     );
 
     let verdict = verify(run, &token, AUDIENCE).await?;
@@ -145,6 +145,11 @@ pub async fn verify_locally(run: &Run<'_>, token: &Token) -> Result<()> {
     let claims = decode::<serde_json::Value>(&token.text, &key, &validation)
         .map_err(|e| bad(&e.to_string()))?
         .claims;
+    // One issuer signs for every tenant: whose token it is stands in the claim.
+    check(
+        claims["tenant"] == "acme",
+        "the token is not one of tenant acme",
+    )?;
     check(
         claims["scope"] == SCOPE,
         "the token's scope is not the one asked for",

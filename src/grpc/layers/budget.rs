@@ -1,0 +1,139 @@
+//! One bound for the request bytes that all calls together hold in memory.
+//!
+//! Limits per message, stream and connection multiply to more than any machine has, and a request is read before its
+//! caller is known. So every byte of a body is counted from its arrival until its call has been answered; a call that
+//! would go over the bound is refused with OVERLOADED, and the others go on.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::{Code, Status, body::Body};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::{error::Reason, grpc::status::DOMAIN};
+
+/// Bytes that may still be taken.
+pub(super) struct Budget(AtomicUsize);
+
+/// What one call has taken; given back when the call is over.
+pub(super) struct Held {
+    budget: Arc<Budget>,
+    bytes: AtomicUsize,
+}
+
+impl Budget {
+    pub(super) const fn new(bytes: usize) -> Self {
+        Self(AtomicUsize::new(bytes))
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        self.0
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| {
+                left.checked_sub(bytes)
+            })
+            .is_ok()
+    }
+}
+
+impl Held {
+    pub(super) const fn new(budget: Arc<Budget>) -> Self {
+        Self {
+            budget,
+            bytes: AtomicUsize::new(0),
+        }
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        let taken = self.budget.take(bytes);
+        if taken {
+            self.bytes.fetch_add(bytes, Ordering::AcqRel);
+        }
+        taken
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let bytes = *self.bytes.get_mut();
+        self.budget.0.fetch_add(bytes, Ordering::AcqRel);
+    }
+}
+
+/// `body`, whose bytes `held` counts.
+pub(super) fn metered(body: Body, held: Arc<Held>) -> Body {
+    Body::new(Metered { body, held })
+}
+
+struct Metered {
+    body: Body,
+    held: Arc<Held>,
+}
+
+impl HttpBody for Metered {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if let Poll::Ready(Some(Ok(frame))) = &frame
+            && let Some(data) = frame.data_ref()
+            && !self.held.take(data.len())
+        {
+            return Poll::Ready(Some(Err(overloaded())));
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+fn overloaded() -> Status {
+    metrics::counter!("claviger_requests_shed_total").increment(1);
+    let mut details = ErrorDetails::new();
+    details
+        .set_error_info(Reason::Overloaded.as_str(), DOMAIN, [])
+        .set_retry_info(Some(Duration::from_secs(1)));
+    Status::with_error_details(
+        Code::ResourceExhausted,
+        "too many request bytes are in flight; retry later",
+        details,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_taken_is_given_back_and_no_more_is_given_than_there_is() {
+        let budget = Arc::new(Budget::new(10));
+        let first = Held::new(Arc::clone(&budget));
+        assert!(first.take(6));
+        let second = Held::new(Arc::clone(&budget));
+        assert!(!second.take(5));
+        assert!(second.take(4));
+        drop(first);
+        assert!(second.take(6));
+        assert!(!second.take(1));
+        drop(second);
+        assert!(budget.take(10));
+    }
+}
