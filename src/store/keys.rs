@@ -42,7 +42,7 @@ const PUBLISHED: &str = "SELECT v.kid, k.algorithm, v.public_jwk FROM key_versio
 
 /// A key as it stands in table `keys`.
 #[derive(sqlx::FromRow)]
-pub struct KeyRow {
+struct KeyRow {
     id: String,
     tenant: String,
     name: String,

@@ -17,7 +17,6 @@ use std::fmt;
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use intents::IntentState;
-pub use keys::KeyRow;
 
 use crate::error::{Error, Reason};
 
