@@ -1,12 +1,18 @@
 //! What callers with a role, or with many bytes, must not achieve.
 
 use claviger::grpc::proto::{
-    Algorithm, CreatePrincipalRequest, EncryptRequest, GrantRoleRequest, KeyPurpose, PrincipalType,
-    RevokeRoleRequest,
+    Algorithm, CreatePrincipalRequest, EncryptRequest, EncryptResponse, GrantRoleRequest,
+    KeyPurpose, PrincipalType, RevokeRoleRequest,
 };
-use futures_util::future::join_all;
+use futures_util::{
+    StreamExt,
+    stream::{self, FuturesUnordered},
+};
+use http::uri::PathAndQuery;
+use tonic::{Request, client::Grpc};
+use tonic_prost::ProstCodec;
 
-use crate::daemon::{Daemon, Engine, Setup, reason};
+use crate::daemon::{Daemon, Engine, PATIENCE, Setup, reason};
 
 /// R-ACL-3: a principal-admin of one tenant does not become one of another, nor of all.
 #[tokio::test]
@@ -78,25 +84,40 @@ async fn request_bytes_in_flight_are_bounded() {
     daemon
         .key("acme", "vault", KeyPurpose::Encryption, Algorithm::A256gcm)
         .await;
-    let service = daemon.actor("service");
     let request = || EncryptRequest {
         key: "vault".into(),
         plaintext: vec![7; 4 * MIB].into(),
         ..EncryptRequest::default()
     };
-    let calls = (0..8).map(|_| {
-        let mut client = service.crypto();
-        let request = request();
-        async move { client.encrypt(request).await }
-    });
-    for answer in join_all(calls).await {
-        if let Err(refused) = answer {
+    // Four calls that send 4 MiB each and never end their request: the daemon has to hold what it has read, and
+    // none of them can be answered, except by being refused.
+    let service = daemon.actor("service");
+    let mut held: FuturesUnordered<_> = (0..4)
+        .map(|_| {
+            let mut client = Grpc::new(service.channel.clone());
+            let messages = stream::once(async move { request() }).chain(stream::pending());
+            async move {
+                client.ready().await.expect("connected");
+                let path = PathAndQuery::from_static("/claviger.v1.CryptoService/Encrypt");
+                let codec = ProstCodec::<EncryptRequest, EncryptResponse>::default();
+                client
+                    .client_streaming(Request::new(messages), path, codec)
+                    .await
+            }
+        })
+        .collect();
+    let refused = held.next().await.expect("an answer").expect_err("refused");
+    assert_eq!(reason(&refused), "OVERLOADED", "{refused:?}");
+
+    // They leave; what they held is given back as soon as the daemon has noticed.
+    drop(held);
+    let given_back = async {
+        while let Err(refused) = service.crypto().encrypt(request()).await {
             assert_eq!(reason(&refused), "OVERLOADED", "{refused:?}");
         }
-    }
-    for _ in 0..4 {
-        let alone = service.crypto().encrypt(request()).await;
-        assert!(alone.is_ok(), "what was held has been given back");
-    }
+    };
+    tokio::time::timeout(PATIENCE, given_back)
+        .await
+        .expect("what was held is given back");
     daemon.stop().await;
 }
