@@ -146,3 +146,37 @@ async fn a_change_that_panics_is_a_failure_on_record() {
     assert_eq!(rows.len(), 1);
     assert_eq!(rows[0].outcome, "failed");
 }
+
+// R-ACL-2
+#[tokio::test]
+async fn a_use_that_was_abandoned_is_a_failure_on_record() {
+    let door = Door::new().await;
+    let auditor = caller(&[Role::Auditor]);
+    let verify = async |permit: claviger::gate::Permit, ends: bool| {
+        if !ends {
+            std::future::pending::<()>().await;
+        }
+        drop(permit);
+        Ok(((), String::new()))
+    };
+    let gate = &door.gate;
+    let access = |ends| {
+        gate.access(&auditor, Action::VerifyAudit, system(), move |p| {
+            verify(p, ends)
+        })
+    };
+    // Polled once and dropped in the middle: a device may have been at work.
+    assert!(access(false).now_or_never().is_none());
+    // One writer, one queue: once this one is durable, so is the one before it.
+    access(true).await.expect("verified");
+    let rows = door
+        .db
+        .audit_chain("access/one", 1, 100)
+        .await
+        .expect("rows");
+    let outcomes: Vec<_> = rows.iter().map(|r| (&*r.outcome, &*r.data)).collect();
+    assert_eq!(
+        outcomes,
+        [("failed", r#"{"reason":"ABANDONED"}"#), ("success", "{}")]
+    );
+}
