@@ -5,13 +5,26 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 6] = [
+const PROTOS: [&str; 7] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
     "claviger/v1/tokens.proto",
     "claviger/v1/audit.proto",
     "claviger/v1/principals.proto",
+    "claviger/v1/incidents.proto",
+];
+
+/// What the daemon does by itself, under an action that no RPC has. All of it changes something.
+const JOB_ACTIONS: [&str; 8] = [
+    "CompleteRotation",
+    "ExpireRotation",
+    "RetireKeyVersion",
+    "KeepStandby",
+    "SwitchKey",
+    "DestroyMaterial",
+    "SettleIntent",
+    "CheckpointAudit",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -132,14 +145,14 @@ fn variant(
 }
 
 fn actions_source(methods: &[MethodAccess]) -> String {
-    let mut actions: BTreeMap<&str, &MethodAccess> = BTreeMap::new();
+    let mut actions: BTreeMap<&str, &str> = JOB_ACTIONS.map(|action| (action, "Admin")).into();
     for method in methods {
-        actions.entry(&method.action).or_insert(method);
+        actions.insert(&method.action, &method.kind);
     }
     let mut s = String::new();
     let _ = writeln!(
         s,
-        "/// What a caller wants to do; one per `action` of the proto files.\n\
+        "/// What a caller wants to do; one per `action` of the proto files, and those of jobs.\n\
          #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]\npub enum Action {{"
     );
     for action in actions.keys() {
@@ -169,12 +182,8 @@ fn actions_source(methods: &[MethodAccess]) -> String {
         s,
         "    pub const fn kind(self) -> AccessKind {{\n        match self {{"
     );
-    for (action, method) in &actions {
-        let _ = writeln!(
-            s,
-            "            Self::{action} => AccessKind::{},",
-            method.kind
-        );
+    for (action, kind) in &actions {
+        let _ = writeln!(s, "            Self::{action} => AccessKind::{kind},");
     }
     let _ = writeln!(s, "        }}\n    }}\n}}\n");
     let _ = writeln!(

@@ -103,7 +103,13 @@ pub async fn run(
         clock.clone(),
         config.keys.clone(),
     ));
-    let rotations = Rotations::new(db.clone(), Arc::clone(&keys), clock.clone(), config.soak());
+    let rotations = Rotations::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.soak(),
+        config.rotation.clone(),
+    );
     let tokens = Arc::new(Tokens::new(
         db.clone(),
         Arc::clone(&keys),

@@ -86,6 +86,10 @@ reasons! {
     KeyNotFound = "KEY_NOT_FOUND": NotFound,
     /// No such rotation, or none the caller may see.
     RotationNotFound = "ROTATION_NOT_FOUND": NotFound,
+    /// No such incident, or none the caller may see.
+    IncidentNotFound = "INCIDENT_NOT_FOUND": NotFound,
+    /// No such destruction, or none the caller may see.
+    DestructionNotFound = "DESTRUCTION_NOT_FOUND": NotFound,
     /// No such principal, or none the caller may see.
     PrincipalNotFound = "PRINCIPAL_NOT_FOUND": NotFound,
     /// No such tenant, or none the caller may see.
@@ -104,6 +108,30 @@ reasons! {
     PlanChanged = "PLAN_CHANGED": FailedPrecondition,
     /// The new kid has not been announced for long enough.
     RotationSoaking = "ROTATION_SOAKING": FailedPrecondition,
+    /// The rotation was not deployed in time.
+    RotationExpired = "ROTATION_EXPIRED": FailedPrecondition,
+    /// The key's ACTIVE version was declared compromised and nothing has replaced it yet.
+    KeyCompromised = "KEY_COMPROMISED": FailedPrecondition,
+    /// The version is not in a state that allows this.
+    VersionState = "VERSION_STATE": FailedPrecondition,
+    /// Unexpired tokens, recent use or an open rotation still need the version.
+    VersionInUse = "VERSION_IN_USE": FailedPrecondition,
+    /// A destruction of the version is open already.
+    DestructionOpen = "DESTRUCTION_OPEN": FailedPrecondition,
+    /// The destruction is not in the state that this needs.
+    DestructionState = "DESTRUCTION_STATE": FailedPrecondition,
+    /// The incident is not in the state that this needs.
+    IncidentState = "INCIDENT_STATE": FailedPrecondition,
+    /// An incident is closed with a postmortem reference, and this call has none.
+    PostmortemRequired = "POSTMORTEM_REQUIRED": FailedPrecondition,
+    /// The confirmation names another postmortem than the proposal.
+    PostmortemMismatch = "POSTMORTEM_MISMATCH": FailedPrecondition,
+    /// The policy does not allow this: approvals are never lowered, AUTOMATIC needs exactly one.
+    RotationPolicy = "ROTATION_POLICY": FailedPrecondition,
+    /// The daemon's clock is behind a step that was recorded already.
+    ClockBackwards = "CLOCK_BACKWARDS": FailedPrecondition,
+    /// The idempotency key was used for another request.
+    IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED": FailedPrecondition,
     /// The object on the token cannot be taken over.
     KeyNotAdoptable = "KEY_NOT_ADOPTABLE": FailedPrecondition,
     /// The backend cannot do this.
@@ -120,6 +148,8 @@ reasons! {
     AuditUnavailable = "AUDIT_UNAVAILABLE": Unavailable,
     /// This replica has not seen the change feed for too long to trust its caches.
     ReplicaStale = "REPLICA_STALE": Unavailable,
+    /// Another replica took over the scheduled work.
+    LeaseLost = "LEASE_LOST": Unavailable,
     /// The daemon is going down; another replica will answer.
     ShuttingDown = "SHUTTING_DOWN": Unavailable,
     /// The caller's time is over.

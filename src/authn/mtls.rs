@@ -55,6 +55,7 @@ impl Authn {
                     return Ok(Caller {
                         principal,
                         request_id,
+                        idempotency: None,
                     });
                 }
             }

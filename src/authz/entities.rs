@@ -96,6 +96,8 @@ impl<'a> Question<'a> {
         let kind = match self.resource.entity {
             Entity::Key { .. } | Entity::UnknownKey(_) => &words.key,
             Entity::Rotation(_) | Entity::UnknownRotation(_) => &words.rotation,
+            Entity::Incident(_) | Entity::UnknownIncident(_) => &words.incident,
+            Entity::Destruction(_) | Entity::UnknownDestruction(_) => &words.destruction,
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => &words.account,
             Entity::Tenant => &words.tenant,
         };
@@ -109,6 +111,10 @@ impl<'a> Question<'a> {
             | Entity::UnknownKey(_)
             | Entity::Rotation(_)
             | Entity::UnknownRotation(_)
+            | Entity::Incident(_)
+            | Entity::UnknownIncident(_)
+            | Entity::Destruction(_)
+            | Entity::UnknownDestruction(_)
             | Entity::Principal(_)
             | Entity::UnknownPrincipal(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
         };
@@ -130,6 +136,8 @@ pub(super) struct Words {
     tenant: EntityTypeName,
     key: EntityTypeName,
     rotation: EntityTypeName,
+    incident: EntityTypeName,
+    destruction: EntityTypeName,
     account: EntityTypeName,
     /// Every action with the kind it belongs to, in the order of `Action::ALL`.
     actions: Vec<CedarEntity>,
@@ -153,6 +161,8 @@ impl Words {
             tenant: name("Tenant")?,
             key: name("Key")?,
             rotation: name("Rotation")?,
+            incident: name("Incident")?,
+            destruction: name("Destruction")?,
             account: name("Account")?,
             actions: actions.collect::<Result<_, _>>()?,
         })
@@ -189,6 +199,10 @@ const fn purpose(entity: &Entity) -> Option<Purpose> {
         Entity::UnknownKey(_)
         | Entity::Rotation(_)
         | Entity::UnknownRotation(_)
+        | Entity::Incident(_)
+        | Entity::UnknownIncident(_)
+        | Entity::Destruction(_)
+        | Entity::UnknownDestruction(_)
         | Entity::Principal(_)
         | Entity::UnknownPrincipal(_)
         | Entity::Tenant => None,

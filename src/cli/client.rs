@@ -167,7 +167,7 @@ mod tests {
         },
         grpc::proto::{
             GetJwksRequest, GetJwksResponse, IssueTokenRequest, IssueTokenResponse,
-            VerifyTokenRequest, VerifyTokenResponse,
+            RevokeTokenRequest, RevokeTokenResponse, VerifyTokenRequest, VerifyTokenResponse,
             token_service_server::{TokenService, TokenServiceServer},
         },
     };
@@ -204,6 +204,13 @@ mod tests {
             &self,
             _: Request<VerifyTokenRequest>,
         ) -> std::result::Result<Response<VerifyTokenResponse>, Status> {
+            Err(Status::unimplemented("not here"))
+        }
+
+        async fn revoke_token(
+            &self,
+            _: Request<RevokeTokenRequest>,
+        ) -> std::result::Result<Response<RevokeTokenResponse>, Status> {
             Err(Status::unimplemented("not here"))
         }
     }

@@ -140,6 +140,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                 rsa_bits: args.rsa_bits,
                 owner: args.owner,
                 rotation_period: args.rotation_period.map(input::proto_duration),
+                ..Default::default()
             };
             let answer = client.create_key(request).await?.into_inner();
             session.show(&answer, |answer| with_versions(answer.key.as_ref()))?;
@@ -153,6 +154,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                 uri: args.uri,
                 owner: args.owner,
                 rotation_period: args.rotation_period.map(input::proto_duration),
+                ..Default::default()
             };
             let answer = client.adopt_key(request).await?.into_inner();
             session.show(&answer, |answer| with_versions(answer.key.as_ref()))?;
@@ -177,6 +179,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                     page_size,
                     page_token: all.next_page_token,
                     overdue_only: args.overdue,
+                    ..Default::default()
                 };
                 let page = client.list_keys(request).await?.into_inner();
                 pages.got(page.keys.len(), &page.next_page_token);
@@ -192,6 +195,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                 owner: args.owner,
                 rotation_period: args.rotation_period.map(input::proto_duration),
                 next_rotation_time: args.next_rotation.map(input::proto_time),
+                ..Default::default()
             };
             let answer = client.update_key(request).await?.into_inner();
             session.show(&answer, |answer| with_versions(answer.key.as_ref()))?;

@@ -122,6 +122,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                     state: args.state.unwrap_or_default().into(),
                     page_size,
                     page_token: all.next_page_token,
+                    ..Default::default()
                 };
                 let page = client.list_rotations(request).await?.into_inner();
                 pages.got(page.rotations.len(), &page.next_page_token);
@@ -242,9 +243,13 @@ fn state(rotation: &Rotation) -> String {
 fn deployable(rotation: &Rotation) -> String {
     match rotation.state() {
         RotationState::Approved => output::when(&rotation.deployable_time),
-        RotationState::Unspecified | RotationState::Requested | RotationState::Deployed => {
-            String::new()
-        }
+        RotationState::Unspecified
+        | RotationState::Requested
+        | RotationState::Deployed
+        | RotationState::Completed
+        | RotationState::Rejected
+        | RotationState::Cancelled
+        | RotationState::Expired => String::new(),
     }
 }
 

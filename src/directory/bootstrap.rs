@@ -11,7 +11,8 @@ use crate::{
     audit::{Outcome, Record, admin},
     error::{Error, Reason, Result},
     model::{
-        Action, Grant, Identity, KeyName, Principal, PrincipalId, PrincipalKind, Scope, TenantName,
+        Action, Grant, Identity, Job, KeyName, Principal, PrincipalId, PrincipalKind, Scope,
+        TenantName,
     },
     store::{StoreError, Tx},
 };
@@ -148,6 +149,10 @@ impl Directory {
                 self.record(tx, Action::CreateTenant, &tenant, ("tenant", id), details)
                     .await?;
             }
+        }
+        for job in Job::ALL {
+            self.bootstrap_principal(job.principal(), Vec::new())
+                .await?;
         }
         for (principal, grants) in config.parsed()? {
             self.bootstrap_principal(principal, grants).await?;

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::Directory;
 use crate::{
     error::{Error, Reason, Result},
-    gate::{AdminPermit, Committed},
+    gate::{AdminPermit, Recorded},
     model::{
         Grant, Identity, KeyName, Principal, PrincipalId, PrincipalKind, Role, Scope, TenantName,
         Timestamp,
@@ -41,14 +41,14 @@ impl Directory {
         &self,
         permit: AdminPermit,
         name: TenantName,
-    ) -> Result<Committed<(TenantName, Timestamp)>> {
+    ) -> Result<Recorded<(TenantName, Timestamp)>> {
         let now = self.clock.now();
         let mut mutation = permit.begin().await?;
         mutation.on("tenant", &name);
         let inserted = mutation.tx().insert_tenant(&name, now).await;
         inserted.map_err(|e| exists(e, "there is a tenant with this name already"))?;
         let details = json!({ "tenant": name.as_str() });
-        mutation.commit((name, now), details).await
+        mutation.record((name, now), details).await
     }
 
     /// Adds a principal without roles. Errors: PERMISSION_DENIED unless the caller is principal-admin in all tenants,
@@ -57,7 +57,7 @@ impl Directory {
         &self,
         permit: AdminPermit,
         request: CreatePrincipal,
-    ) -> Result<Committed<Principal>> {
+    ) -> Result<Recorded<Principal>> {
         if !permit
             .caller()
             .principal
@@ -100,9 +100,8 @@ impl Directory {
                 "the name is taken in this tenant, or an identity belongs to somebody already",
             )
         })?;
-        let committed = mutation.commit(principal, details).await?;
-        self.forget();
-        Ok(committed)
+        self.forget_after(&mut mutation);
+        mutation.record(principal, details).await
     }
 
     /// Gives or takes a role.
@@ -115,7 +114,7 @@ impl Directory {
         mut principal: Principal,
         grant: Grant,
         change: RoleChange,
-    ) -> Result<Committed<Principal>> {
+    ) -> Result<Recorded<Principal>> {
         if permit.caller().principal.id == principal.id {
             return Err(Error::new(
                 Reason::SeparationOfDuties,
@@ -153,9 +152,8 @@ impl Directory {
             }
         }
         let details = json!({ "role": grant.role.as_str(), "tenant": grant.scope.as_str() });
-        let committed = mutation.commit(principal, details).await?;
-        self.forget();
-        Ok(committed)
+        self.forget_after(&mut mutation);
+        mutation.record(principal, details).await
     }
 
     async fn check_scope(&self, principal: &Principal, scope: &Scope) -> Result<()> {

@@ -19,7 +19,7 @@ pub use change::{CreatePrincipal, RoleChange};
 use crate::{
     clock::Clock,
     error::Result,
-    gate::Permit,
+    gate::{Mutation, Permit},
     model::{Entity, Identity, Principal, PrincipalId, Resource, TenantName, Timestamp},
     store::Db,
 };
@@ -31,8 +31,20 @@ const CACHE: usize = 10_000;
 pub struct Directory {
     db: Db,
     clock: Clock,
+    known: Arc<Known>,
+}
+
+/// What is cached.
+struct Known {
     by_identity: Cache<Identity, Arc<Principal>>,
     generation: AtomicU64,
+}
+
+impl Known {
+    fn forget(&self) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.by_identity.clear();
+    }
 }
 
 impl Directory {
@@ -41,35 +53,44 @@ impl Directory {
         Self {
             db,
             clock,
-            by_identity: Cache::new(CACHE),
-            generation: AtomicU64::new(0),
+            known: Arc::new(Known {
+                by_identity: Cache::new(CACHE),
+                generation: AtomicU64::new(0),
+            }),
         }
     }
 
     /// Who this identity authenticates as, from memory if it is there.
     pub async fn authenticate(&self, identity: &Identity) -> Result<Option<Arc<Principal>>> {
-        if let Some(found) = self.by_identity.get(identity) {
+        let known = &self.known;
+        if let Some(found) = known.by_identity.get(identity) {
             return Ok(Some(found));
         }
         metrics::counter!("claviger_cache_loads_total", "cache" => "principals").increment(1);
-        let generation = self.generation.load(Ordering::SeqCst);
+        let generation = known.generation.load(Ordering::SeqCst);
         let Some(principal) = self.db.principal_by_identity(identity).await? else {
             return Ok(None);
         };
         let principal = Arc::new(principal);
-        self.by_identity
+        known
+            .by_identity
             .insert(identity.clone(), Arc::clone(&principal));
         // A change while we were reading may have made what we read old.
-        if self.generation.load(Ordering::SeqCst) != generation {
-            self.by_identity.remove(identity);
+        if known.generation.load(Ordering::SeqCst) != generation {
+            known.by_identity.remove(identity);
         }
         Ok(Some(principal))
     }
 
     /// Forgets all principals after a change, here or on another replica.
     pub fn forget(&self) {
-        self.generation.fetch_add(1, Ordering::SeqCst);
-        self.by_identity.clear();
+        self.known.forget();
+    }
+
+    /// Forgets all principals as soon as `mutation` is committed.
+    fn forget_after(&self, mutation: &mut Mutation) {
+        let known = Arc::clone(&self.known);
+        mutation.then(move || known.forget());
     }
 
     /// The principal with this id, and the resource that the gate decides about: its home tenant's, or, for an

@@ -8,24 +8,26 @@
 mod crowd;
 mod freshness;
 mod permit;
+mod replay;
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
+use prost::Message;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 use crowd::{Changes, Crowd};
 pub use freshness::Freshness;
-pub use permit::{AdminPermit, Committed, Mutation, Permit};
+pub use permit::{AdminPermit, Mutation, Permit, Recorded};
 
 use crate::{
     audit::{AccessLog, Outcome, Receipt, Record, admin},
     authz::{Authz, Decision},
     error::{Error, Reason, Result},
-    model::{AccessKind, Action, Caller, Entity, Resource},
-    store::Db,
+    model::{AccessKind, Action, Caller, Entity, Job, Resource},
+    store::{Db, StoreError},
 };
 
 /// Decides, hands out permits, records.
@@ -38,6 +40,7 @@ pub struct Gate {
     mutations: TaskTracker,
     crowd: Crowd,
     turns: Arc<Semaphore>,
+    repeated: replay::InFlight,
 }
 
 impl Gate {
@@ -51,6 +54,7 @@ impl Gate {
             mutations: TaskTracker::new(),
             crowd: Crowd::default(),
             turns: Arc::new(Semaphore::new(crowd::TURNS)),
+            repeated: replay::InFlight::default(),
         }
     }
 
@@ -135,14 +139,63 @@ impl Gate {
         }
     }
 
-    /// Changes administrative state. `act` runs in a task of its own, so a caller that leaves cannot cut it in half;
-    /// the only way to its answer is through `Mutation::commit`, which writes the audit row in the same transaction.
+    /// Changes administrative state for a caller outside. `act` runs in a task of its own, so a caller that leaves
+    /// cannot cut it in half; it ends with `Mutation::record`, which writes the audit row in the same transaction, and
+    /// the gate commits. `answer` makes the message that the caller gets, and gets again when the call is repeated with
+    /// the same idempotency key.
     ///
-    /// Errors: what `act` fails with; PERMISSION_DENIED, or NOT_FOUND where the caller may not know. Either leaves a
-    /// row of its own and nothing else.
-    pub async fn mutate<T, F, Fut>(
+    /// Errors: what `act` fails with; PERMISSION_DENIED, or NOT_FOUND where the caller may not know;
+    /// IDEMPOTENCY_KEY_REUSED. Either leaves a row of its own and nothing else.
+    pub async fn mutate<T, M, A, F, Fut>(
         &self,
         caller: &Caller,
+        action: Action,
+        resource: Resource,
+        answer: A,
+        act: F,
+    ) -> Result<M>
+    where
+        T: Send + 'static,
+        M: Message + Default + 'static,
+        A: FnOnce(&T, &Receipt) -> M + Send + 'static,
+        F: FnOnce(AdminPermit) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<Recorded<T>>> + Send + 'static,
+    {
+        let (db, who, turns) = (self.db.clone(), caller.clone(), self.repeated.clone());
+        let changes = self.changes();
+        let again = record(caller, action, &resource);
+        self.change(caller, action, resource, async move |permit| {
+            let _turn = turns.turn(&who).await;
+            if let Some((answer, seq)) = replay::earlier::<M>(&db, &who).await? {
+                record_replay(&changes, again, seq).await?;
+                return Ok(answer);
+            }
+            let mut recorded = act(permit).await?;
+            let answer = answer(&recorded.value, &recorded.receipt);
+            let receipt = recorded.receipt.clone();
+            match replay::keep(recorded.tx(), &who, action, &answer, &receipt).await {
+                Ok(()) => {}
+                Err(StoreError::Exists(_)) => {
+                    // Another replica was asked the same at the same time and was first: nothing of this one stays.
+                    drop(recorded);
+                    let first = replay::earlier::<M>(&db, &who).await?;
+                    let (answer, seq) =
+                        first.ok_or_else(|| Error::internal("an answer vanished"))?;
+                    record_replay(&changes, again, seq).await?;
+                    return Ok(answer);
+                }
+                Err(error) => return Err(error.into()),
+            }
+            recorded.commit().await?;
+            Ok(answer)
+        })
+        .await
+    }
+
+    /// As `mutate`, for a job of the daemon itself.
+    pub async fn work<T, F, Fut>(
+        &self,
+        job: Job,
         action: Action,
         resource: Resource,
         act: F,
@@ -150,7 +203,26 @@ impl Gate {
     where
         T: Send + 'static,
         F: FnOnce(AdminPermit) -> Fut + Send + 'static,
-        Fut: Future<Output = Result<Committed<T>>> + Send + 'static,
+        Fut: Future<Output = Result<Recorded<T>>> + Send + 'static,
+    {
+        let caller = job.caller();
+        self.change(&caller, action, resource, async move |permit| {
+            act(permit).await?.commit().await
+        })
+        .await
+    }
+
+    async fn change<T, F, Fut>(
+        &self,
+        caller: &Caller,
+        action: Action,
+        resource: Resource,
+        act: F,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(AdminPermit) -> Fut + Send + 'static,
+        Fut: Future<Output = Result<T>> + Send + 'static,
     {
         self.freshness.check()?;
         let seat = self.crowd.enter(caller.principal.id)?;
@@ -173,17 +245,18 @@ impl Gate {
                     .await
                     .unwrap_or_else(|_| Err(Error::internal("a change panicked"))),
             };
-            match outcome {
-                Ok(committed) => Ok(committed.into_parts()),
-                Err(error) => {
-                    record_failure(&changes, unsuccessful, outcome_of(&error), error.reason())
-                        .await;
-                    Err(error.recorded())
-                }
+            if let Err(error) = &outcome {
+                record_failure(&changes, unsuccessful, outcome_of(error), error.reason()).await;
             }
+            outcome.map_err(Error::recorded)
         };
         let task = self.mutations.spawn(task.in_current_span());
         task.await.unwrap_or_else(|e| Err(Error::internal(e)))
+    }
+
+    /// May the caller do this? Asks the policies and nothing else: for lists of what somebody could do.
+    pub fn may(&self, caller: &Caller, action: Action, resource: &Resource) -> bool {
+        self.authorize(caller, action, resource).is_ok()
     }
 
     /// Records that somebody without a principal was turned away.
@@ -265,14 +338,27 @@ async fn record_failure(changes: &Changes, mut record: Record, outcome: Outcome,
     }
 }
 
+/// A repeated call changes nothing; its row says which row has the change.
+async fn record_replay(changes: &Changes, mut record: Record, seq: i64) -> Result<()> {
+    record.data = format!(r#"{{"repeats":{seq}}}"#);
+    let (mut tx, _turn) = changes.begin().await?;
+    admin::append(&mut tx, record).await?;
+    Ok(tx.commit().await?)
+}
+
 /// May the caller know that this is refused and not absent? An id that nobody has belongs to no tenant, so nobody
 /// may tell it from one in a tenant they cannot see. A key is looked up in the tenant that the caller names.
 fn visible(caller: &Caller, resource: &Resource) -> bool {
     match resource.entity {
-        Entity::UnknownRotation(_) | Entity::UnknownPrincipal(_) => false,
+        Entity::UnknownRotation(_)
+        | Entity::UnknownIncident(_)
+        | Entity::UnknownDestruction(_)
+        | Entity::UnknownPrincipal(_) => false,
         Entity::Key { .. }
         | Entity::UnknownKey(_)
         | Entity::Rotation(_)
+        | Entity::Incident(_)
+        | Entity::Destruction(_)
         | Entity::Principal(_)
         | Entity::Tenant => caller.principal.sees(&resource.tenant),
     }
@@ -288,6 +374,14 @@ pub fn not_found(resource: &Resource) -> Error {
         Entity::Rotation(_) | Entity::UnknownRotation(_) => Error::new(
             Reason::RotationNotFound,
             "no such rotation, or none that you may see",
+        ),
+        Entity::Incident(_) | Entity::UnknownIncident(_) => Error::new(
+            Reason::IncidentNotFound,
+            "no such incident, or none that you may see",
+        ),
+        Entity::Destruction(_) | Entity::UnknownDestruction(_) => Error::new(
+            Reason::DestructionNotFound,
+            "no such destruction, or none that you may see",
         ),
         Entity::Principal(_) | Entity::UnknownPrincipal(_) => Error::new(
             Reason::PrincipalNotFound,

@@ -75,15 +75,20 @@ impl AdminPermit {
             tx,
             _turn: turn,
             record: self.record,
+            then: Vec::new(),
         })
     }
 }
 
-/// An open change. Dropped without `commit`, nothing happened.
+/// Done once the change is committed: forgetting what is cached about it.
+type Then = Box<dyn FnOnce() + Send>;
+
+/// An open change. Dropped without `record`, nothing happened.
 pub struct Mutation {
     tx: Tx,
     _turn: Turn,
     record: Record,
+    then: Vec<Then>,
 }
 
 impl Mutation {
@@ -98,10 +103,40 @@ impl Mutation {
         self.record.entity_id = id.to_string();
     }
 
-    /// Writes the audit row with `details` (a JSON object without secrets) and commits both.
-    pub async fn commit<T>(mut self, value: T, details: Value) -> Result<Committed<T>> {
+    /// Has this done as soon as the change is committed, and not otherwise.
+    pub fn then(&mut self, act: impl FnOnce() + Send + 'static) {
+        self.then.push(Box::new(act));
+    }
+
+    /// Writes the audit row with `details` (a JSON object without secrets). The gate commits both, and nothing else can.
+    pub async fn record<T>(mut self, value: T, details: Value) -> Result<Recorded<T>> {
         self.record.data = details.to_string();
         let receipt = admin::append(&mut self.tx, self.record).await?;
+        Ok(Recorded {
+            tx: self.tx,
+            _turn: self._turn,
+            then: self.then,
+            value,
+            receipt,
+        })
+    }
+}
+
+/// A change with its audit row, about to be committed.
+pub struct Recorded<T> {
+    tx: Tx,
+    _turn: Turn,
+    then: Vec<Then>,
+    pub(super) value: T,
+    pub(super) receipt: Receipt,
+}
+
+impl<T> Recorded<T> {
+    pub(super) const fn tx(&mut self) -> &mut Tx {
+        &mut self.tx
+    }
+
+    pub(super) async fn commit(self) -> Result<(T, Receipt)> {
         self.tx.commit().await.map_err(|error| match error {
             StoreError::Unavailable(cause) => Error::new(
                 Reason::DatabaseUnavailable,
@@ -110,18 +145,7 @@ impl Mutation {
             .because(cause),
             other => other.into(),
         })?;
-        Ok(Committed { value, receipt })
-    }
-}
-
-/// The result of a change that is recorded.
-pub struct Committed<T> {
-    value: T,
-    receipt: Receipt,
-}
-
-impl<T> Committed<T> {
-    pub(super) fn into_parts(self) -> (T, Receipt) {
-        (self.value, self.receipt)
+        self.then.into_iter().for_each(|act| act());
+        Ok((self.value, self.receipt))
     }
 }

@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
+use prost::Message;
 use serde::Deserialize;
-use tonic::{Request, Status};
+use tonic::{
+    Request, Status,
+    metadata::{Ascii, MetadataValue},
+};
 
 use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
     authn::{Authn, ConnectedPeer},
     directory::Directory,
-    error::Result,
+    error::{Error, Reason, Result},
     gate::Gate,
     keys::Keys,
-    model::{Action, Caller},
+    model::{AccessKind, Action, Caller, Idempotency},
     rotation::Rotations,
     tokens::Tokens,
 };
@@ -64,6 +69,7 @@ impl Parts {
         act: F,
     ) -> Result<tonic::Response<T>, Status>
     where
+        M: Message,
         F: FnOnce(Caller, M) -> Fut,
         Fut: Future<Output = Result<T>>,
     {
@@ -72,13 +78,21 @@ impl Parts {
             .get::<RequestId>()
             .map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
         let peer = extensions.get::<ConnectedPeer>().cloned();
+        let key = request.metadata().get(IDEMPOTENCY_KEY).cloned();
         let answer = async {
             let peer = peer.as_ref().map(|peer| &*peer.0);
-            let caller = self
+            let mut caller = self
                 .authn
                 .caller(peer, Arc::clone(&request_id), action)
                 .await?;
-            let answer = act(caller.clone(), request.into_inner()).await;
+            let message = request.into_inner();
+            let answer = async {
+                if let (Some(key), AccessKind::Admin) = (key, action.kind()) {
+                    caller.idempotency = Some(idempotency(&key, action, &message)?);
+                }
+                act(caller.clone(), message).await
+            };
+            let answer = answer.await;
             self.recorded(&caller, action, answer).await
         };
         match answer.await {
@@ -101,4 +115,37 @@ impl Parts {
         }
         answer
     }
+}
+
+/// Metadata of a mutating call (R-OPS-2).
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
+
+/// The caller's key with the hash of what it is used for. Errors: INVALID_FIELD.
+fn idempotency(
+    key: &MetadataValue<Ascii>,
+    action: Action,
+    message: &impl Message,
+) -> Result<Idempotency> {
+    let text = key.to_str().unwrap_or_default();
+    if !(1..=128).contains(&text.len()) || !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(super::convert::invalid(
+            "idempotency-key must be 1 to 128 visible ASCII characters without blanks",
+        ));
+    }
+    let mut hash = digest::Context::new(&digest::SHA256);
+    hash.update(action.name().as_bytes());
+    hash.update(b"\0");
+    // Maps are sorted (build.rs), so equal messages have equal encodings.
+    hash.update(&message.encode_to_vec());
+    let mut request_hash = [0; 32];
+    request_hash.copy_from_slice(hash.finish().as_ref());
+    Ok(Idempotency {
+        key: text.into(),
+        request_hash,
+    })
+}
+
+/// An RPC that is declared and not there yet.
+pub async fn unfinished<M, T>(_caller: Caller, _message: M) -> Result<T> {
+    Err(Error::new(Reason::UnknownMethod, "not implemented yet"))
 }

@@ -11,7 +11,8 @@ use crate::{
     keys::KeySnapshot,
     model::{
         Algorithm, Caller, Key, KeyVersion, Kid, Principal, PrincipalKind, Purpose, Rotation,
-        RotationState, TenantName, Timestamp, VersionState, key::Material,
+        RotationMode, RotationPolicy, RotationState, TenantName, Timestamp, VersionState,
+        key::Material,
     },
 };
 
@@ -133,6 +134,33 @@ pub const fn principal_kind_number(kind: PrincipalKind) -> i32 {
     number as i32
 }
 
+/// A rotation mode; None when unspecified.
+pub fn rotation_mode(number: i32) -> Result<Option<RotationMode>> {
+    match proto::RotationMode::try_from(number) {
+        Ok(proto::RotationMode::Unspecified) => Ok(None),
+        Ok(proto::RotationMode::Manual) => Ok(Some(RotationMode::Manual)),
+        Ok(proto::RotationMode::Automatic) => Ok(Some(RotationMode::Automatic)),
+        Err(_) => Err(invalid("unknown rotation_mode")),
+    }
+}
+
+fn rotation_policy(policy: &RotationPolicy) -> proto::RotationPolicy {
+    let mode = match policy.mode {
+        RotationMode::Manual => proto::RotationMode::Manual,
+        RotationMode::Automatic => proto::RotationMode::Automatic,
+    };
+    let standing = policy.standing_approval.as_ref();
+    proto::RotationPolicy {
+        mode: mode.into(),
+        approvals_needed: policy.approvals_needed.get(),
+        standby: policy.standby,
+        grace: length(policy.grace),
+        set_by: policy.set_by.map(|id| id.to_string()).unwrap_or_default(),
+        approved_by: standing.map(|a| a.approver.to_string()).unwrap_or_default(),
+        approve_time: standing.and_then(|a| time(a.at)),
+    }
+}
+
 /// A rotation state for a filter; None when unspecified.
 pub fn rotation_state(number: i32) -> Result<Option<RotationState>> {
     use proto::RotationState as P;
@@ -140,6 +168,10 @@ pub fn rotation_state(number: i32) -> Result<Option<RotationState>> {
         Ok(P::Requested) => Ok(Some(RotationState::Requested)),
         Ok(P::Approved) => Ok(Some(RotationState::Approved)),
         Ok(P::Deployed) => Ok(Some(RotationState::Deployed)),
+        Ok(P::Completed) => Ok(Some(RotationState::Completed)),
+        Ok(P::Rejected) => Ok(Some(RotationState::Rejected)),
+        Ok(P::Cancelled) => Ok(Some(RotationState::Cancelled)),
+        Ok(P::Expired) => Ok(Some(RotationState::Expired)),
         Ok(P::Unspecified) => Ok(None),
         Err(_) => Err(invalid("state is unknown")),
     }
@@ -267,7 +299,9 @@ pub fn receipt(receipt: &audit::Receipt) -> Option<proto::Receipt> {
 /// A key with all its versions.
 pub fn key(snapshot: &KeySnapshot, now: Timestamp) -> proto::Key {
     let active = snapshot.active().ok().map(|v| v.version.kid.clone());
-    let mut message = key_row(&snapshot.key, active.as_ref(), now);
+    let mut states = snapshot.versions().iter().map(|v| v.version.state);
+    let compromised = states.any(|state| state == VersionState::Compromised);
+    let mut message = key_row(&snapshot.key, active.as_ref(), compromised, now);
     message.versions = snapshot
         .versions()
         .iter()
@@ -277,7 +311,7 @@ pub fn key(snapshot: &KeySnapshot, now: Timestamp) -> proto::Key {
 }
 
 /// A key without versions.
-pub fn key_row(key: &Key, active: Option<&Kid>, now: Timestamp) -> proto::Key {
+pub fn key_row(key: &Key, active: Option<&Kid>, compromised: bool, now: Timestamp) -> proto::Key {
     proto::Key {
         id: key.id.to_string(),
         tenant: key.tenant.to_string(),
@@ -293,6 +327,8 @@ pub fn key_row(key: &Key, active: Option<&Kid>, now: Timestamp) -> proto::Key {
         overdue: key.next_rotation_at < now,
         versions: Vec::new(),
         active_kid: active.map(ToString::to_string).unwrap_or_default(),
+        rotation_policy: Some(rotation_policy(&key.policy)),
+        compromised,
     }
 }
 
@@ -300,7 +336,7 @@ fn version(key: &Key, v: &KeyVersion) -> proto::KeyVersion {
     let public = v.public_key();
     let reference = match &v.material {
         Material::KeyPair { reference, .. } => reference.to_string(),
-        Material::DataKey { .. } => String::new(),
+        Material::DataKey { .. } | Material::Shredded { .. } => String::new(),
     };
     proto::KeyVersion {
         kid: v.kid.to_string(),
@@ -315,6 +351,12 @@ fn version(key: &Key, v: &KeyVersion) -> proto::KeyVersion {
             .unwrap_or_default(),
         public_pem: public.map(|p| p.spki_pem()).unwrap_or_default(),
         backend_ref: reference,
+        retire_time: v.retired_at.and_then(time),
+        compromise_time: v.compromised_at.and_then(time),
+        destroy_time: v.destroyed_at.and_then(time),
+        last_token_expire_time: v.last_token_exp.and_then(time),
+        standby: v.is_standby,
+        last_use_time: v.last_used_at.and_then(time),
     }
 }
 
@@ -325,6 +367,10 @@ pub fn rotation(r: &Rotation) -> proto::Rotation {
         RotationState::Requested => P::Requested,
         RotationState::Approved => P::Approved,
         RotationState::Deployed => P::Deployed,
+        RotationState::Completed => P::Completed,
+        RotationState::Rejected => P::Rejected,
+        RotationState::Cancelled => P::Cancelled,
+        RotationState::Expired => P::Expired,
     };
     proto::Rotation {
         id: r.id.to_string(),
@@ -352,6 +398,12 @@ pub fn rotation(r: &Rotation) -> proto::Rotation {
         announce_time: r.announced_at.and_then(time),
         deployable_time: r.deployable_at().and_then(time),
         deploy_time: r.deployed_at.and_then(time),
+        expire_time: time(r.expires_at),
+        end_time: r.ended_at.and_then(time),
+        ended_by: r.ended_by.map(|id| id.to_string()).unwrap_or_default(),
+        end_reason: r.end_reason.clone(),
+        grace_end_time: r.grace_ends_at.and_then(time),
+        scheduled: r.scheduled,
     }
 }
 

@@ -1,18 +1,19 @@
 //! KeyService.
 
-use std::sync::Arc;
+use std::{num::NonZeroU32, sync::Arc};
 
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::Parts,
+    call::{Parts, unfinished},
     convert,
     proto::{self, key_service_server::KeyService},
 };
 use crate::{
+    audit::Receipt,
     clock::Clock,
     error::Result,
-    keys::{AdoptKey, CreateKey, UpdateKey},
+    keys::{AdoptKey, CreateKey, KeySnapshot, UpdateKey},
     model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Purpose, Resource},
 };
 
@@ -44,20 +45,22 @@ impl KeyApi {
             rsa_bits: r.rsa_bits,
             owner: convert::text("owner", r.owner, 128)?,
             rotation_period: convert::duration("rotation_period", r.rotation_period)?,
+            rotation_mode: convert::rotation_mode(r.rotation_mode)?,
+            approvals_needed: NonZeroU32::new(r.approvals_needed),
+            standby: r.standby,
+            grace: convert::duration("grace", r.grace)?,
         };
         let resource = to_be(&request.tenant, &request.name);
         let keys = Arc::clone(&self.parts.keys);
-        let (key, receipt) = self
-            .parts
-            .gate
-            .mutate(&caller, Action::CreateKey, resource, async move |permit| {
-                keys.create(permit, request).await
-            })
-            .await?;
-        Ok(proto::CreateKeyResponse {
-            key: Some(convert::key(&key, self.clock.now())),
-            receipt: convert::receipt(&receipt),
-        })
+        let now = self.clock.now();
+        let answer = move |key: &Arc<KeySnapshot>, receipt: &Receipt| proto::CreateKeyResponse {
+            key: Some(convert::key(key, now)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| keys.create(permit, request).await;
+        let gate = &self.parts.gate;
+        gate.mutate(&caller, Action::CreateKey, resource, answer, act)
+            .await
     }
 
     async fn adopt(
@@ -84,22 +87,24 @@ impl KeyApi {
                 rsa_bits: 0,
                 owner: convert::text("owner", r.owner, 128)?,
                 rotation_period: convert::duration("rotation_period", r.rotation_period)?,
+                rotation_mode: None,
+                approvals_needed: NonZeroU32::new(r.approvals_needed),
+                standby: r.standby,
+                grace: convert::duration("grace", r.grace)?,
             },
             uri: r.uri,
         };
         let resource = to_be(&request.key.tenant, &request.key.name);
         let keys = Arc::clone(&self.parts.keys);
-        let (key, receipt) = self
-            .parts
-            .gate
-            .mutate(&caller, Action::AdoptKey, resource, async move |permit| {
-                keys.adopt(permit, request).await
-            })
-            .await?;
-        Ok(proto::AdoptKeyResponse {
-            key: Some(convert::key(&key, self.clock.now())),
-            receipt: convert::receipt(&receipt),
-        })
+        let now = self.clock.now();
+        let answer = move |key: &Arc<KeySnapshot>, receipt: &Receipt| proto::AdoptKeyResponse {
+            key: Some(convert::key(key, now)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| keys.adopt(permit, request).await;
+        let gate = &self.parts.gate;
+        gate.mutate(&caller, Action::AdoptKey, resource, answer, act)
+            .await
     }
 
     async fn get(&self, caller: Caller, r: proto::GetKeyRequest) -> Result<proto::GetKeyResponse> {
@@ -133,7 +138,7 @@ impl KeyApi {
             let answer = proto::ListKeysResponse {
                 keys: page
                     .iter()
-                    .map(|(key, active)| convert::key_row(key, active.as_ref(), now))
+                    .map(|(key, active)| convert::key_row(key, active.as_ref(), false, now))
                     .collect(),
                 next_page_token: next,
             };
@@ -160,18 +165,18 @@ impl KeyApi {
         let target = self.parts.keys.find(&tenant, &key).await?;
         let resource = target.resource();
         let keys = Arc::clone(&self.parts.keys);
-        let (key, receipt) = self
-            .parts
-            .gate
-            .mutate(&caller, Action::UpdateKey, resource, async move |permit| {
-                let current = Arc::clone(target.snapshot()?);
-                keys.update(permit, current, change).await
-            })
-            .await?;
-        Ok(proto::UpdateKeyResponse {
-            key: Some(convert::key(&key, self.clock.now())),
-            receipt: convert::receipt(&receipt),
-        })
+        let now = self.clock.now();
+        let answer = move |key: &Arc<KeySnapshot>, receipt: &Receipt| proto::UpdateKeyResponse {
+            key: Some(convert::key(key, now)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| {
+            let current = Arc::clone(target.snapshot()?);
+            keys.update(permit, current, change).await
+        };
+        let gate = &self.parts.gate;
+        gate.mutate(&caller, Action::UpdateKey, resource, answer, act)
+            .await
     }
 }
 
@@ -220,5 +225,59 @@ impl KeyService for KeyApi {
     ) -> Answer<proto::UpdateKeyResponse> {
         let act = async |caller, m| self.update(caller, m).await;
         self.parts.call(r, Action::UpdateKey, act).await
+    }
+
+    async fn approve_rotation_policy(
+        &self,
+        r: Request<proto::ApproveRotationPolicyRequest>,
+    ) -> Answer<proto::ApproveRotationPolicyResponse> {
+        self.parts
+            .call(r, Action::ApproveRotationPolicy, unfinished)
+            .await
+    }
+
+    async fn revoke_key_version(
+        &self,
+        r: Request<proto::RevokeKeyVersionRequest>,
+    ) -> Answer<proto::RevokeKeyVersionResponse> {
+        self.parts
+            .call(r, Action::RevokeKeyVersion, unfinished)
+            .await
+    }
+
+    async fn destroy_key_version(
+        &self,
+        r: Request<proto::DestroyKeyVersionRequest>,
+    ) -> Answer<proto::DestroyKeyVersionResponse> {
+        self.parts
+            .call(r, Action::DestroyKeyVersion, unfinished)
+            .await
+    }
+
+    async fn approve_key_destruction(
+        &self,
+        r: Request<proto::ApproveKeyDestructionRequest>,
+    ) -> Answer<proto::ApproveKeyDestructionResponse> {
+        self.parts
+            .call(r, Action::ApproveKeyDestruction, unfinished)
+            .await
+    }
+
+    async fn cancel_key_destruction(
+        &self,
+        r: Request<proto::CancelKeyDestructionRequest>,
+    ) -> Answer<proto::CancelKeyDestructionResponse> {
+        self.parts
+            .call(r, Action::CancelKeyDestruction, unfinished)
+            .await
+    }
+
+    async fn list_key_destructions(
+        &self,
+        r: Request<proto::ListKeyDestructionsRequest>,
+    ) -> Answer<proto::ListKeyDestructionsResponse> {
+        self.parts
+            .call(r, Action::ListKeyDestructions, unfinished)
+            .await
     }
 }

@@ -7,6 +7,7 @@ mod audit;
 mod call;
 mod convert;
 mod crypto;
+mod incidents;
 mod keys;
 pub mod layers;
 pub mod listener;
@@ -34,7 +35,8 @@ pub fn routes(
 ) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
         audit_service_server::AuditServiceServer, crypto_service_server::CryptoServiceServer,
-        key_service_server::KeyServiceServer, principal_service_server::PrincipalServiceServer,
+        incident_service_server::IncidentServiceServer, key_service_server::KeyServiceServer,
+        principal_service_server::PrincipalServiceServer,
         rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
     };
     let limit = config.max_request_bytes;
@@ -47,11 +49,13 @@ pub fn routes(
     let rotation = RotationServiceServer::new(rotation::RotationApi(parts.clone()));
     let tokens = TokenServiceServer::new(tokens::TokenApi(parts.clone()));
     let audit = AuditServiceServer::new(audit::AuditApi(parts.clone()));
+    let incidents = IncidentServiceServer::new(incidents::IncidentApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
         .add_service(rotation.max_decoding_message_size(limit))
         .add_service(tokens.max_decoding_message_size(limit))
+        .add_service(incidents.max_decoding_message_size(limit))
         .add_service(audit.max_decoding_message_size(limit))
         .add_service(principals.max_decoding_message_size(limit))
         .add_service(health);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use prost::Message;
 use tonic::{Request, Response, Status};
 
 use super::{
@@ -14,7 +15,10 @@ use crate::{
     directory::{CreatePrincipal, RoleChange},
     error::Result,
     gate::not_found,
-    model::{Action, Caller, Grant, Identity, Principal, PrincipalId, Resource, Scope, TenantName},
+    model::{
+        Action, Caller, Grant, Identity, Principal, PrincipalId, Resource, Scope, TenantName,
+        Timestamp,
+    },
 };
 
 /// PrincipalService over these parts.
@@ -35,23 +39,19 @@ impl PrincipalApi {
         let name: TenantName = r.name.parse()?;
         let directory = Arc::clone(&self.0.directory);
         let resource = Resource::tenant(TenantName::system());
-        let ((name, created_at), receipt) = self
-            .0
-            .gate
-            .mutate(
-                &caller,
-                Action::CreateTenant,
-                resource,
-                async move |permit| directory.create_tenant(permit, name).await,
-            )
-            .await?;
-        Ok(proto::CreateTenantResponse {
-            tenant: Some(proto::Tenant {
-                name: name.to_string(),
-                create_time: convert::time(created_at),
-            }),
-            receipt: convert::receipt(&receipt),
-        })
+        let answer = |(name, created_at): &(TenantName, Timestamp), receipt: &Receipt| {
+            proto::CreateTenantResponse {
+                tenant: Some(proto::Tenant {
+                    name: name.to_string(),
+                    create_time: convert::time(*created_at),
+                }),
+                receipt: convert::receipt(receipt),
+            }
+        };
+        let act = async move |permit| directory.create_tenant(permit, name).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::CreateTenant, resource, answer, act)
+            .await
     }
 
     async fn tenants(
@@ -103,28 +103,23 @@ impl PrincipalApi {
         };
         let resource = Resource::tenant(request.tenant.clone());
         let directory = Arc::clone(&self.0.directory);
-        let (principal, receipt) = self
-            .0
-            .gate
-            .mutate(
-                &caller,
-                Action::CreatePrincipal,
-                resource,
-                async move |permit| directory.create_principal(permit, request).await,
-            )
-            .await?;
-        Ok(proto::CreatePrincipalResponse {
-            principal: Some(convert::principal(&principal)),
-            receipt: convert::receipt(&receipt),
-        })
+        let answer = |principal: &Principal, receipt: &Receipt| proto::CreatePrincipalResponse {
+            principal: Some(convert::principal(principal)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| directory.create_principal(permit, request).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::CreatePrincipal, resource, answer, act)
+            .await
     }
 
-    async fn change_role(
+    async fn change_role<M: Message + Default + 'static>(
         &self,
         caller: Caller,
         (id, role, tenant): (String, String, String),
         change: RoleChange,
-    ) -> Result<(Principal, Receipt)> {
+        answer: impl FnOnce(&Principal, &Receipt) -> M + Send + 'static,
+    ) -> Result<M> {
         let id: PrincipalId = id.parse()?;
         let role = role.parse()?;
         let named = match tenant.as_str() {
@@ -140,7 +135,7 @@ impl PrincipalApi {
         let directory = Arc::clone(&self.0.directory);
         self.0
             .gate
-            .mutate(&caller, action, resource, async move |permit| {
+            .mutate(&caller, action, resource, answer, async move |permit| {
                 let principal = found.ok_or(missing)?;
                 let home = Scope::Tenant(principal.tenant.clone());
                 let scope = named.unwrap_or(home);
@@ -208,11 +203,12 @@ impl PrincipalService for PrincipalApi {
     ) -> Answer<proto::GrantRoleResponse> {
         let act = async |caller, m: proto::GrantRoleRequest| {
             let role = (m.principal_id, m.role, m.tenant);
-            let (principal, receipt) = self.change_role(caller, role, RoleChange::Grant).await?;
-            Ok(proto::GrantRoleResponse {
-                principal: Some(convert::principal(&principal)),
-                receipt: convert::receipt(&receipt),
-            })
+            let answer = |principal: &Principal, receipt: &Receipt| proto::GrantRoleResponse {
+                principal: Some(convert::principal(principal)),
+                receipt: convert::receipt(receipt),
+            };
+            self.change_role(caller, role, RoleChange::Grant, answer)
+                .await
         };
         self.0.call(r, Action::GrantRole, act).await
     }
@@ -223,11 +219,12 @@ impl PrincipalService for PrincipalApi {
     ) -> Answer<proto::RevokeRoleResponse> {
         let act = async |caller, m: proto::RevokeRoleRequest| {
             let role = (m.principal_id, m.role, m.tenant);
-            let (principal, receipt) = self.change_role(caller, role, RoleChange::Revoke).await?;
-            Ok(proto::RevokeRoleResponse {
-                principal: Some(convert::principal(&principal)),
-                receipt: convert::receipt(&receipt),
-            })
+            let answer = |principal: &Principal, receipt: &Receipt| proto::RevokeRoleResponse {
+                principal: Some(convert::principal(principal)),
+                receipt: convert::receipt(receipt),
+            };
+            self.change_role(caller, role, RoleChange::Revoke, answer)
+                .await
         };
         self.0.call(r, Action::RevokeRole, act).await
     }

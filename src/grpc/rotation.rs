@@ -5,14 +5,15 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::Parts,
+    call::{Parts, unfinished},
     convert,
     proto::{self, rotation_service_server::RotationService},
 };
 use crate::{
+    audit::Receipt,
     error::Result,
     gate::not_found,
-    model::{Action, Caller, Entity, KeyRef, Resource, RotationId},
+    model::{Action, Caller, Entity, KeyRef, Resource, Rotation, RotationId},
 };
 
 /// RotationService over these parts.
@@ -34,18 +35,17 @@ impl RotationApi {
         let target = self.0.keys.find(&tenant, &key).await?;
         let resource = target.resource();
         let rotations = Arc::clone(&self.0.rotations);
-        let (rotation, receipt) = self
-            .0
-            .gate
-            .mutate(&caller, Action::RotateKey, resource, async move |permit| {
-                let key = Arc::clone(target.snapshot()?);
-                rotations.request(permit, key, justification).await
-            })
-            .await?;
-        Ok(proto::RotateKeyResponse {
-            rotation: Some(convert::rotation(&rotation)),
-            receipt: convert::receipt(&receipt),
-        })
+        let answer = |rotation: &Rotation, receipt: &Receipt| proto::RotateKeyResponse {
+            rotation: Some(convert::rotation(rotation)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| {
+            let key = Arc::clone(target.snapshot()?);
+            rotations.request(permit, key, justification).await
+        };
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::RotateKey, resource, answer, act)
+            .await
     }
 
     async fn approve(
@@ -63,20 +63,14 @@ impl RotationApi {
         }
         let (resource, found) = self.0.rotations.find(id).await?;
         let rotations = Arc::clone(&self.0.rotations);
-        let (rotation, receipt) = self
-            .0
-            .gate
-            .mutate(
-                &caller,
-                Action::ApproveRotation,
-                resource,
-                async move |permit| rotations.approve(permit, found, &digest).await,
-            )
-            .await?;
-        Ok(proto::ApproveRotationResponse {
-            rotation: Some(convert::rotation(&rotation)),
-            receipt: convert::receipt(&receipt),
-        })
+        let answer = |rotation: &Rotation, receipt: &Receipt| proto::ApproveRotationResponse {
+            rotation: Some(convert::rotation(rotation)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| rotations.approve(permit, found, &digest).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::ApproveRotation, resource, answer, act)
+            .await
     }
 
     async fn deploy(
@@ -87,20 +81,14 @@ impl RotationApi {
         let id: RotationId = r.rotation_id.parse()?;
         let (resource, found) = self.0.rotations.find(id).await?;
         let rotations = Arc::clone(&self.0.rotations);
-        let (rotation, receipt) = self
-            .0
-            .gate
-            .mutate(
-                &caller,
-                Action::DeployRotation,
-                resource,
-                async move |permit| rotations.deploy(permit, found).await,
-            )
-            .await?;
-        Ok(proto::DeployRotationResponse {
-            rotation: Some(convert::rotation(&rotation)),
-            receipt: convert::receipt(&receipt),
-        })
+        let answer = |rotation: &Rotation, receipt: &Receipt| proto::DeployRotationResponse {
+            rotation: Some(convert::rotation(rotation)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| rotations.deploy(permit, found).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::DeployRotation, resource, answer, act)
+            .await
     }
 
     async fn get(
@@ -193,6 +181,20 @@ impl RotationService for RotationApi {
     ) -> Answer<proto::GetRotationResponse> {
         let act = async |caller, m| self.get(caller, m).await;
         self.0.call(r, Action::GetRotation, act).await
+    }
+
+    async fn reject_rotation(
+        &self,
+        r: Request<proto::RejectRotationRequest>,
+    ) -> Answer<proto::RejectRotationResponse> {
+        self.0.call(r, Action::RejectRotation, unfinished).await
+    }
+
+    async fn cancel_rotation(
+        &self,
+        r: Request<proto::CancelRotationRequest>,
+    ) -> Answer<proto::CancelRotationResponse> {
+        self.0.call(r, Action::CancelRotation, unfinished).await
     }
 
     async fn list_rotations(

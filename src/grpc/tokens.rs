@@ -3,7 +3,7 @@
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::Parts,
+    call::{Parts, unfinished},
     convert,
     proto::{self, token_service_server::TokenService},
 };
@@ -211,5 +211,12 @@ impl TokenService for TokenApi {
     async fn get_jwks(&self, r: Request<proto::GetJwksRequest>) -> Answer<proto::GetJwksResponse> {
         let act = async |caller, m| self.jwks(caller, m).await;
         self.0.call(r, Action::GetJwks, act).await
+    }
+
+    async fn revoke_token(
+        &self,
+        r: Request<proto::RevokeTokenRequest>,
+    ) -> Answer<proto::RevokeTokenResponse> {
+        self.0.call(r, Action::RevokeToken, unfinished).await
     }
 }

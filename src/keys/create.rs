@@ -1,16 +1,16 @@
 //! A new key: created in the backend, or adopted from it.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use serde_json::json;
 
 use super::{KeySnapshot, Keys, generate::Generated};
 use crate::{
     error::{Error, Reason, Result},
-    gate::{AdminPermit, Committed},
+    gate::{AdminPermit, Recorded},
     model::{
-        Algorithm, Key, KeyId, KeyName, KeyRef, KeyVersion, Purpose, TenantName, Timestamp,
-        VersionState,
+        Algorithm, Key, KeyId, KeyName, KeyRef, KeyVersion, PrincipalId, Purpose, RotationMode,
+        RotationPolicy, TenantName,
         algorithm::{RSA_BITS, RSA_BITS_DEFAULT},
         key::{MIN_ROTATION_PERIOD, Material, VersionEvent},
     },
@@ -34,6 +34,33 @@ pub struct CreateKey {
     pub owner: String,
     /// None for the longest allowed.
     pub rotation_period: Option<Duration>,
+    /// None for the default of the purpose; AUTOMATIC only with one approval.
+    pub rotation_mode: Option<RotationMode>,
+    /// None for one.
+    pub approvals_needed: Option<NonZeroU32>,
+    /// Keep a standby version?
+    pub standby: bool,
+    /// None for the default of the purpose.
+    pub grace: Option<Duration>,
+}
+
+impl CreateKey {
+    /// The policy that was asked for. Errors: as `RotationPolicy::check`.
+    fn policy(&self, set_by: PrincipalId) -> Result<RotationPolicy> {
+        let mut policy = RotationPolicy::of(self.purpose);
+        if let Some(needed) = self.approvals_needed {
+            policy.approvals_needed = needed;
+            if needed > NonZeroU32::MIN {
+                policy.mode = RotationMode::Manual;
+            }
+        }
+        policy.mode = self.rotation_mode.unwrap_or(policy.mode);
+        policy.grace = self.grace.unwrap_or(policy.grace);
+        policy.standby = self.standby;
+        policy.set_by = Some(set_by);
+        policy.check()?;
+        Ok(policy)
+    }
 }
 
 /// What AdoptKey is asked for: as CreateKey, from an object that exists.
@@ -53,8 +80,8 @@ impl Keys {
         &self,
         permit: AdminPermit,
         request: CreateKey,
-    ) -> Result<Committed<Arc<KeySnapshot>>> {
-        let key = self.draft(&request).await?;
+    ) -> Result<Recorded<Arc<KeySnapshot>>> {
+        let key = self.draft(&request, &permit).await?;
         let generated = self.generate(&key, 1).await?;
         self.record_new(permit, key, generated, json!({ "origin": "created" }))
             .await
@@ -68,8 +95,8 @@ impl Keys {
         &self,
         permit: AdminPermit,
         request: AdoptKey,
-    ) -> Result<Committed<Arc<KeySnapshot>>> {
-        let mut key = self.draft(&request.key).await?;
+    ) -> Result<Recorded<Arc<KeySnapshot>>> {
+        let mut key = self.draft(&request.key, &permit).await?;
         // The pair decides how long its modulus is; the request only says what it is for.
         let spec = match key.algorithm.is_rsa() {
             true => crate::model::KeySpec::Rsa(0),
@@ -102,7 +129,8 @@ impl Keys {
     }
 
     /// Checks the request and the names before anything is generated, because what a device generated stays.
-    async fn draft(&self, request: &CreateKey) -> Result<Key> {
+    async fn draft(&self, request: &CreateKey, permit: &AdminPermit) -> Result<Key> {
+        let policy = request.policy(permit.caller().principal.id)?;
         if !request.algorithm.fits(request.purpose) {
             return Err(mismatch(request.algorithm, request.purpose));
         }
@@ -135,6 +163,7 @@ impl Keys {
             created_at: now,
             rotation_period,
             next_rotation_at: now.plus(rotation_period),
+            policy,
             revision: 1,
         })
     }
@@ -145,13 +174,15 @@ impl Keys {
         key: Key,
         generated: Generated,
         mut details: serde_json::Value,
-    ) -> Result<Committed<Arc<KeySnapshot>>> {
+    ) -> Result<Recorded<Arc<KeySnapshot>>> {
         let version = first_version(&key, generated.kid, generated.material)?;
         details["tenant"] = key.tenant.as_str().into();
         details["name"] = key.name.as_str().into();
         details["purpose"] = key.purpose.as_str().into();
         details["algorithm"] = key.algorithm.as_str().into();
         details["owner"] = key.owner.as_str().into();
+        details["rotation_mode"] = key.policy.mode.as_str().into();
+        details["approvals_needed"] = key.policy.approvals_needed.get().into();
         details["kid"] = version.kid.as_str().into();
         let mut mutation = permit.begin().await?;
         mutation.on("key", key.id);
@@ -169,25 +200,17 @@ impl Keys {
         }
         let id = key.id;
         let snapshot = Arc::new(KeySnapshot::new(key, vec![version])?);
-        let committed = mutation.commit(snapshot, details).await?;
-        self.forget(id);
-        Ok(committed)
+        self.forget_after(&mut mutation, id);
+        mutation.record(snapshot, details).await
     }
 }
 
 fn first_version(key: &Key, kid: crate::model::Kid, material: Material) -> Result<KeyVersion> {
-    let now: Timestamp = key.created_at;
-    Ok(KeyVersion {
-        kid,
-        key_id: key.id,
-        number: 1,
-        state: VersionState::PreActive.after(VersionEvent::Deploy)?,
-        material,
-        created_at: now,
-        announced_at: Some(now),
-        activated_at: Some(now),
-        deactivated_at: None,
-    })
+    let now = key.created_at;
+    let mut version = KeyVersion::pre_active(key.id, 1, kid, material, now);
+    version.announced_at = Some(now);
+    version.advance(VersionEvent::Deploy, now)?;
+    Ok(version)
 }
 
 /// The period to use: the one asked for, or the longest. Errors: INVALID_FIELD when out of bounds (R-LIFE-3).

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::{KeySnapshot, Keys, create::rotation_period};
 use crate::{
     error::{Error, Reason, Result},
-    gate::{AdminPermit, Committed, Permit},
+    gate::{AdminPermit, Permit, Recorded},
     model::{Key, Kid, TenantName, Timestamp},
 };
 
@@ -51,7 +51,7 @@ impl Keys {
         permit: AdminPermit,
         current: Arc<KeySnapshot>,
         change: UpdateKey,
-    ) -> Result<Committed<Arc<KeySnapshot>>> {
+    ) -> Result<Recorded<Arc<KeySnapshot>>> {
         let mut key = current.key.clone();
         if let Some(owner) = change.owner {
             key.owner = owner;
@@ -96,8 +96,7 @@ impl Keys {
             .map(|v| v.version.clone())
             .collect();
         let updated = Arc::new(KeySnapshot::new(key, versions)?);
-        let committed = mutation.commit(updated, details).await?;
-        self.forget(id);
-        Ok(committed)
+        self.forget_after(&mut mutation, id);
+        mutation.record(updated, details).await
     }
 }

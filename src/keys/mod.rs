@@ -26,7 +26,7 @@ use crate::{
     backends::Backend,
     clock::Clock,
     error::{Error, Result},
-    gate::not_found,
+    gate::{Mutation, not_found},
     model::{Entity, KeyRef, Kid, Resource, TenantName, key::BackendRef},
     store::Db,
 };
@@ -92,7 +92,7 @@ pub struct Keys {
     kek: Kek,
     clock: Clock,
     config: KeysConfig,
-    cache: cache::KeyCache,
+    cache: Arc<cache::KeyCache>,
     data_keys: data_keys::DataKeys,
     sampler: sign::Sampler,
 }
@@ -115,7 +115,7 @@ impl Keys {
         config: KeysConfig,
     ) -> Self {
         Self {
-            cache: cache::KeyCache::new(config.cache_size),
+            cache: Arc::new(cache::KeyCache::new(config.cache_size)),
             data_keys: data_keys::DataKeys::new(
                 config.data_key_cache_size,
                 Duration::from_secs(config.data_key_ttl_seconds),
@@ -153,6 +153,12 @@ impl Keys {
     /// Forgets a key after a change, here or on another replica.
     pub fn forget(&self, key: crate::model::KeyId) {
         self.cache.forget(key);
+    }
+
+    /// Forgets a key as soon as `mutation` is committed.
+    pub fn forget_after(&self, mutation: &mut Mutation, key: crate::model::KeyId) {
+        let cache = Arc::clone(&self.cache);
+        mutation.then(move || cache.forget(key));
     }
 
     /// Forgets everything that is cached about keys.

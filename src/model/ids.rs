@@ -61,6 +61,22 @@ uuid_id!(
     PrincipalId, "principal"
 );
 uuid_id!(
+    /// Identifies an incident.
+    IncidentId, "incident"
+);
+uuid_id!(
+    /// Identifies the destruction of one key version.
+    DestructionId, "destruction"
+);
+uuid_id!(
+    /// Identifies an alert.
+    AlertId, "alert"
+);
+uuid_id!(
+    /// Identifies a note in an incident.
+    NoteId, "note"
+);
+uuid_id!(
     /// Names something we are about to create in a backend: its `CKA_ID` or KMS tag.
     IntentId, "intent"
 );
@@ -99,6 +115,20 @@ name!(
     /// Identifies one key version for ever (R-LIFE-1): 1 to 64 characters of the base64url alphabet.
     Kid
 );
+
+impl PrincipalId {
+    /// An id that is written in the source.
+    pub(super) fn constant(id: &'static str) -> Self {
+        Self(parse_uuid(id).unwrap_or_default())
+    }
+}
+
+impl KeyName {
+    /// A name that is written in the source.
+    pub(super) fn constant(name: &'static str) -> Self {
+        Self(name.into())
+    }
+}
 
 impl TenantName {
     /// The platform itself: home of operators and the security team.

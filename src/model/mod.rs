@@ -1,11 +1,14 @@
-//! R0: the nouns of the field. Ids, algorithms, keys and their state machine, principals, rotations.
+//! R0: the nouns of the field. Ids, algorithms, keys and their state machine, principals, rotations,
+//! incidents.
 //!
 //! Everything here is plain data and pure functions: no I/O, no async, no clock of its own.
 //! Every other module may use it; it uses nothing of ours but `error`.
 
 pub mod action;
 pub mod algorithm;
+pub mod destruction;
 pub mod ids;
+pub mod incident;
 pub mod key;
 pub mod principal;
 pub mod public_key;
@@ -16,9 +19,16 @@ pub mod time;
 
 pub use action::{AccessKind, Action, Exposure, METHODS, Method};
 pub use algorithm::{Algorithm, KeySpec, Purpose};
-pub use ids::{IntentId, KeyId, KeyName, KeyRef, Kid, PrincipalId, RotationId, TenantName};
-pub use key::{Key, KeyVersion, VersionState};
-pub use principal::{Caller, Grant, Identity, Principal, PrincipalKind, Role, Scope};
+pub use destruction::{DestructionState, KeyDestruction};
+pub use ids::{
+    AlertId, DestructionId, IncidentId, IntentId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId,
+    RotationId, TenantName,
+};
+pub use incident::{Incident, IncidentNote, IncidentState};
+pub use key::{Key, KeyVersion, RotationMode, RotationPolicy, VersionState};
+pub use principal::{
+    Caller, Grant, Idempotency, Identity, Job, Principal, PrincipalKind, Role, Scope,
+};
 pub use public_key::{PublicKey, SignInput, Verifier};
 pub use resource::{Entity, Resource};
 pub use rotation::{Approval, Rotation, RotationState};

@@ -87,6 +87,58 @@ pub struct Caller {
     pub principal: Arc<Principal>,
     /// Id of the request: in the audit rows, the logs and the error details.
     pub request_id: Arc<str>,
+    /// What makes a repetition of a mutating call recognisable (R-OPS-2).
+    pub idempotency: Option<Idempotency>,
+}
+
+/// The caller's key for one mutating call, and what was asked with it.
+#[derive(Clone, Debug)]
+pub struct Idempotency {
+    /// The caller's key: 1 to 128 visible ASCII characters, unique per principal.
+    pub key: Arc<str>,
+    /// SHA-256 of the request.
+    pub request_hash: [u8; 32],
+}
+
+/// A part of the daemon that acts by itself. Two of them, because nobody deploys what they requested (R-LIFE-7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Job {
+    /// Opens due rotations, ends what is over, keeps standby versions, destroys what is due.
+    Scheduler,
+    /// Deploys rotations that a standing approval covers.
+    Deployer,
+}
+
+impl Job {
+    /// Every job.
+    pub const ALL: [Self; 2] = [Self::Scheduler, Self::Deployer];
+
+    /// The principal it acts as: the same one in every installation, without identities and roles, so that nobody can
+    /// authenticate as it and nobody can give it anything.
+    pub fn principal(self) -> Principal {
+        let (id, name) = match self {
+            Self::Scheduler => ("00000000-0000-7000-8000-000000000001", "job.scheduler"),
+            Self::Deployer => ("00000000-0000-7000-8000-000000000002", "job.deployer"),
+        };
+        Principal {
+            id: PrincipalId::constant(id),
+            tenant: TenantName::system(),
+            name: KeyName::constant(name),
+            kind: PrincipalKind::Job,
+            identities: Vec::new(),
+            grants: Vec::new(),
+            created_at: Timestamp::default(),
+        }
+    }
+
+    /// It as a caller, under a request id of its own.
+    pub fn caller(self) -> Caller {
+        Caller {
+            principal: Arc::new(self.principal()),
+            request_id: format!("job-{}", uuid::Uuid::now_v7()).into(),
+            idempotency: None,
+        }
+    }
 }
 
 impl Principal {

@@ -1,6 +1,6 @@
 //! What an action is on: the thing itself and the tenant it belongs to.
 
-use super::{KeyId, PrincipalId, Purpose, RotationId, TenantName};
+use super::{DestructionId, IncidentId, KeyId, PrincipalId, Purpose, RotationId, TenantName};
 
 /// The object of an action.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -27,6 +27,14 @@ pub enum Entity {
     Rotation(RotationId),
     /// A rotation that does not exist, by the id the caller gave.
     UnknownRotation(RotationId),
+    /// An existing incident.
+    Incident(IncidentId),
+    /// An incident that does not exist, by the id the caller gave.
+    UnknownIncident(IncidentId),
+    /// An existing destruction of a key version.
+    Destruction(DestructionId),
+    /// A destruction that does not exist, by the id the caller gave.
+    UnknownDestruction(DestructionId),
     /// An existing principal.
     Principal(PrincipalId),
     /// A principal that does not exist, by the id the caller gave.
@@ -44,11 +52,14 @@ impl Resource {
         }
     }
 
-    /// Kind of the entity, in the audit log: `key`, `rotation`, `principal` or `tenant`.
+    /// Kind of the entity, in the audit log: `key`, `rotation`, `incident`, `destruction`, `principal` or
+    /// `tenant`.
     pub const fn kind(&self) -> &'static str {
         match self.entity {
             Entity::Key { .. } | Entity::UnknownKey(_) => "key",
             Entity::Rotation(_) | Entity::UnknownRotation(_) => "rotation",
+            Entity::Incident(_) | Entity::UnknownIncident(_) => "incident",
+            Entity::Destruction(_) | Entity::UnknownDestruction(_) => "destruction",
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => "principal",
             Entity::Tenant => "tenant",
         }
@@ -60,6 +71,8 @@ impl Resource {
             Entity::Key { id, .. } => id.to_string(),
             Entity::UnknownKey(reference) => reference.clone(),
             Entity::Rotation(id) | Entity::UnknownRotation(id) => id.to_string(),
+            Entity::Incident(id) | Entity::UnknownIncident(id) => id.to_string(),
+            Entity::Destruction(id) | Entity::UnknownDestruction(id) => id.to_string(),
             Entity::Principal(id) | Entity::UnknownPrincipal(id) => id.to_string(),
             Entity::Tenant => self.tenant.to_string(),
         }

@@ -6,7 +6,9 @@ use std::{fmt::Write, str::FromStr, time::Duration};
 
 use aws_lc_rs::digest;
 
-use super::{Algorithm, KeyId, KeyName, Kid, PrincipalId, RotationId, TenantName, Timestamp};
+use super::{
+    Algorithm, KeyId, KeyName, Kid, PrincipalId, RotationId, TenantName, Timestamp, time::following,
+};
 use crate::error::{Error, Reason, Result};
 
 /// Where a rotation is.
@@ -16,8 +18,16 @@ pub enum RotationState {
     Requested,
     /// Approved and announced; soaks.
     Approved,
-    /// The new version is ACTIVE.
+    /// The new version is ACTIVE, the old one in its grace window.
     Deployed,
+    /// The old version is RETIRED.
+    Completed,
+    /// An approver turned it down.
+    Rejected,
+    /// It was taken back, or a compromise overtook it.
+    Cancelled,
+    /// It was not deployed in time.
+    Expired,
 }
 
 /// One approval.
@@ -52,6 +62,10 @@ pub struct Rotation {
     pub plan: String,
     /// Time that must pass between announcement and deployment.
     pub soak: Duration,
+    /// How long the old version keeps verifying, beside the tokens it issued.
+    pub grace: Duration,
+    /// Did the scheduler open it, because the key was due?
+    pub scheduled: bool,
     /// Who asked.
     pub requester: PrincipalId,
     /// Who approved.
@@ -66,6 +80,16 @@ pub struct Rotation {
     pub announced_at: Option<Timestamp>,
     /// When it was deployed.
     pub deployed_at: Option<Timestamp>,
+    /// When it expires unless it is deployed before.
+    pub expires_at: Timestamp,
+    /// When the old version may retire; set at the deployment.
+    pub grace_ends_at: Option<Timestamp>,
+    /// When it was completed, rejected, cancelled or expired.
+    pub ended_at: Option<Timestamp>,
+    /// Who rejected or cancelled it.
+    pub ended_by: Option<PrincipalId>,
+    /// Why it was rejected or cancelled.
+    pub end_reason: String,
 }
 
 /// A number of approvals, never zero.
@@ -90,6 +114,10 @@ pub struct Plan<'a> {
     pub new_kid: &'a Kid,
     /// Time between announcement and deployment.
     pub soak: Duration,
+    /// How long the old version keeps verifying, beside the tokens it issued.
+    pub grace: Duration,
+    /// Approvals it takes.
+    pub approvals_needed: ApprovalsNeeded,
 }
 
 impl Plan<'_> {
@@ -98,10 +126,12 @@ impl Plan<'_> {
         // Every value is a UUID, a kid, a name or an integer, so nothing needs escaping but the backend.
         let backend = serde_json::Value::from(self.backend);
         format!(
-            "{{\"algorithm\":\"{}\",\"backend\":{},\"key\":\"{}\",\"new_kid\":\"{}\",\"old_kid\":\"{}\",\
-             \"rotation\":\"{}\",\"soak_seconds\":{},\"tenant\":\"{}\"}}",
+            "{{\"algorithm\":\"{}\",\"approvals_needed\":{},\"backend\":{},\"grace_seconds\":{},\"key\":\"{}\",\
+             \"new_kid\":\"{}\",\"old_kid\":\"{}\",\"rotation\":\"{}\",\"soak_seconds\":{},\"tenant\":\"{}\"}}",
             self.algorithm,
+            self.approvals_needed,
             backend,
+            self.grace.as_secs(),
             self.key,
             self.new_kid,
             self.old_kid,
@@ -127,12 +157,23 @@ impl Rotation {
         self.announced_at.map(|at| at.plus(self.soak))
     }
 
+    /// When the last recorded step was taken.
+    pub fn last_step(&self) -> Timestamp {
+        let approvals = self.approvals.iter().map(|approval| approval.at);
+        [self.announced_at, self.deployed_at, self.ended_at]
+            .into_iter()
+            .flatten()
+            .chain(approvals)
+            .fold(self.requested_at, Timestamp::max)
+    }
+
     /// Records an approval of the plan with this digest.
     ///
-    /// Errors: ROTATION_STATE unless REQUESTED, SEPARATION_OF_DUTIES for the requester or a second approval
-    /// by the same principal, PLAN_CHANGED for another digest.
+    /// Errors: ROTATION_STATE unless REQUESTED, ROTATION_EXPIRED, SEPARATION_OF_DUTIES for the requester or a second
+    /// approval by the same principal, PLAN_CHANGED for another digest, CLOCK_BACKWARDS.
     pub fn approve(mut self, approver: PrincipalId, digest: &str, now: Timestamp) -> Result<Self> {
-        self.expect(RotationState::Requested, "approved")?;
+        self.expect(&[RotationState::Requested], "approved")?;
+        self.expect_time(now)?;
         if approver == self.requester {
             return Err(duties("the requester of a rotation cannot approve it"));
         }
@@ -145,6 +186,7 @@ impl Rotation {
                 "the digest is not that of the rotation's plan; read the plan again before approving",
             ));
         }
+        let now = following(self.last_step(), now)?;
         self.approvals.push(Approval { approver, at: now });
         if self.approvals.len() >= self.approvals_needed.get() as usize {
             self.state = RotationState::Approved;
@@ -155,16 +197,18 @@ impl Rotation {
 
     /// Records the deployment.
     ///
-    /// Errors: ROTATION_STATE unless APPROVED, SEPARATION_OF_DUTIES for the requester or an approver,
-    /// ROTATION_SOAKING before `deployable_at`.
+    /// Errors: ROTATION_STATE unless APPROVED, ROTATION_EXPIRED, SEPARATION_OF_DUTIES for the requester or an
+    /// approver, ROTATION_SOAKING before `deployable_at`, CLOCK_BACKWARDS.
     pub fn deploy(mut self, deployer: PrincipalId, now: Timestamp) -> Result<Self> {
-        self.expect(RotationState::Approved, "deployed")?;
+        self.expect(&[RotationState::Approved], "deployed")?;
+        self.expect_time(now)?;
         if deployer == self.requester {
             return Err(duties("the requester of a rotation cannot deploy it"));
         }
         if self.approvals.iter().any(|a| a.approver == deployer) {
             return Err(duties("an approver of a rotation cannot deploy it"));
         }
+        let now = following(self.last_step(), now)?;
         let possible = self.deployable_at().ok_or_else(|| {
             Error::internal(format!(
                 "rotation {} is approved but not announced",
@@ -184,16 +228,81 @@ impl Rotation {
         Ok(self)
     }
 
-    fn expect(&self, state: RotationState, done: &str) -> Result<()> {
-        if self.state == state {
+    /// Turns it down. Errors: ROTATION_STATE unless open, SEPARATION_OF_DUTIES for the requester, CLOCK_BACKWARDS.
+    pub fn reject(self, by: PrincipalId, reason: String, now: Timestamp) -> Result<Self> {
+        if by == self.requester {
+            return Err(duties(
+                "the requester of a rotation cannot reject it; CancelRotation takes it back",
+            ));
+        }
+        self.end(RotationState::Rejected, Some(by), reason, now)
+    }
+
+    /// Takes it back. Errors: ROTATION_STATE unless open, CLOCK_BACKWARDS.
+    pub fn cancel(self, by: PrincipalId, reason: String, now: Timestamp) -> Result<Self> {
+        self.end(RotationState::Cancelled, Some(by), reason, now)
+    }
+
+    /// Ends it because its time is over. Errors: ROTATION_STATE unless open and due.
+    pub fn expire(self, now: Timestamp) -> Result<Self> {
+        if now < self.expires_at {
+            return Err(Error::new(
+                Reason::RotationState,
+                format!("the rotation can be deployed until {}", self.expires_at),
+            ));
+        }
+        self.end(RotationState::Expired, None, String::new(), now)
+    }
+
+    /// Ends it because the old version is RETIRED. Errors: ROTATION_STATE unless DEPLOYED.
+    pub fn complete(mut self, now: Timestamp) -> Result<Self> {
+        self.expect(&[RotationState::Deployed], "completed")?;
+        self.ended_at = Some(following(self.last_step(), now)?);
+        self.state = RotationState::Completed;
+        Ok(self)
+    }
+
+    fn end(
+        mut self,
+        state: RotationState,
+        by: Option<PrincipalId>,
+        reason: String,
+        now: Timestamp,
+    ) -> Result<Self> {
+        let open = [RotationState::Requested, RotationState::Approved];
+        self.expect(&open, "ended")?;
+        self.ended_at = Some(following(self.last_step(), now)?);
+        self.state = state;
+        self.ended_by = by;
+        self.end_reason = reason;
+        Ok(self)
+    }
+
+    /// Errors: ROTATION_EXPIRED from `expires_at` on, whether a job has noticed or not.
+    fn expect_time(&self, now: Timestamp) -> Result<()> {
+        if now < self.expires_at {
             return Ok(());
         }
+        Err(Error::new(
+            Reason::RotationExpired,
+            format!(
+                "the rotation expired at {}; request a new one",
+                self.expires_at
+            ),
+        ))
+    }
+
+    fn expect(&self, states: &[RotationState], done: &str) -> Result<()> {
+        if states.contains(&self.state) {
+            return Ok(());
+        }
+        let wanted: Vec<_> = states.iter().map(|state| state.as_str()).collect();
         Err(Error::new(
             Reason::RotationState,
             format!(
                 "the rotation is {}; only one that is {} can be {done}",
                 self.state.as_str(),
-                state.as_str()
+                wanted.join(" or ")
             ),
         ))
     }
@@ -205,7 +314,15 @@ fn duties(message: &'static str) -> Error {
 
 impl RotationState {
     /// Every state.
-    pub const ALL: [Self; 3] = [Self::Requested, Self::Approved, Self::Deployed];
+    pub const ALL: [Self; 7] = [
+        Self::Requested,
+        Self::Approved,
+        Self::Deployed,
+        Self::Completed,
+        Self::Rejected,
+        Self::Cancelled,
+        Self::Expired,
+    ];
 
     /// The text in the database and in messages.
     pub const fn as_str(self) -> &'static str {
@@ -213,6 +330,10 @@ impl RotationState {
             Self::Requested => "REQUESTED",
             Self::Approved => "APPROVED",
             Self::Deployed => "DEPLOYED",
+            Self::Completed => "COMPLETED",
+            Self::Rejected => "REJECTED",
+            Self::Cancelled => "CANCELLED",
+            Self::Expired => "EXPIRED",
         }
     }
 

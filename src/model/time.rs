@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::error::{Error, Reason, Result};
+
 /// Microseconds since the Unix epoch, UTC.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Timestamp(i64);
@@ -37,6 +39,24 @@ impl Timestamp {
         let micros = self.0.saturating_sub(earlier.0).max(0);
         Duration::from_micros(micros.unsigned_abs())
     }
+}
+
+/// How far behind the last recorded event a clock may be: the clocks of two replicas differ a little.
+const TOLERATED_STEP_BACK: Duration = Duration::from_secs(60);
+
+/// The time of an event that follows one at `last`: never earlier than it, so that recorded times do not run backwards.
+///
+/// Errors: CLOCK_BACKWARDS when `now` is over a minute before `last`.
+pub fn following(last: Timestamp, now: Timestamp) -> Result<Timestamp> {
+    if now.plus(TOLERATED_STEP_BACK) < last {
+        return Err(Error::new(
+            Reason::ClockBackwards,
+            format!(
+                "this daemon's clock says {now}, but the last step was taken at {last}; set the clock right"
+            ),
+        ));
+    }
+    Ok(now.max(last))
 }
 
 /// RFC 3339 with microseconds, UTC.

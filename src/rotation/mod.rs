@@ -3,7 +3,7 @@
 //! Who may take which step is decided by `model::Rotation` (separation of duties) after the gate (roles). What each
 //! step changes is one transaction: a deployment makes the new version ACTIVE and the old one VERIFY_ONLY at once.
 
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -11,11 +11,11 @@ use serde_json::json;
 use crate::{
     clock::Clock,
     error::{Error, Reason, Result},
-    gate::{AdminPermit, Committed, Permit, not_found},
+    gate::{AdminPermit, Permit, Recorded, not_found},
     keys::{KeySnapshot, Keys},
     model::{
-        Entity, KeyId, KeyRef, KeyVersion, Resource, Rotation, RotationId, RotationState,
-        TenantName, VersionState, key::VersionEvent, rotation::Plan,
+        Entity, KeyId, KeyRef, KeyVersion, Purpose, Resource, Rotation, RotationId, RotationState,
+        TenantName, key::VersionEvent, rotation::Plan,
     },
     store::{Db, IntentState, StoreError},
 };
@@ -24,14 +24,30 @@ use crate::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RotationConfig {
-    /// How far clocks of verifiers may be off, in seconds; added to the JWKS max-age for the soak. Default 60.
+    /// How far clocks of verifiers may be off, in seconds; added to the JWKS max-age for the soak, and to the last
+    /// token's `exp` for the grace. Default 60.
     pub clock_skew_seconds: u64,
+    /// How long a request may wait for its approvals and its deployment, in seconds. Default 7 days.
+    pub request_ttl_seconds: u64,
+}
+
+impl RotationConfig {
+    /// How far clocks of verifiers may be off.
+    pub const fn clock_skew(&self) -> Duration {
+        Duration::from_secs(self.clock_skew_seconds)
+    }
+
+    /// How long a request stays open.
+    pub const fn request_ttl(&self) -> Duration {
+        Duration::from_secs(self.request_ttl_seconds)
+    }
 }
 
 impl Default for RotationConfig {
     fn default() -> Self {
         Self {
             clock_skew_seconds: 60,
+            request_ttl_seconds: 7 * 24 * 60 * 60,
         }
     }
 }
@@ -42,16 +58,24 @@ pub struct Rotations {
     keys: Arc<Keys>,
     clock: Clock,
     soak: Duration,
+    config: RotationConfig,
 }
 
 impl Rotations {
     /// `soak` is how long a new kid must have been announced before it may sign: the JWKS max-age and the skew.
-    pub const fn new(db: Db, keys: Arc<Keys>, clock: Clock, soak: Duration) -> Self {
+    pub const fn new(
+        db: Db,
+        keys: Arc<Keys>,
+        clock: Clock,
+        soak: Duration,
+        config: RotationConfig,
+    ) -> Self {
         Self {
             db,
             keys,
             clock,
             soak,
+            config,
         }
     }
 
@@ -90,7 +114,7 @@ impl Rotations {
         permit: AdminPermit,
         key: Arc<KeySnapshot>,
         justification: String,
-    ) -> Result<Committed<Rotation>> {
+    ) -> Result<Recorded<Rotation>> {
         // As the database has it now: a successor to a version that is not ACTIVE any more could never be deployed.
         let key = self.fresh(&key.key.tenant, key.key.id).await?;
         let old = key.active()?.version.clone();
@@ -98,18 +122,14 @@ impl Rotations {
         let number = key.versions().last().map_or(1, |v| v.version.number + 1);
         let generated = self.keys.generate(&key.key, number).await?;
         let now = self.clock.now();
-        let version = KeyVersion {
-            kid: generated.kid,
-            key_id: key.key.id,
-            number,
-            state: VersionState::PreActive,
-            material: generated.material,
-            created_at: now,
-            announced_at: None,
-            activated_at: None,
-            deactivated_at: None,
-        };
+        let version =
+            KeyVersion::pre_active(key.key.id, number, generated.kid, generated.material, now);
         let id = RotationId::random();
+        let soak = match key.key.purpose {
+            // Nobody outside keeps a copy of a data key, so there is nobody to wait for.
+            Purpose::Encryption => Duration::ZERO,
+            Purpose::Signing | Purpose::TokenSigning => self.soak,
+        };
         let plan = Plan {
             rotation: id,
             tenant: &key.key.tenant,
@@ -118,7 +138,9 @@ impl Rotations {
             backend: &key.key.backend,
             old_kid: &old.kid,
             new_kid: &version.kid,
-            soak: self.soak,
+            soak,
+            grace: key.key.policy.grace,
+            approvals_needed: key.key.policy.approvals_needed,
         }
         .canonical();
         let rotation = Rotation {
@@ -131,14 +153,21 @@ impl Rotations {
             new_kid: version.kid.clone(),
             justification,
             plan,
-            soak: self.soak,
+            soak,
+            grace: key.key.policy.grace,
+            scheduled: false,
             requester: permit.caller().principal.id,
             approvals: Vec::new(),
-            approvals_needed: NonZeroU32::MIN,
+            approvals_needed: key.key.policy.approvals_needed,
             deployer: None,
             requested_at: now,
             announced_at: None,
             deployed_at: None,
+            expires_at: now.plus(self.config.request_ttl()),
+            grace_ends_at: None,
+            ended_at: None,
+            ended_by: None,
+            end_reason: String::new(),
         };
         let mut mutation = permit.begin().await?;
         mutation.on("rotation", rotation.id);
@@ -148,7 +177,7 @@ impl Rotations {
         if let Some(intent) = generated.intent {
             tx.settle_intent(intent, IntentState::Done).await?;
         }
-        self.commit(mutation, rotation).await
+        self.record(mutation, rotation).await
     }
 
     /// Approves the plan with this digest. With the last needed approval the new kid is announced.
@@ -159,7 +188,7 @@ impl Rotations {
         permit: AdminPermit,
         rotation: Option<Rotation>,
         digest: &str,
-    ) -> Result<Committed<Rotation>> {
+    ) -> Result<Recorded<Rotation>> {
         let rotation = found(rotation, permit.permit())?;
         let approver = permit.caller().principal.id;
         let now = self.clock.now();
@@ -184,7 +213,7 @@ impl Rotations {
                 return Err(conflict(None));
             }
         }
-        self.commit(mutation, approved).await
+        self.record(mutation, approved).await
     }
 
     /// Makes the new version ACTIVE and the old one VERIFY_ONLY, and sets the next rotation date.
@@ -194,10 +223,10 @@ impl Rotations {
         &self,
         permit: AdminPermit,
         rotation: Option<Rotation>,
-    ) -> Result<Committed<Rotation>> {
+    ) -> Result<Recorded<Rotation>> {
         let rotation = found(rotation, permit.permit())?;
         let now = self.clock.now();
-        let deployed = rotation.deploy(permit.caller().principal.id, now)?;
+        let mut deployed = rotation.deploy(permit.caller().principal.id, now)?;
         let key = self.fresh(&deployed.tenant, deployed.key_id).await?;
         let (mut old, mut new) = (
             key.active()?.version.clone(),
@@ -206,11 +235,8 @@ impl Rotations {
         if old.kid != deployed.old_kid {
             return Err(conflict(None));
         }
-        let (old_state, new_state) = (old.state, new.state);
-        old.state = old_state.after(VersionEvent::Supersede)?;
-        old.deactivated_at = Some(now);
-        new.state = new_state.after(VersionEvent::Deploy)?;
-        new.activated_at = Some(now);
+        let old_state = old.advance(VersionEvent::Supersede, now)?;
+        let new_state = new.advance(VersionEvent::Deploy, now)?;
         let mut row = key.key.clone();
         row.next_rotation_at = now.plus(row.rotation_period);
         let mut mutation = permit.begin().await?;
@@ -225,14 +251,23 @@ impl Rotations {
         if !moved {
             return Err(conflict(None));
         }
-        self.commit(mutation, deployed).await
+        // Read behind the update: a version that is not ACTIVE raises its mark no more, so this is the last word.
+        old.last_token_exp = tx.last_token_exp(&old.kid).await?;
+        deployed.grace_ends_at = old.grace_ends_at(deployed.grace, self.config.clock_skew());
+        if !tx
+            .update_rotation(&deployed, RotationState::Deployed)
+            .await?
+        {
+            return Err(conflict(None));
+        }
+        self.record(mutation, deployed).await
     }
 
-    async fn commit(
+    async fn record(
         &self,
-        mutation: crate::gate::Mutation,
+        mut mutation: crate::gate::Mutation,
         rotation: Rotation,
-    ) -> Result<Committed<Rotation>> {
+    ) -> Result<Recorded<Rotation>> {
         let key = rotation.key_id;
         let details = json!({
             "key_id": key.to_string(),
@@ -242,9 +277,8 @@ impl Rotations {
             "new_kid": rotation.new_kid.as_str(),
             "plan_digest": rotation.plan_digest(),
         });
-        let committed = mutation.commit(rotation, details).await?;
-        self.keys.forget(key);
-        Ok(committed)
+        self.keys.forget_after(&mut mutation, key);
+        mutation.record(rotation, details).await
     }
 
     /// Refuses before a device generates anything; the unique index refuses again inside the transaction.

@@ -4,35 +4,45 @@ use std::time::Duration;
 
 use super::{
     Db, Result, StoreError, Tx,
-    engine::{execute, fetch_all, fetch_optional},
+    engine::{execute, fetch_all, fetch_in, fetch_optional},
     parse, unsigned,
 };
 use crate::model::{
-    Key, KeyId, KeyRef, KeyVersion, Kid, PublicKey, TenantName, Timestamp, VersionState,
+    Approval, Key, KeyId, KeyRef, KeyVersion, Kid, PublicKey, RotationPolicy, TenantName,
+    Timestamp, VersionState,
     key::{BackendRef, Material},
     time::micros,
 };
 
 const INSERT_KEY: &str = "INSERT INTO keys (id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, \
-     created_at, rotation_period, next_rotation_at, revision) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
-const UPDATE_KEY: &str = "UPDATE keys SET owner = $3, rotation_period = $4, next_rotation_at = $5, \
-     revision = revision + 1 WHERE id = $1 AND revision = $2";
+     created_at, rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, \
+     policy_set_by, policy_approved_by, policy_approved_at) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
+const UPDATE_KEY: &str = "UPDATE keys SET owner = $3, rotation_period = $4, next_rotation_at = $5, rotation_mode = $6, \
+     approvals_needed = $7, standby = $8, grace = $9, policy_set_by = $10, policy_approved_by = $11, \
+     policy_approved_at = $12, revision = revision + 1 WHERE id = $1 AND revision = $2";
 const INSERT_VERSION: &str = "INSERT INTO key_versions (kid, key_id, number, state, backend_ref, public_jwk, \
-     kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+     kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at, is_standby) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
 const UPDATE_VERSION: &str = "UPDATE key_versions SET state = $3, announced_at = $4, activated_at = $5, \
-     deactivated_at = $6 WHERE kid = $1 AND state = $2";
+     deactivated_at = $6, retired_at = $7, compromised_at = $8, destroyed_at = $9, is_standby = $10, wrapped_key = $11 \
+     WHERE kid = $1 AND state = $2";
 const KEY_BY_ID: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
-     rotation_period, next_rotation_at, revision FROM keys WHERE id = $1";
+     rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
+     policy_approved_by, policy_approved_at FROM keys WHERE id = $1";
 const KEY_BY_NAME: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
-     rotation_period, next_rotation_at, revision FROM keys WHERE tenant = $1 AND name = $2";
+     rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
+     policy_approved_by, policy_approved_at FROM keys WHERE tenant = $1 AND name = $2";
 const KEY_PAGE: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
-     rotation_period, next_rotation_at, revision FROM keys \
+     rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
+     policy_approved_by, policy_approved_at FROM keys \
      WHERE tenant = $1 AND id > $2 AND next_rotation_at < $3 ORDER BY id LIMIT $4";
 const VERSIONS: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
-     created_at, announced_at, activated_at, deactivated_at FROM key_versions \
-     WHERE key_id = $1 ORDER BY number";
+     created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
+     last_token_exp, last_used_at, is_standby FROM key_versions WHERE key_id = $1 ORDER BY number";
+const LAST_TOKEN_EXP: &str = "SELECT last_token_exp FROM key_versions WHERE kid = $1";
+const RAISE_LAST_TOKEN_EXP: &str = "UPDATE key_versions SET last_token_exp = $2 \
+     WHERE kid = $1 AND state = 'ACTIVE' AND (last_token_exp IS NULL OR last_token_exp < $2)";
 const ACTIVE_KID: &str = "SELECT kid FROM key_versions WHERE key_id = $1 AND state = 'ACTIVE'";
 const KEY_OF_KID: &str = "SELECT key_id FROM key_versions WHERE kid = $1";
 const PUBLISHED: &str = "SELECT v.kid, k.algorithm, v.public_jwk FROM key_versions v \
@@ -55,6 +65,13 @@ struct KeyRow {
     rotation_period: i64,
     next_rotation_at: i64,
     revision: i64,
+    rotation_mode: String,
+    approvals_needed: i64,
+    standby: i64,
+    grace: i64,
+    policy_set_by: Option<String>,
+    policy_approved_by: Option<String>,
+    policy_approved_at: Option<i64>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -71,11 +88,18 @@ struct VersionRow {
     announced_at: Option<i64>,
     activated_at: Option<i64>,
     deactivated_at: Option<i64>,
+    retired_at: Option<i64>,
+    compromised_at: Option<i64>,
+    destroyed_at: Option<i64>,
+    last_token_exp: Option<i64>,
+    last_used_at: Option<i64>,
+    is_standby: i64,
 }
 
 impl Tx {
     /// Adds a key. Errors: `Exists` for the name.
     pub async fn insert_key(&mut self, key: &Key) -> Result<()> {
+        let standing = key.policy.standing_approval.as_ref();
         execute!(
             self,
             INSERT_KEY,
@@ -91,12 +115,20 @@ impl Tx {
             micros(key.rotation_period),
             key.next_rotation_at.micros(),
             key.revision,
+            key.policy.mode.as_str(),
+            i64::from(key.policy.approvals_needed.get()),
+            i64::from(key.policy.standby),
+            micros(key.policy.grace),
+            key.policy.set_by.map(|id| id.to_string()),
+            standing.map(|a| a.approver.to_string()),
+            standing.map(|a| a.at.micros()),
         )
         .map(|_| ())
     }
 
-    /// Writes owner, period and next rotation, if the row still has `key.revision`; false when it has not.
+    /// Writes owner, period, next rotation and policy, if the row still has `key.revision`; false when it has not.
     pub async fn update_key(&mut self, key: &Key) -> Result<bool> {
+        let standing = key.policy.standing_approval.as_ref();
         let rows = execute!(
             self,
             UPDATE_KEY,
@@ -105,6 +137,13 @@ impl Tx {
             &key.owner,
             micros(key.rotation_period),
             key.next_rotation_at.micros(),
+            key.policy.mode.as_str(),
+            i64::from(key.policy.approvals_needed.get()),
+            i64::from(key.policy.standby),
+            micros(key.policy.grace),
+            key.policy.set_by.map(|id| id.to_string()),
+            standing.map(|a| a.approver.to_string()),
+            standing.map(|a| a.at.micros()),
         )?;
         Ok(rows == 1)
     }
@@ -124,6 +163,7 @@ impl Tx {
             Material::DataKey { kek, wrapped } => {
                 (None, None, Some(kek.0.as_str()), Some(wrapped.as_slice()))
             }
+            Material::Shredded { kek } => (None, None, Some(kek.0.as_str()), None),
         };
         execute!(
             self,
@@ -140,12 +180,17 @@ impl Tx {
             v.announced_at.map(Timestamp::micros),
             v.activated_at.map(Timestamp::micros),
             v.deactivated_at.map(Timestamp::micros),
+            i64::from(v.is_standby),
         )
         .map(|_| ())
     }
 
-    /// Writes state and times of a version, if it is still in state `from`; false when it is not.
+    /// Writes what a transition changes in a version, if it is still in state `from`; false when it is not.
     pub async fn update_version(&mut self, v: &KeyVersion, from: VersionState) -> Result<bool> {
+        let wrapped = match &v.material {
+            Material::DataKey { wrapped, .. } => Some(wrapped.as_slice()),
+            Material::KeyPair { .. } | Material::Shredded { .. } => None,
+        };
         let rows = execute!(
             self,
             UPDATE_VERSION,
@@ -155,7 +200,27 @@ impl Tx {
             v.announced_at.map(Timestamp::micros),
             v.activated_at.map(Timestamp::micros),
             v.deactivated_at.map(Timestamp::micros),
+            v.retired_at.map(Timestamp::micros),
+            v.compromised_at.map(Timestamp::micros),
+            v.destroyed_at.map(Timestamp::micros),
+            i64::from(v.is_standby),
+            wrapped,
         )?;
+        Ok(rows == 1)
+    }
+}
+
+impl Tx {
+    /// The high-water mark of a version, as this transaction sees it.
+    pub async fn last_token_exp(&mut self, kid: &Kid) -> Result<Option<Timestamp>> {
+        let row = fetch_in!(self, (Option<i64>,), LAST_TOKEN_EXP, kid.as_str())?;
+        Ok(row.and_then(|(exp,)| exp).map(Timestamp::from_micros))
+    }
+
+    /// Raises the high-water mark of an ACTIVE version to `exp`; false when the version is not ACTIVE or the mark is
+    /// there already.
+    pub async fn raise_last_token_exp(&mut self, kid: &Kid, exp: Timestamp) -> Result<bool> {
+        let rows = execute!(self, RAISE_LAST_TOKEN_EXP, kid.as_str(), exp.micros())?;
         Ok(rows == 1)
     }
 }
@@ -249,6 +314,25 @@ impl TryFrom<KeyRow> for Key {
                 row.rotation_period,
             )?),
             next_rotation_at: Timestamp::from_micros(row.next_rotation_at),
+            policy: RotationPolicy {
+                mode: parse("rotation mode", &row.rotation_mode)?,
+                approvals_needed: unsigned::<u32>("approvals_needed", row.approvals_needed)?
+                    .try_into()
+                    .map_err(|_| StoreError::Corrupt("approvals_needed is 0".into()))?,
+                standby: row.standby != 0,
+                grace: Duration::from_micros(unsigned("grace", row.grace)?),
+                set_by: row
+                    .policy_set_by
+                    .map(|id| parse("policy_set_by", &id))
+                    .transpose()?,
+                standing_approval: match (row.policy_approved_by, row.policy_approved_at) {
+                    (Some(approver), Some(at)) => Some(Approval {
+                        approver: parse("policy_approved_by", &approver)?,
+                        at: Timestamp::from_micros(at),
+                    }),
+                    _ => None,
+                },
+            },
             revision: row.revision,
         })
     }
@@ -272,6 +356,9 @@ impl TryFrom<VersionRow> for KeyVersion {
                 kek: BackendRef(kek),
                 wrapped,
             },
+            (None, None, Some(kek), None) if row.destroyed_at.is_some() => Material::Shredded {
+                kek: BackendRef(kek),
+            },
             _ => {
                 return Err(StoreError::Corrupt(format!(
                     "key version {} is neither a key pair nor a data key",
@@ -289,6 +376,12 @@ impl TryFrom<VersionRow> for KeyVersion {
             announced_at: row.announced_at.map(Timestamp::from_micros),
             activated_at: row.activated_at.map(Timestamp::from_micros),
             deactivated_at: row.deactivated_at.map(Timestamp::from_micros),
+            retired_at: row.retired_at.map(Timestamp::from_micros),
+            compromised_at: row.compromised_at.map(Timestamp::from_micros),
+            destroyed_at: row.destroyed_at.map(Timestamp::from_micros),
+            last_token_exp: row.last_token_exp.map(Timestamp::from_micros),
+            last_used_at: row.last_used_at.map(Timestamp::from_micros),
+            is_standby: row.is_standby != 0,
         })
     }
 }

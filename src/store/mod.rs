@@ -4,8 +4,10 @@
 //! both understand, run through the macros of `engine`. Rows come back as model types; a row that cannot be
 //! one is `StoreError::Corrupt`, never a default. Nothing here decides anything.
 
+mod alerts;
 mod audit;
 mod engine;
+mod idempotency;
 mod intents;
 mod keys;
 mod principals;
@@ -14,8 +16,10 @@ mod tenants;
 
 use std::fmt;
 
+pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
+pub use idempotency::StoredAnswer;
 pub use intents::IntentState;
 
 use crate::error::{Error, Reason};

@@ -12,17 +12,20 @@ use crate::model::{
 };
 
 const INSERT: &str = "INSERT INTO rotations (id, tenant, key_id, state, old_kid, new_kid, justification, plan, soak, \
-     requester, approvals_needed, requested_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
-const UPDATE: &str = "UPDATE rotations SET state = $3, deployer = $4, announced_at = $5, deployed_at = $6 \
-     WHERE id = $1 AND state = $2";
+     requester, approvals_needed, requested_at, grace, scheduled, expires_at) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+const UPDATE: &str = "UPDATE rotations SET state = $3, deployer = $4, announced_at = $5, deployed_at = $6, \
+     grace_ends_at = $7, ended_at = $8, ended_by = $9, end_reason = $10 WHERE id = $1 AND state = $2";
 const INSERT_APPROVAL: &str =
     "INSERT INTO rotation_approvals (rotation_id, approver, at) VALUES ($1, $2, $3)";
 const BY_ID: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.state, r.old_kid, r.new_kid, \
      r.justification, r.plan, r.soak, r.requester, r.approvals_needed, r.deployer, r.requested_at, \
-     r.announced_at, r.deployed_at FROM rotations r JOIN keys k ON k.id = r.key_id WHERE r.id = $1";
+     r.announced_at, r.deployed_at, r.grace, r.scheduled, r.expires_at, r.grace_ends_at, r.ended_at, r.ended_by, \
+     r.end_reason FROM rotations r JOIN keys k ON k.id = r.key_id WHERE r.id = $1";
 const PAGE: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.state, r.old_kid, r.new_kid, \
      r.justification, r.plan, r.soak, r.requester, r.approvals_needed, r.deployer, r.requested_at, \
-     r.announced_at, r.deployed_at FROM rotations r JOIN keys k ON k.id = r.key_id \
+     r.announced_at, r.deployed_at, r.grace, r.scheduled, r.expires_at, r.grace_ends_at, r.ended_at, r.ended_by, \
+     r.end_reason FROM rotations r JOIN keys k ON k.id = r.key_id \
      WHERE r.tenant = $1 AND r.id < $2 AND ($3 = '' OR r.key_id = $3) AND ($4 = '' OR r.state = $4) \
      ORDER BY r.id DESC LIMIT $5";
 const APPROVALS: &str =
@@ -49,6 +52,13 @@ struct Row {
     requested_at: i64,
     announced_at: Option<i64>,
     deployed_at: Option<i64>,
+    grace: i64,
+    scheduled: i64,
+    expires_at: i64,
+    grace_ends_at: Option<i64>,
+    ended_at: Option<i64>,
+    ended_by: Option<String>,
+    end_reason: String,
 }
 
 impl Tx {
@@ -69,11 +79,14 @@ impl Tx {
             r.requester.to_string(),
             i64::from(r.approvals_needed.get()),
             r.requested_at.micros(),
+            micros(r.grace),
+            i64::from(r.scheduled),
+            r.expires_at.micros(),
         )
         .map(|_| ())
     }
 
-    /// Writes state, deployer and times, if the rotation is still in state `from`; false when it is not.
+    /// Writes everything that a transition changes, if the rotation is still in state `from`; false when it is not.
     pub async fn update_rotation(&mut self, r: &Rotation, from: RotationState) -> Result<bool> {
         let rows = execute!(
             self,
@@ -84,6 +97,10 @@ impl Tx {
             r.deployer.map(|id| id.to_string()),
             r.announced_at.map(Timestamp::micros),
             r.deployed_at.map(Timestamp::micros),
+            r.grace_ends_at.map(Timestamp::micros),
+            r.ended_at.map(Timestamp::micros),
+            r.ended_by.map(|id| id.to_string()),
+            &r.end_reason,
         )?;
         Ok(rows == 1)
     }
@@ -172,6 +189,13 @@ impl Db {
             requested_at: Timestamp::from_micros(row.requested_at),
             announced_at: row.announced_at.map(Timestamp::from_micros),
             deployed_at: row.deployed_at.map(Timestamp::from_micros),
+            grace: Duration::from_micros(unsigned("grace", row.grace)?),
+            scheduled: row.scheduled != 0,
+            expires_at: Timestamp::from_micros(row.expires_at),
+            grace_ends_at: row.grace_ends_at.map(Timestamp::from_micros),
+            ended_at: row.ended_at.map(Timestamp::from_micros),
+            ended_by: row.ended_by.map(|id| parse("ended_by", &id)).transpose()?,
+            end_reason: row.end_reason,
         })
     }
 }

@@ -10,8 +10,8 @@ use std::{
 use claviger::{
     authz::{Authz, Decision, Policies, PolicyError},
     model::{
-        Action, Entity, Grant, KeyId, Principal, PrincipalId, PrincipalKind, Purpose, Resource,
-        Role, RotationId, Scope, TenantName, Timestamp,
+        Action, DestructionId, Entity, Grant, IncidentId, KeyId, Principal, PrincipalId,
+        PrincipalKind, Purpose, Resource, Role, RotationId, Scope, TenantName, Timestamp,
     },
 };
 
@@ -21,19 +21,23 @@ type TestResult = Result<(), Box<dyn StdError>>;
 const EXPECTED: [(Role, &str); 9] = [
     (
         Role::KeyIssuer,
-        "CreateKey AdoptKey UpdateKey RotateKey GetKey ListKeys GetRotation ListRotations",
+        "CreateKey AdoptKey UpdateKey RotateKey CancelRotation DestroyKeyVersion CancelKeyDestruction GetKey ListKeys \
+         GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents",
     ),
     (
         Role::KeyApprover,
-        "ApproveRotation GetKey ListKeys GetRotation ListRotations",
+        "ApproveRotation RejectRotation ApproveRotationPolicy ApproveKeyDestruction CancelKeyDestruction GetKey ListKeys \
+         GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents",
     ),
     (
         Role::KeyDeployer,
-        "DeployRotation GetKey ListKeys GetRotation ListRotations",
+        "DeployRotation GetKey ListKeys GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents",
     ),
     (
         Role::SecurityOfficer,
-        "GetKey ListKeys GetRotation ListRotations ListAuditEvents VerifyAudit",
+        "DeclareCompromise AddIncidentNote CloseIncident RevokeToken RevokeKeyVersion RejectRotation CancelKeyDestruction \
+         GetKey ListKeys GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents ListAuditEvents \
+         VerifyAudit",
     ),
     (
         Role::PrincipalAdmin,
@@ -41,8 +45,8 @@ const EXPECTED: [(Role, &str); 9] = [
     ),
     (
         Role::Auditor,
-        "GetKey ListKeys GetRotation ListRotations ListAuditEvents VerifyAudit ListPrincipals \
-         ListTenants",
+        "GetKey ListKeys GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents ListAuditEvents \
+         VerifyAudit ListPrincipals ListTenants",
     ),
     (Role::CredentialManager, ""),
     (Role::TokenIssuer, "IssueToken VerifyToken GetKey"),
@@ -52,6 +56,9 @@ const EXPECTED: [(Role, &str); 9] = [
     ),
 ];
 const EVERYBODY: &str = "GetJwks";
+/// What jobs of the daemon may do in every tenant, whatever their roles.
+const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
+     SwitchKey DestroyMaterial SettleIntent CheckpointAudit";
 /// Asked of the system tenant only.
 const WHOLE_INSTALLATION: [&str; 3] = ["CreateTenant", "ListTenants", "VerifyAudit"];
 
@@ -94,6 +101,8 @@ fn things(name: &str) -> Vec<Resource> {
     let entities = [
         Entity::UnknownKey("jwt".into()),
         Entity::Rotation(RotationId::random()),
+        Entity::Incident(IncidentId::random()),
+        Entity::Destruction(DestructionId::random()),
         Entity::Principal(PrincipalId::random()),
         Entity::Tenant,
     ];
@@ -136,6 +145,9 @@ fn every_role_may_do_what_the_table_says_and_nothing_else() -> TestResult {
         for role in Role::ALL {
             let mut expected = words(table[&role]);
             expected.extend(words(EVERYBODY));
+            if kind == PrincipalKind::Job {
+                expected.extend(words(JOBS));
+            }
             permitted_to_somebody.extend(expected.clone());
 
             let operator = principal(kind, &[(role, "system")]);
@@ -455,7 +467,7 @@ fn kinds_of_actions_are_those_of_the_proto_files() -> TestResult {
             .iter()
             .filter(|action| format!("{:?}", action.kind()).to_lowercase() == kind);
         assert_eq!(
-            allowed(&authz, &user(&[]), "system"),
+            allowed(&authz, &principal(PrincipalKind::Job, &[]), "system"),
             expected.map(|action| action.name()).collect()
         );
     }

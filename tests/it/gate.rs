@@ -3,10 +3,11 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use claviger::{
-    audit::{ADMIN_STREAM, AccessConfig, AccessLog, AccessMode, AuditRow, verify},
+    audit::{ADMIN_STREAM, AccessConfig, AccessLog, AccessMode, AuditRow, Receipt, verify},
     authz::{Authz, Policies},
     error::{Error, Reason},
     gate::{Freshness, Gate},
+    grpc::proto::CreateTenantResponse,
     model::{
         Action, Caller, Grant, Principal, PrincipalId, PrincipalKind, Resource, Role, Scope,
         Secret, TenantName, Timestamp,
@@ -76,7 +77,12 @@ fn caller(roles: &[Role]) -> Caller {
     Caller {
         principal: Arc::new(principal),
         request_id: "request-1".into(),
+        idempotency: None,
     }
+}
+
+fn answer(_: &(), _: &Receipt) -> CreateTenantResponse {
+    CreateTenantResponse::default()
 }
 
 fn system() -> Resource {
@@ -92,13 +98,15 @@ async fn a_change_is_whole_although_its_caller_left() {
         let name: TenantName = "acme".parse()?;
         let tx = mutation.tx();
         tx.insert_tenant(&name, Timestamp::default()).await?;
-        mutation.commit((), json!({})).await
+        mutation.record((), json!({})).await
     };
-    let create = door
-        .gate
-        .mutate(&admin, Action::CreateTenant, system(), move |permit| {
-            act(permit)
-        });
+    let create = door.gate.mutate(
+        &admin,
+        Action::CreateTenant,
+        system(),
+        answer,
+        move |permit| act(permit),
+    );
     // Polled once and dropped: the caller is gone before the database has said a word.
     assert!(create.now_or_never().is_none());
     let rows = door.recorded().await;
@@ -113,14 +121,16 @@ async fn a_change_is_whole_although_its_caller_left() {
 async fn a_refusal_is_recorded_although_its_caller_left() {
     let door = Door::new().await;
     let nobody = caller(&[]);
-    let never = async |_| -> Result<claviger::gate::Committed<()>, Error> {
+    let never = async |_| -> Result<claviger::gate::Recorded<()>, Error> {
         panic!("a refused change is never begun")
     };
-    let create = door
-        .gate
-        .mutate(&nobody, Action::CreateTenant, system(), move |permit| {
-            never(permit)
-        });
+    let create = door.gate.mutate(
+        &nobody,
+        Action::CreateTenant,
+        system(),
+        answer,
+        move |permit| never(permit),
+    );
     assert!(create.now_or_never().is_none());
     let rows = door.recorded().await;
     assert_eq!(rows.len(), 1);
@@ -132,12 +142,16 @@ async fn a_refusal_is_recorded_although_its_caller_left() {
 async fn a_change_that_panics_is_a_failure_on_record() {
     let door = Door::new().await;
     let admin = caller(&[Role::PrincipalAdmin]);
-    let fails = async |_| -> Result<claviger::gate::Committed<()>, Error> { panic!("a bug") };
+    let fails = async |_| -> Result<claviger::gate::Recorded<()>, Error> { panic!("a bug") };
     let failed = door
         .gate
-        .mutate(&admin, Action::CreateTenant, system(), move |permit| {
-            fails(permit)
-        })
+        .mutate(
+            &admin,
+            Action::CreateTenant,
+            system(),
+            answer,
+            move |permit| fails(permit),
+        )
         .await;
     let error = failed.map(|_| ()).expect_err("it panicked");
     assert_eq!(error.reason(), Reason::Internal);

@@ -397,7 +397,7 @@ fn adopt(name: &str, id: &str) -> AdoptKeyRequest {
         algorithm: Algorithm::Es256.into(),
         uri: format!("pkcs11:token={TOKEN};id={id};type=private"),
         owner: "team-e2e".into(),
-        rotation_period: None,
+        ..Default::default()
     }
 }
 

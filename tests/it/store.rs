@@ -13,8 +13,8 @@ use claviger::{
     error::Reason,
     model::{
         Algorithm, Approval, Grant, IntentId, Key, KeyId, KeyRef, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, PublicKey, Purpose, Role, Rotation, RotationId, RotationState,
-        Scope, Secret, TenantName, Timestamp, VersionState,
+        PrincipalId, PrincipalKind, PublicKey, Purpose, Role, Rotation, RotationId, RotationPolicy,
+        RotationState, Scope, Secret, TenantName, Timestamp, VersionState,
         key::{BackendRef, Material},
         public_key::Curve,
     },
@@ -238,6 +238,7 @@ fn a_key(tenant: &TenantName, name: &str) -> Key {
         created_at: at(1_700_000_000_000_001),
         rotation_period: Duration::from_secs(90 * 86_400),
         next_rotation_at: at(1_707_776_000_000_001),
+        policy: RotationPolicy::of(Purpose::TokenSigning),
         revision: 1,
     }
 }
@@ -249,24 +250,17 @@ async fn key(db: &Db, tenant: &TenantName, name: &str) -> Key {
 }
 
 fn a_version(key: &Key, number: u32, state: VersionState) -> KeyVersion {
-    KeyVersion {
-        kid: Kid::random(),
-        key_id: key.id,
-        number,
-        state,
-        material: Material::KeyPair {
-            reference: BackendRef(format!("pkcs11:token=t;id=%{number:02}")),
-            public_key: PublicKey::Ec {
-                curve: Curve::P256,
-                x: vec![7; 32],
-                y: vec![9; 32],
-            },
+    let material = Material::KeyPair {
+        reference: BackendRef(format!("pkcs11:token=t;id=%{number:02}")),
+        public_key: PublicKey::Ec {
+            curve: Curve::P256,
+            x: vec![7; 32],
+            y: vec![9; 32],
         },
-        created_at: at(10 + i64::from(number)),
-        announced_at: None,
-        activated_at: None,
-        deactivated_at: None,
-    }
+    };
+    let made = at(10 + i64::from(number));
+    let version = KeyVersion::pre_active(key.id, number, Kid::random(), material, made);
+    KeyVersion { state, ..version }
 }
 
 async fn version(db: &Db, key: &Key, number: u32, state: VersionState) -> KeyVersion {
@@ -323,6 +317,13 @@ impl Scene {
             requested_at: at(1_700_000_000_000_003),
             announced_at: None,
             deployed_at: None,
+            grace: Duration::from_micros(7),
+            scheduled: true,
+            expires_at: at(1_700_000_500_000_003),
+            grace_ends_at: None,
+            ended_at: None,
+            ended_by: None,
+            end_reason: String::new(),
         }
     }
 }

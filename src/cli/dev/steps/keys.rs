@@ -73,6 +73,7 @@ async fn one(
         rsa_bits: 0,
         owner: "orders-team".to_owned(),
         rotation_period: None,
+        ..Default::default()
     };
     let answer = run
         .people
@@ -103,6 +104,7 @@ async fn free_suffix(run: &Run<'_>) -> Result<String> {
             page_size: 1000,
             page_token,
             overdue_only: false,
+            ..Default::default()
         };
         let page = run
             .people
