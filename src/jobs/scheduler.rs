@@ -9,7 +9,10 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::leader::Leader;
+use super::{
+    complete_grace, expire_requests, keep_standby, leader::Leader, overdue, rotate_due,
+    round::Patience,
+};
 use crate::{
     clock::Clock,
     error::{Reason, Result},
@@ -67,6 +70,8 @@ pub struct Work {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// With what failed lately.
+    pub patience: Patience,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -92,7 +97,25 @@ const fn job(name: &'static str, every: Duration, run: Run) -> Job {
 
 /// Every job, in the order in which they run. Zero: at every look.
 fn jobs() -> Vec<Job> {
-    Vec::new()
+    let at_every_look = Duration::ZERO;
+    vec![
+        job("expire_requests", at_every_look, |work, term| {
+            Box::pin(expire_requests::run(work, term))
+        }),
+        job("complete_grace", at_every_look, |work, term| {
+            Box::pin(complete_grace::run(work, term))
+        }),
+        job("rotate_due", at_every_look, |work, term| {
+            Box::pin(rotate_due::run(work, term))
+        }),
+        job("keep_standby", at_every_look, |work, term| {
+            Box::pin(keep_standby::run(work, term))
+        }),
+        // After the work that makes some of them unnecessary.
+        job("overdue", at_every_look, |work, term| {
+            Box::pin(overdue::run(work, term))
+        }),
+    ]
 }
 
 /// Does scheduled work until `shutdown` ends.
