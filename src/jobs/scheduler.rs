@@ -2,7 +2,8 @@
 //!
 //! Every job is idempotent: it looks for rows that are due, and its changes are compare-and-set, so a job that is cut
 //! off half-way, or run twice, does no harm. Each of its transactions holds the term, so that a replica that lost the
-//! lease cannot commit. A job that fails is logged, counted and tried again; it keeps no other job from running.
+//! lease cannot commit. A job goes through everything that is due, whatever fails on the way, and then reports the first
+//! failure; it is logged, counted and tried again, later and later. It keeps no other job from running.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -83,15 +84,22 @@ struct Job {
     /// Time between two runs; shorter than the interval means at every look.
     every: Duration,
     run: Run,
-    last: Option<Instant>,
+    /// Not before this.
+    next: Option<Instant>,
+    /// Failures in a row.
+    failures: u32,
 }
+
+/// The longest wait after failures. Each failed change leaves an audit row, so they must not come at every look.
+const MAX_BACK_OFF: Duration = Duration::from_secs(60);
 
 const fn job(name: &'static str, every: Duration, run: Run) -> Job {
     Job {
         name,
         every,
         run,
-        last: None,
+        next: None,
+        failures: 0,
     }
 }
 
@@ -152,16 +160,13 @@ pub async fn run_scheduler(
 
 impl Job {
     async fn run_if_due(&mut self, work: &Work, term: &Term) {
-        if self.last.is_some_and(|last| last.elapsed() < self.every) {
+        if self.next.is_some_and(|next| Instant::now() < next) {
             return;
         }
-        self.last = Some(Instant::now());
-        let outcome = match (self.run)(work, term).await {
+        let result = (self.run)(work, term).await;
+        let outcome = match &result {
             Ok(()) => "success",
-            Err(error) if error.reason() == Reason::LeaseLost => {
-                tracing::info!(job = self.name, "another replica took over half-way");
-                "lease_lost"
-            }
+            Err(error) if error.reason() == Reason::LeaseLost => "lease_lost",
             Err(error) => {
                 tracing::error!(
                     job = self.name,
@@ -171,7 +176,32 @@ impl Job {
                 "failure"
             }
         };
+        self.failures = match &result {
+            Ok(()) => 0,
+            Err(_) => self.failures.saturating_add(1),
+        };
+        self.next = Some(Instant::now() + self.every.max(back_off(self.failures)));
         metrics::counter!("claviger_job_runs_total", "job" => self.name, "outcome" => outcome)
             .increment(1);
+    }
+}
+
+/// Nothing after a success; then one second, two, four, to a minute.
+fn back_off(failures: u32) -> Duration {
+    match failures {
+        0 => Duration::ZERO,
+        n => Duration::from_secs(1 << (n - 1).min(6)).min(MAX_BACK_OFF),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_tried_again_later_and_later_and_never_after_more_than_a_minute() {
+        let waits: Vec<_> = (0..9).map(|n| back_off(n).as_secs()).collect();
+        assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(back_off(u32::MAX), MAX_BACK_OFF);
     }
 }
