@@ -2,8 +2,9 @@
 //!
 //! Every job is idempotent: it looks for rows that are due, and its changes are compare-and-set, so a job that is cut
 //! off half-way, or run twice, does no harm. Each of its transactions holds the term, so that a replica that lost the
-//! lease cannot commit. A job goes through everything that is due, whatever fails on the way, and then reports the first
-//! failure; it is logged, counted and tried again, later and later. It keeps no other job from running.
+//! lease cannot commit. A job goes through everything that is due, whatever fails on the way: an item that fails pauses
+//! by itself (`Patience`), and a job that fails as a whole is logged, counted and tried again, later and later. Neither
+//! keeps any other from running.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
