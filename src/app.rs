@@ -24,7 +24,7 @@ use crate::{
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
-    jobs::{Feed, probe_backends},
+    jobs::{Feed, Work, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
     model::KeySpec,
     rotation::Rotations,
@@ -103,13 +103,20 @@ pub async fn run(
         clock.clone(),
         config.keys.clone(),
     ));
-    let rotations = Rotations::new(
+    let rotations = Arc::new(Rotations::new(
         db.clone(),
         Arc::clone(&keys),
         clock.clone(),
         config.soak(),
         config.rotation.clone(),
-    );
+    ));
+    let work = Work {
+        gate: Arc::clone(&gate),
+        db: db.clone(),
+        clock: clock.clone(),
+        keys: Arc::clone(&keys),
+        rotations: Arc::clone(&rotations),
+    };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
         Arc::clone(&keys),
@@ -121,7 +128,7 @@ pub async fn run(
         gate: Arc::clone(&gate),
         authn,
         keys: Arc::clone(&keys),
-        rotations: Arc::new(rotations),
+        rotations,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
         audit: Arc::new(Reader::new(db.clone())),
@@ -192,6 +199,12 @@ pub async fn run(
         stopped(),
     )));
     tasks.spawn(done(feed.run(config.feed.clone(), stopped())));
+    tasks.spawn(done(run_scheduler(
+        work,
+        config.audit.replica.clone(),
+        config.scheduler.clone(),
+        stopped(),
+    )));
     tasks.spawn(done(probe_backends(probed, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
     tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));

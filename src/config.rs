@@ -20,7 +20,7 @@ use crate::{
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
-    jobs::FeedConfig,
+    jobs::{FeedConfig, SchedulerConfig},
     keys::KeysConfig,
     rotation::RotationConfig,
     store::DatabaseConfig,
@@ -74,6 +74,9 @@ pub struct Config {
     /// The change feed.
     #[serde(default)]
     pub feed: FeedConfig,
+    /// Scheduled work.
+    #[serde(default)]
+    pub scheduler: SchedulerConfig,
     /// Bounds of payloads.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -186,6 +189,9 @@ impl Config {
             return wrong(e.to_string());
         }
         if let Err(e) = self.tokens.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.scheduler.check() {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {

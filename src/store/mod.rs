@@ -10,6 +10,7 @@ mod engine;
 mod idempotency;
 mod intents;
 mod keys;
+mod leases;
 mod principals;
 mod rotations;
 mod tenants;
@@ -21,6 +22,7 @@ pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::IntentState;
+pub use leases::Term;
 
 use crate::error::{Error, Reason};
 
