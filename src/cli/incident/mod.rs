@@ -44,7 +44,12 @@ pub struct Declare {
     #[arg(long)]
     key: String,
     /// The compromised version; the ACTIVE one when left out
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     kid: String,
     /// What happened, in a sentence
     #[arg(long)]
