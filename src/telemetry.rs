@@ -202,6 +202,14 @@ fn describe() {
         "Data keys that did not unwrap under their KEK."
     );
     describe_gauge!(
+        "claviger_scheduler_leader",
+        "1 on the replica that does the scheduled work."
+    );
+    describe_counter!(
+        "claviger_job_runs_total",
+        "Runs of scheduled jobs, by job and outcome."
+    );
+    describe_gauge!(
         "claviger_backend_up",
         "1 while the key backend answers, by backend."
     );

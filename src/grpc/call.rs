@@ -14,6 +14,7 @@ use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
     authn::{Authn, ConnectedPeer},
+    destruction::Destructions,
     directory::Directory,
     error::{Error, Reason, Result},
     gate::Gate,
@@ -50,6 +51,8 @@ pub struct Parts {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Destructions of key versions.
+    pub destructions: Arc<Destructions>,
     /// Tokens.
     pub tokens: Arc<Tokens>,
     /// Tenants and principals.

@@ -9,8 +9,8 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
     model::{
-        Algorithm, IntentId, Key, KeyId, KeyName, KeyRef, KeyVersion, PrincipalId, Purpose, RotationMode,
-        RotationPolicy, TenantName,
+        Algorithm, IntentId, Key, KeyId, KeyName, KeyRef, KeyVersion, PrincipalId, Purpose,
+        RotationMode, RotationPolicy, TenantName,
         algorithm::{RSA_BITS, RSA_BITS_DEFAULT},
         key::{MIN_ROTATION_PERIOD, Material, VersionEvent},
     },

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::{Keys, KeySnapshot};
+use super::{KeySnapshot, Keys};
 use crate::{
     backends::{Backend, BackendError},
     error::{Error, Reason, Result},
@@ -65,14 +65,17 @@ impl Keys {
             seen.await?;
             return Ok(());
         }
-        let others = key.versions().iter().filter_map(|v| match &v.version.material {
-            Material::KeyPair { reference, .. }
-                if v.state() != VersionState::Destroyed && reference != gone =>
-            {
-                Some(reference)
-            }
-            _ => None,
-        });
+        let others = key
+            .versions()
+            .iter()
+            .filter_map(|v| match &v.version.material {
+                Material::KeyPair { reference, .. }
+                    if v.state() != VersionState::Destroyed && reference != gone =>
+                {
+                    Some(reference)
+                }
+                _ => None,
+            });
         for other in others {
             if backend.public_key(other, self.deadline()).await.is_ok() {
                 return Ok(());

@@ -11,6 +11,7 @@ mod engine;
 mod idempotency;
 mod intents;
 mod keys;
+mod leases;
 mod principals;
 mod rotations;
 mod tenants;
@@ -22,6 +23,7 @@ pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
+pub use leases::Term;
 
 use crate::error::{Error, Reason};
 
