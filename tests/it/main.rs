@@ -17,6 +17,7 @@ mod gate;
 mod http;
 mod idempotency;
 mod jwt_attacks;
+mod kms;
 mod leftovers;
 mod listener;
 mod main_job;

@@ -65,7 +65,9 @@ where
 fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
     let what = format!("{call} answered {code} ({status}): {said}");
     match code {
-        "ThrottlingException" | "Throttling" | "TooManyRequestsException"
+        "ThrottlingException"
+        | "Throttling"
+        | "TooManyRequestsException"
         | "RequestLimitExceeded" => Fault::Throttled,
 
         "NotFoundException" => Fault::Final(BackendError::Missing(what)),
@@ -76,11 +78,9 @@ fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
         "InvalidKeyUsageException" => Fault::Final(BackendError::Unfit(
             "its KeyUsage or KeySpec does not allow this operation".into(),
         )),
-        "InvalidCiphertextException" | "IncorrectKeyException" => {
-            Fault::Final(BackendError::Rejected(
-                "the ciphertext, the KEK or the context is another one".into(),
-            ))
-        }
+        "InvalidCiphertextException" | "IncorrectKeyException" => Fault::Final(
+            BackendError::Rejected("the ciphertext, the KEK or the context is another one".into()),
+        ),
         "UnsupportedOperationException" => Fault::Final(BackendError::Unsupported(what)),
         "ValidationException" => Fault::Invalid(what),
 
@@ -89,8 +89,12 @@ fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
                 "AWS denies {call}; allow it in the role's IAM policy and in the key policy: {said}"
             )))
         }
-        "UnrecognizedClientException" | "InvalidClientTokenId" | "ExpiredTokenException"
-        | "InvalidSignatureException" | "SignatureDoesNotMatch" | "IncompleteSignature"
+        "UnrecognizedClientException"
+        | "InvalidClientTokenId"
+        | "ExpiredTokenException"
+        | "InvalidSignatureException"
+        | "SignatureDoesNotMatch"
+        | "IncompleteSignature"
         | "MissingAuthenticationToken" => Fault::Final(BackendError::Misconfigured(format!(
             "AWS does not accept the credentials or the clock of this host ({code}): {said}"
         ))),
@@ -102,10 +106,12 @@ fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
             "a resource quota of the AWS account is used up; raise it: {said}"
         ))),
 
-        "KMSInternalException" | "KeyUnavailableException" | "DependencyTimeoutException"
-        | "CustomKeyStoreInvalidStateException" | "InternalFailure" | "ServiceUnavailable" => {
-            Fault::Trouble(what)
-        }
+        "KMSInternalException"
+        | "KeyUnavailableException"
+        | "DependencyTimeoutException"
+        | "CustomKeyStoreInvalidStateException"
+        | "InternalFailure"
+        | "ServiceUnavailable" => Fault::Trouble(what),
         // A wildcard, because AWS adds codes.
         _ if status == 429 => Fault::Throttled,
         _ if status >= 500 => Fault::Trouble(what),
@@ -117,8 +123,9 @@ fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
 fn unsent(call: &str, error: &(dyn Error + 'static)) -> Fault {
     let mut source = Some(error);
     while let Some(cause) = source {
-        if let Some(CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_)) =
-            cause.downcast_ref()
+        if let Some(
+            CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_),
+        ) = cause.downcast_ref()
         {
             return Fault::Final(BackendError::Misconfigured(
                 "no AWS credentials: give the pod or the host a role, or set the variables of the \

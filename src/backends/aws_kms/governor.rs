@@ -233,7 +233,10 @@ mod tests {
         }
         assert!(bucket.pace >= SLOWEST);
         bucket.fill(later + 30 * SECOND);
-        assert_eq!(taken(&mut bucket, Priority::Rotation, later + 30 * SECOND), 100);
+        assert_eq!(
+            taken(&mut bucket, Priority::Rotation, later + 30 * SECOND),
+            100
+        );
     }
 
     #[test]

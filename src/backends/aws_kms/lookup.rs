@@ -27,9 +27,9 @@ impl AwsKmsBackend {
             .run(plan, |client| client.describe_key().key_id(name).send())
             .await
             .map_err(Fault::into_error)?;
-        shown.key_metadata.ok_or_else(|| {
-            BackendError::Unavailable("kms:DescribeKey answered no metadata".into())
-        })
+        shown
+            .key_metadata
+            .ok_or_else(|| BackendError::Unavailable("kms:DescribeKey answered no metadata".into()))
     }
 
     pub(super) async fn public_half(
@@ -138,12 +138,7 @@ impl AwsKmsBackend {
 
     /// What a refusal because of the key's state means: KMS answers "disabled" also for keys that are about
     /// to be deleted, so the state is read.
-    pub(super) async fn explain(
-        &self,
-        arn: &str,
-        fault: Fault,
-        deadline: Instant,
-    ) -> BackendError {
+    pub(super) async fn explain(&self, arn: &str, fault: Fault, deadline: Instant) -> BackendError {
         if !matches!(fault, Fault::State(_)) {
             return fault.into_error();
         }

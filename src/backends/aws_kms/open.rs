@@ -8,9 +8,7 @@ use std::sync::Arc;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_kms::{
     Client,
-    config::{
-        Builder, StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig,
-    },
+    config::{Builder, StalledStreamProtectionConfig, retry::RetryConfig, timeout::TimeoutConfig},
 };
 use tokio::time::Instant;
 
