@@ -157,7 +157,7 @@ impl Bucket {
     /// How long to wait for one token; None when that is longer than `patience`, and then none is taken.
     fn take(&mut self, priority: Priority, now: Instant, patience: Duration) -> Option<Duration> {
         self.fill(now);
-        let capacity = self.rate.max(1.0);
+        let capacity = self.capacity();
         // A bucket of few tokens is not divided: whoever keeps one back would keep all.
         let floor = (capacity * priority.leaves()).min(capacity - 1.0).floor();
         let missing = floor - (self.level - 1.0);
@@ -172,14 +172,22 @@ impl Bucket {
     fn slow_down(&mut self, now: Instant) {
         self.fill(now);
         self.pace = (self.pace / 2.0).max(SLOWEST);
-        self.level = self.level.min(0.0);
+        // The burst is over; callers go on at the pace at which it fills, background work waits.
+        let left = self.capacity() * Priority::Interactive.leaves() + 1.0;
+        self.level = self.level.min(left);
+    }
+
+    /// One second's worth.
+    fn capacity(&self) -> f64 {
+        (self.rate * self.pace).max(1.0)
     }
 
     fn fill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.filled).as_secs_f64();
         self.filled = self.filled.max(now);
-        self.level = (self.level + passed * self.rate * self.pace).min(self.rate.max(1.0));
+        let filled = self.level + passed * self.rate * self.pace;
         self.pace = (self.pace + passed * RECOVERY).min(1.0);
+        self.level = filled.min(self.capacity());
     }
 }
 
@@ -225,7 +233,9 @@ mod tests {
         let now = Instant::now();
         let mut bucket = Bucket::new(100.0, now);
         bucket.slow_down(now);
-        assert_eq!(taken(&mut bucket, Priority::Rotation, now), 0);
+        assert_eq!(taken(&mut bucket, Priority::Batch, now), 0);
+        assert_eq!(taken(&mut bucket, Priority::Interactive, now), 1);
+        assert_eq!(taken(&mut bucket, Priority::Rotation, now), 5);
         let later = now + SECOND;
         assert_eq!(taken(&mut bucket, Priority::Rotation, later), 50);
         for _ in 0..9 {

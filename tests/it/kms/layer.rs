@@ -38,7 +38,8 @@ const PORT: &str = "CLAVIGER_TEST_KMS_PORT";
 const REGION: &str = "CLAVIGER_TEST_KMS_REGION";
 /// The account that moto gives everybody.
 pub const ACCOUNT: &str = "123456789012";
-const REGIONS: [&str; 16] = [
+/// One for each test.
+const REGIONS: [&str; 29] = [
     "eu-west-1",
     "eu-west-2",
     "eu-west-3",
@@ -46,15 +47,28 @@ const REGIONS: [&str; 16] = [
     "eu-central-2",
     "eu-north-1",
     "eu-south-1",
+    "eu-south-2",
     "us-east-1",
     "us-east-2",
     "us-west-1",
     "us-west-2",
     "ca-central-1",
+    "ca-west-1",
     "ap-south-1",
+    "ap-south-2",
+    "ap-east-1",
     "ap-northeast-1",
     "ap-northeast-2",
+    "ap-northeast-3",
+    "ap-southeast-1",
+    "ap-southeast-2",
+    "ap-southeast-3",
+    "ap-southeast-4",
     "sa-east-1",
+    "me-south-1",
+    "me-central-1",
+    "il-central-1",
+    "af-south-1",
 ];
 
 /// How the daemon shows AWS who it is.
