@@ -10,6 +10,7 @@ mod layer;
 mod proxy;
 mod quota;
 mod trouble;
+mod whole;
 
 use claviger::{
     backends::{Backend, BackendError},

@@ -215,7 +215,9 @@ pub(super) fn fitness(key: &KeyMetadata, wanted: KeySpec) -> Result<KeySpec, Bac
         (wanted, Some(found)) if wanted == found => Ok(found),
         (wanted, Some(found)) => Err(unfit(&format!("it is {found:?}, not {wanted:?}"))),
         (wanted, None) => Err(unfit(&format!(
-            "its KeySpec or KeyUsage is not that of {wanted:?}"
+            "its KeySpec {} or KeyUsage {} is not that of {wanted:?}",
+            key.key_spec().map_or("unknown", |spec| spec.as_str()),
+            key.key_usage().map_or("unknown", |usage| usage.as_str())
         ))),
     }
 }

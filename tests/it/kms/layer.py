@@ -215,6 +215,8 @@ class Layer:
         if operation == "Sign":
             signature = base64.b64encode(region.sign(key, asked)).decode()
             return {"KeyId": key.arn, "Signature": signature, "SigningAlgorithm": asked["SigningAlgorithm"]}
+        if operation == "CreateKey":
+            asked.setdefault("KeyUsage", "ENCRYPT_DECRYPT")
         is_ed25519 = operation == "CreateKey" and asked.get("KeySpec") == ED25519
         if is_ed25519:
             if not region.fault("ed25519", False):

@@ -106,9 +106,8 @@ pub fn alone_with<F: AsyncFnOnce(Kms)>(credentials: Credentials, test: F) {
             test(Kms::connect(port, region).await).await;
         });
     }
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
     let port = port().to_string();
-    let region = REGIONS[NEXT.fetch_add(1, Ordering::Relaxed)];
+    let region = next_region();
     let sts = format!("http://127.0.0.1:{port}");
     let token = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("token-{region}"));
     fs::write(&token, "header.claims.signature").expect("a token");
@@ -139,6 +138,12 @@ pub fn alone_with<F: AsyncFnOnce(Kms)>(credentials: Credentials, test: F) {
         Credentials::None => {}
     }
     softhsm::passed::<F>(&softhsm::again::<F>(&variables));
+}
+
+fn next_region() -> &'static str {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let next = NEXT.fetch_add(1, Ordering::Relaxed);
+    REGIONS.get(next).expect("a region for each test of KMS")
 }
 
 /// The port of the one server of this process, which ends when its standard input does: with us.
@@ -185,6 +190,12 @@ pub fn config(region: &str, endpoint: Option<String>) -> AwsKmsConfig {
 }
 
 impl Kms {
+    /// For a test that starts daemons and uses no credentials itself.
+    pub async fn here() -> Self {
+        let port = tokio::task::spawn_blocking(port).await.expect("layer.py");
+        Self::connect(port, next_region().to_owned()).await
+    }
+
     async fn connect(port: u16, region: String) -> Self {
         let layer = SocketAddr::from(([127, 0, 0, 1], port));
         let proxy = Proxy::start(layer).await;
