@@ -193,6 +193,10 @@ fn a_new_key_that_shows_late_is_waited_for() {
             create(&backend, spec).await;
         }
         assert_eq!(kms.asked("CreateKey").await, 2);
+        assert!(
+            kms.asked("CreateAlias").await > 2,
+            "the first was too early"
+        );
     });
 }
 

@@ -14,7 +14,6 @@ async fn sign(daemon: &Daemon) -> Result<Response<SignResponse>, Status> {
         tenant: "acme".into(),
         key: "orders".into(),
         payload: Some(Payload::Message("order 4711".into())),
-        ..Default::default()
     };
     daemon.actor("service").crypto().sign(request).await
 }
