@@ -24,6 +24,7 @@ use crate::{
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
+    incidents::Incidents,
     jobs::{Feed, Work, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
     model::KeySpec,
@@ -110,12 +111,19 @@ pub async fn run(
         config.soak(),
         config.rotation.clone(),
     ));
+    let incidents = Arc::new(Incidents::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.audit.replica.clone(),
+    ));
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
         clock: clock.clone(),
         keys: Arc::clone(&keys),
         rotations: Arc::clone(&rotations),
+        incidents: Arc::clone(&incidents),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -129,25 +137,33 @@ pub async fn run(
         authn,
         keys: Arc::clone(&keys),
         rotations,
+        incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
     };
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
+    // Behind the head of the feed: what is revoked from here on comes with it.
+    tokens.load_revocations().await.map_err(AppError::new)?;
+    let published = Arc::clone(&tokens);
     let jwks: JwksSource = Arc::new(move || {
-        let tokens = Arc::clone(&tokens);
+        let tokens = Arc::clone(&published);
         Box::pin(async move { tokens.jwks().await })
     });
-    let feed = Feed {
+    let mut feed = Feed {
         db: db.clone(),
         freshness,
         keys,
         directory,
         authz,
+        tokens,
         health: health.component("database"),
+        replica: config.audit.replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
     };
+    // Nobody is let in before the lease has begun.
+    feed.round().await.map_err(AppError::new)?;
     let probed = backends
         .iter()
         .map(|(name, backend)| {
@@ -249,6 +265,10 @@ pub async fn run(
         .is_err()
     {
         tracing::warn!("the audit writer did not end in time");
+    }
+    // Nothing answers any more, so nobody need wait for this replica.
+    if let Err(error) = db.remove_replica(&config.audit.replica).await {
+        tracing::warn!(%error, "replica not taken off the list; others wait for the end of its lease");
     }
     db.close().await;
     ops_stop.cancel();

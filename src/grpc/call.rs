@@ -17,6 +17,7 @@ use crate::{
     directory::Directory,
     error::{Error, Reason, Result},
     gate::Gate,
+    incidents::Incidents,
     keys::Keys,
     model::{AccessKind, Action, Caller, Idempotency},
     rotation::Rotations,
@@ -50,6 +51,8 @@ pub struct Parts {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Incidents.
+    pub incidents: Arc<Incidents>,
     /// Tokens.
     pub tokens: Arc<Tokens>,
     /// Tenants and principals.

@@ -4,6 +4,7 @@ mod feed;
 mod leader;
 mod probe;
 mod scheduler;
+mod switch_key;
 
 pub use feed::{Feed, FeedConfig};
 pub use probe::probe_backends;

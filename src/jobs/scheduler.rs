@@ -10,11 +10,12 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::leader::Leader;
+use super::{leader::Leader, switch_key};
 use crate::{
     clock::Clock,
     error::{Reason, Result},
     gate::Gate,
+    incidents::Incidents,
     keys::Keys,
     rotation::Rotations,
     store::{Db, Term},
@@ -68,6 +69,8 @@ pub struct Work {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Incidents.
+    pub incidents: Arc<Incidents>,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -100,7 +103,9 @@ const fn job(name: &'static str, every: Duration, run: Run) -> Job {
 
 /// Every job, in the order in which they run. Zero: at every look.
 fn jobs() -> Vec<Job> {
-    Vec::new()
+    vec![job("switch_key", Duration::ZERO, |work, term| {
+        Box::pin(switch_key::run(work, term))
+    })]
 }
 
 /// Does scheduled work until `shutdown` ends.

@@ -9,6 +9,8 @@ mod data_keys;
 mod encrypt;
 mod generate;
 mod inventory;
+mod release;
+mod revoke;
 mod sign;
 mod snapshot;
 
@@ -159,6 +161,17 @@ impl Keys {
     pub fn forget_after(&self, mutation: &mut Mutation, key: crate::model::KeyId) {
         let cache = Arc::clone(&self.cache);
         mutation.then(move || cache.forget(key));
+    }
+
+    /// The key as the database has it now: a decision about its versions must not rest on a cache.
+    pub async fn fresh(
+        &self,
+        tenant: &TenantName,
+        key: crate::model::KeyId,
+    ) -> Result<Arc<KeySnapshot>> {
+        self.cache.forget(key);
+        let target = self.find(tenant, &KeyRef::Id(key)).await?;
+        target.snapshot().cloned()
     }
 
     /// Forgets everything that is cached about keys.

@@ -8,10 +8,14 @@ mod alerts;
 mod audit;
 mod engine;
 mod idempotency;
+mod incidents;
 mod intents;
 mod keys;
 mod leases;
+mod notify;
 mod principals;
+mod replicas;
+mod revocations;
 mod rotations;
 mod tenants;
 
@@ -23,6 +27,7 @@ pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::IntentState;
 pub use leases::Term;
+pub use revocations::TokenRevocation;
 
 use crate::error::{Error, Reason};
 

@@ -6,6 +6,7 @@
 mod claims;
 mod issue;
 mod jwks;
+mod revoke;
 mod verify;
 
 use std::{sync::Arc, time::Duration};
@@ -17,6 +18,7 @@ use tokio::sync::Mutex;
 pub use claims::Claims;
 pub use issue::{IssueToken, Issued};
 pub use jwks::{JwksConfig, JwksDocument};
+pub use revoke::RevokeToken;
 pub use verify::{Expectation, Rejection};
 
 use crate::{clock::Clock, keys::Keys, store::Db};
@@ -79,6 +81,7 @@ pub struct Tokens {
     published: ArcSwapOption<jwks::Published>,
     /// One rebuild of the set at a time.
     rebuild: Mutex<()>,
+    revocations: Arc<revoke::Revocations>,
 }
 
 impl Tokens {
@@ -98,6 +101,7 @@ impl Tokens {
             jwks_max_age,
             published: ArcSwapOption::empty(),
             rebuild: Mutex::new(()),
+            revocations: Arc::default(),
         }
     }
 }

@@ -50,6 +50,8 @@ pub enum Rejection {
     NotYetValid,
     /// A required scope is missing.
     InsufficientScope,
+    /// The `jti` was revoked.
+    Revoked,
 }
 
 /// What the caller requires of a token.
@@ -90,6 +92,7 @@ impl Rejection {
             Self::Expired => "EXPIRED",
             Self::NotYetValid => "NOT_YET_VALID",
             Self::InsufficientScope => "INSUFFICIENT_SCOPE",
+            Self::Revoked => "REVOKED",
         }
     }
 }
@@ -98,7 +101,7 @@ impl Tokens {
     /// The claims and the kid of a valid token, or why it is rejected. Errors only when nothing can be said.
     pub async fn verify(
         &self,
-        _permit: &Permit,
+        permit: &Permit,
         token: &str,
         expected: &Expectation,
     ) -> Result<Result<(Claims, Kid), Rejection>> {
@@ -132,9 +135,18 @@ impl Tokens {
                 false => Err(Rejection::BadSignature),
             }
         };
-        Ok(signed()
+        let verified = signed()
             .and_then(|()| self.check_claims(&parsed.claims, expected))
-            .map(|claims| (claims, parsed.kid.clone())))
+            .and_then(|claims| {
+                self.check_revoked(&expected.tenant, &claims.jti)?;
+                Ok((claims, parsed.kid.clone()))
+            });
+        if let Ok((claims, kid)) = &verified {
+            self.keys
+                .release_while(permit, &key, kid, VersionState::verifies);
+            self.release_unless_revoked(permit, &expected.tenant, &claims.jti);
+        }
+        Ok(verified)
     }
 
     fn check_claims(&self, json: &[u8], expected: &Expectation) -> Result<Claims, Rejection> {

@@ -13,6 +13,7 @@ const RANKS: [&[&str]; 8] = [
     &["gate", "authz", "audit"],
     &[
         "rotation",
+        "incidents",
         "tokens",
         "vault",
         "clients",
@@ -27,12 +28,13 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 8] = [
+const SIDEWAYS: [(&str, &str); 9] = [
     // config composes the sections that modules declare, telemetry's among them.
     ("config", "telemetry"),
     ("app", "config"),
     ("app", "telemetry"),
     ("rotation", "keys"),
+    ("incidents", "keys"),
     ("tokens", "keys"),
     ("vault", "keys"),
     ("gate", "authz"),
