@@ -85,6 +85,9 @@ fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         "ApproveRotation" => ("approver", Some("auditor")),
         "DeployRotation" => ("deployer", Some("auditor")),
         "CreateKey" | "AdoptKey" | "UpdateKey" | "RotateKey" => ("issuer", Some("auditor")),
+        "DeclareCompromise" | "AddIncidentNote" | "CloseIncident" | "RevokeToken"
+        | "RevokeKeyVersion" => ("officer", Some("auditor")),
+        "GetIncident" | "ListIncidents" => ("auditor", Some("admin")),
         "CreateTenant" | "CreatePrincipal" | "GrantRole" | "RevokeRole" => {
             ("admin", Some("auditor"))
         }
