@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     audit::Receipt,
-    error::Result,
+    error::{Kind, Result},
     model::{Action, Caller, KeyRef, PrincipalKind, Resource, Timestamp},
     tokens::{Claims, Expectation, IssueToken, Rejection, RevokeToken},
 };
@@ -83,9 +83,26 @@ impl TokenApi {
         if r.token.is_empty() {
             return Err(convert::invalid("token is required"));
         }
+        match self.verdict(&caller, &r.token, &expected).await {
+            // Overtaken by a freeze or a revocation: the second look gives the reason as a verdict.
+            Err(error)
+                if error.kind() == Kind::FailedPrecondition || error.kind() == Kind::Aborted =>
+            {
+                self.verdict(&caller, &r.token, &expected).await
+            }
+            verdict => verdict,
+        }
+    }
+
+    async fn verdict(
+        &self,
+        caller: &Caller,
+        token: &str,
+        expected: &Expectation,
+    ) -> Result<proto::VerifyTokenResponse> {
         let act = async |permit| {
             let tokens = &self.0.tokens;
-            Ok(match tokens.verify(&permit, &r.token, &expected).await? {
+            Ok(match tokens.verify(&permit, token, expected).await? {
                 Ok((claims, kid)) => {
                     // Signed by the key, but an adopted key may have signed anything: escape it.
                     let jti = serde_json::Value::from(claims.jti.as_str());
@@ -110,7 +127,7 @@ impl TokenApi {
         };
         let resource = Resource::tenant(expected.tenant.clone());
         let gate = &self.0.gate;
-        gate.access(&caller, Action::VerifyToken, resource, act)
+        gate.access(caller, Action::VerifyToken, resource, act)
             .await
     }
 
