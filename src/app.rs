@@ -24,7 +24,7 @@ use crate::{
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
-    jobs::{Feed, Work, probe_backends, run_scheduler},
+    jobs::{Feed, Patience, Work, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
     model::KeySpec,
     rotation::Rotations,
@@ -116,6 +116,7 @@ pub async fn run(
         clock: clock.clone(),
         keys: Arc::clone(&keys),
         rotations: Arc::clone(&rotations),
+        patience: Patience::default(),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),

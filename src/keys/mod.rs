@@ -11,6 +11,7 @@ mod generate;
 mod inventory;
 mod sign;
 mod snapshot;
+mod standby;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,6 +22,8 @@ pub use create::{AdoptKey, CreateKey};
 pub use inventory::UpdateKey;
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
+
+pub use crate::store::{KeyFilter, ListedKey};
 
 use crate::{
     backends::Backend,

@@ -22,6 +22,7 @@ pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::IntentState;
+pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
 
 use crate::error::{Error, Reason};

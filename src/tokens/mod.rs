@@ -1,12 +1,13 @@
 //! R3: access tokens in the profile of RFC 9068, and the JWK Set that verifies them.
 //!
 //! `issue` composes the signing input here and has the backend sign it; `verify` is strict and says why it rejects;
-//! `jwks` keeps the published set in memory. No row is kept per token.
+//! `jwks` keeps the published set in memory. No row is kept per token; `marks` keeps until when a version's tokens live.
 
 mod claims;
 mod issue;
 mod json;
 mod jwks;
+mod marks;
 mod verify;
 
 use std::{sync::Arc, time::Duration};
@@ -83,6 +84,7 @@ pub struct Tokens {
     published: ArcSwapOption<jwks::Published>,
     /// One rebuild of the set at a time.
     rebuild: Mutex<()>,
+    marks: marks::Marks,
 }
 
 impl Tokens {
@@ -102,6 +104,7 @@ impl Tokens {
             jwks_max_age,
             published: ArcSwapOption::empty(),
             rebuild: Mutex::new(()),
+            marks: marks::Marks::new(),
         }
     }
 }

@@ -82,9 +82,13 @@ fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         "Sign" | "Verify" | "Encrypt" | "Decrypt" | "Rewrap" | "IssueToken" | "VerifyToken" => {
             ("service", Some("issuer"))
         }
-        "ApproveRotation" => ("approver", Some("auditor")),
+        "ApproveRotation" | "RejectRotation" | "ApproveRotationPolicy" => {
+            ("approver", Some("auditor"))
+        }
         "DeployRotation" => ("deployer", Some("auditor")),
-        "CreateKey" | "AdoptKey" | "UpdateKey" | "RotateKey" => ("issuer", Some("auditor")),
+        "CreateKey" | "AdoptKey" | "UpdateKey" | "RotateKey" | "CancelRotation" => {
+            ("issuer", Some("auditor"))
+        }
         "CreateTenant" | "CreatePrincipal" | "GrantRole" | "RevokeRole" => {
             ("admin", Some("auditor"))
         }
