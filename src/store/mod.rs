@@ -6,10 +6,12 @@
 
 mod alerts;
 mod audit;
+mod destructions;
 mod engine;
 mod idempotency;
 mod intents;
 mod keys;
+mod leases;
 mod principals;
 mod rotations;
 mod tenants;
@@ -20,7 +22,9 @@ pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
-pub use intents::IntentState;
+pub use intents::{Intent, IntentState};
+pub use keys::{KeyFilter, ListedKey};
+pub use leases::Term;
 
 use crate::error::{Error, Reason};
 

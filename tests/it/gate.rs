@@ -100,13 +100,9 @@ async fn a_change_is_whole_although_its_caller_left() {
         tx.insert_tenant(&name, Timestamp::default()).await?;
         mutation.record((), json!({})).await
     };
-    let create = door.gate.mutate(
-        &admin,
-        Action::CreateTenant,
-        system(),
-        answer,
-        move |permit| act(permit),
-    );
+    let create = door
+        .gate
+        .mutate(&admin, Action::CreateTenant, system(), answer, act);
     // Polled once and dropped: the caller is gone before the database has said a word.
     assert!(create.now_or_never().is_none());
     let rows = door.recorded().await;
@@ -124,13 +120,9 @@ async fn a_refusal_is_recorded_although_its_caller_left() {
     let never = async |_| -> Result<claviger::gate::Recorded<()>, Error> {
         panic!("a refused change is never begun")
     };
-    let create = door.gate.mutate(
-        &nobody,
-        Action::CreateTenant,
-        system(),
-        answer,
-        move |permit| never(permit),
-    );
+    let create = door
+        .gate
+        .mutate(&nobody, Action::CreateTenant, system(), answer, never);
     assert!(create.now_or_never().is_none());
     let rows = door.recorded().await;
     assert_eq!(rows.len(), 1);
@@ -145,13 +137,7 @@ async fn a_change_that_panics_is_a_failure_on_record() {
     let fails = async |_| -> Result<claviger::gate::Recorded<()>, Error> { panic!("a bug") };
     let failed = door
         .gate
-        .mutate(
-            &admin,
-            Action::CreateTenant,
-            system(),
-            answer,
-            move |permit| fails(permit),
-        )
+        .mutate(&admin, Action::CreateTenant, system(), answer, fails)
         .await;
     let error = failed.map(|_| ()).expect_err("it panicked");
     assert_eq!(error.reason(), Reason::Internal);
