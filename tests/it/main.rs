@@ -7,6 +7,7 @@ mod audit_walk;
 mod authz;
 mod bad_input;
 mod cli;
+mod cli_lifecycle;
 mod conformance;
 mod crash;
 mod daemon;
