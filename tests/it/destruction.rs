@@ -204,11 +204,14 @@ impl Stage {
         (kid, sealed)
     }
 
-    /// Waits until the row knows of a use, then moves it, and everything that was noted, before the waiting period.
-    async fn age_uses(&self, kid: &str) {
+    /// Uses the version once more, waits until its row knows, then moves the use before the waiting period.
+    async fn age_uses(&self, kid: &str, sealed: &EncryptResponse) {
+        let at = claviger::clock::Clock::System.now().micros();
+        self.decrypt("vault", sealed).await.expect("decrypted");
         let mark = format!("SELECT last_used_at FROM key_versions WHERE kid = '{kid}'");
         let until = Instant::now() + PATIENCE;
-        while self.0.rows(&mark).await[0][0].is_empty() {
+        let written = |row: &str| row.parse().is_ok_and(|mark: i64| mark >= at);
+        while !written(&self.0.rows(&mark).await[0][0]) {
             assert!(Instant::now() < until, "the use was never written");
             sleep(Duration::from_millis(50)).await;
         }
@@ -371,7 +374,7 @@ async fn data_keeps_its_key_alive(engine: Engine) {
     let (kid, sealed) = stage.with_data("vault").await;
     // Encrypted with a moment ago.
     refused(stage.ask("vault", &kid).await, STATE, "VERSION_IN_USE");
-    stage.age_uses(&kid).await;
+    stage.age_uses(&kid, &sealed).await;
     let asked = stage.ask("vault", &kid).await.expect("asked");
     stage.approve(&asked.id, &kid).await.expect("approved");
     stage.decrypt("vault", &sealed).await.expect("decrypted");
@@ -384,7 +387,7 @@ async fn data_keeps_its_key_alive(engine: Engine) {
     assert_eq!(stage.0.rows(alerts).await, expected);
     stage.decrypt("vault", &sealed).await.expect("still there");
 
-    stage.age_uses(&kid).await;
+    stage.age_uses(&kid, &sealed).await;
     let asked = stage.ask("vault", &kid).await.expect("asked");
     stage.approve(&asked.id, &kid).await.expect("approved");
     stage.make_due(&asked.id).await;
