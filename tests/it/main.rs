@@ -17,6 +17,7 @@ mod listener;
 mod main_job;
 mod pkcs11;
 mod pki;
+mod planned;
 mod postgres;
 mod ranks;
 mod roles;
