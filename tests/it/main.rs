@@ -13,6 +13,7 @@ mod envelope;
 mod foreign;
 mod gate;
 mod http;
+mod lifecycle_model;
 mod listener;
 mod main_job;
 mod pkcs11;

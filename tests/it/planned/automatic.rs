@@ -208,14 +208,34 @@ async fn a_standing_approval_that_is_taken_back_deploys_nothing() {
     daemon.stop().await;
 }
 
-/// The token is away: no row and no version comes of that, and the rotation is opened once it is back.
+/// The token is away: no row, no version and no failed change comes of that, and the rotation is opened once it is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_device_that_is_away_delays_a_rotation_and_leaves_nothing() {
-    let mut daemon = setup(Engine::Sqlite).start().await;
-    token_key(&daemon, "jwt").await;
+    let daemon = setup(Engine::Sqlite).start().await;
+    let key = token_key(&daemon, "jwt").await;
+    let (here, away) = (daemon.path("tokens"), daemon.path("tokens.away"));
+    std::fs::rename(&here, &away).expect("renamed");
     make_due(&daemon, "jwt").await;
+    let failures = async || {
+        let metrics = daemon.ops_get("/metrics").await.text();
+        let line = metrics.lines().find(|line| {
+            line.starts_with("claviger_job_item_failures_total") && line.contains("open_due")
+        });
+        let count = line.and_then(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+        count.unwrap_or(0)
+    };
+    let end = Instant::now() + PATIENCE;
+    while failures().await < 2 {
+        assert!(Instant::now() < end, "{}", daemon.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    let none = async |query: &str| assert!(daemon.rows(query).await.is_empty(), "{query}");
+    none("SELECT id FROM rotations").await;
+    none("SELECT id FROM backend_intents WHERE state = 'PENDING'").await;
+    none("SELECT kid FROM key_versions WHERE number > 1").await;
+    assert_eq!(recorded(&daemon, &key.id).await, ["CreateKey success"]);
+    std::fs::rename(&away, &here).expect("renamed");
     let open = "SELECT COUNT(*) FROM rotations WHERE state = 'REQUESTED'";
     until(&daemon, open, "1").await;
-    daemon.restart().await;
     daemon.stop().await;
 }
