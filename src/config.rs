@@ -20,7 +20,7 @@ use crate::{
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
-    jobs::{FeedConfig, SchedulerConfig},
+    jobs::{FeedConfig, IdempotencyConfig, SchedulerConfig},
     keys::KeysConfig,
     rotation::RotationConfig,
     store::DatabaseConfig,
@@ -77,6 +77,9 @@ pub struct Config {
     /// Scheduled work.
     #[serde(default)]
     pub scheduler: SchedulerConfig,
+    /// Answers kept for callers who ask again.
+    #[serde(default)]
+    pub idempotency: IdempotencyConfig,
     /// Bounds of payloads.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -198,6 +201,9 @@ impl Config {
         if let Err(e) = self.scheduler.check() {
             return wrong(e);
         }
+        if let Err(e) = self.idempotency.check().and_then(|()| self.keys.check()) {
+            return wrong(e);
+        }
         if let Err(e) = self.bootstrap.check() {
             return wrong(e.message().to_owned());
         }
@@ -248,6 +254,14 @@ impl Config {
             (
                 self.rotation.is_hasty(),
                 "rotation.request_ttl_seconds below 3600",
+            ),
+            (
+                self.keys.destruction_wait_seconds < 24 * 60 * 60,
+                "keys.destruction_wait_seconds below 86400",
+            ),
+            (
+                self.keys.reconcile_after_seconds < 30,
+                "keys.reconcile_after_seconds below 30",
             ),
         ];
         match refused.into_iter().find(|(is_set, _)| *is_set) {

@@ -13,6 +13,7 @@ mod doctor;
 mod encrypt;
 mod exit;
 mod hsm;
+mod incident;
 mod input;
 mod kek;
 mod key;
@@ -20,8 +21,10 @@ mod migrate;
 mod options;
 mod output;
 mod pages;
+mod people;
 mod policy;
 mod principal;
+mod retry;
 mod rotation;
 mod serve;
 mod sign;
@@ -72,6 +75,8 @@ enum Command {
     Key(key::Command),
     #[command(subcommand)]
     Rotation(rotation::Command),
+    #[command(subcommand)]
+    Incident(incident::Command),
     #[command(subcommand)]
     Token(token::Command),
     #[command(subcommand)]
@@ -126,6 +131,7 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Rewrap(args) => encrypt::rewrap(args, &options.connect().await?).await,
         Command::Key(command) => key::run(command, &options.connect().await?).await,
         Command::Rotation(command) => rotation::run(command, &options.connect().await?).await,
+        Command::Incident(command) => incident::run(command, &options.connect().await?).await,
         Command::Token(command) => token::run(command, &options.connect().await?).await,
         Command::Tenant(command) => tenant::run(command, &options.connect().await?).await,
         Command::Principal(command) => principal::run(command, &options.connect().await?).await,

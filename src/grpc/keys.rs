@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status};
 
 use super::{
     call::{Parts, unfinished},
-    convert,
+    convert, destructions,
     proto::{self, key_service_server::KeyService},
 };
 use crate::{
@@ -300,35 +300,31 @@ impl KeyService for KeyApi {
         &self,
         r: Request<proto::DestroyKeyVersionRequest>,
     ) -> Answer<proto::DestroyKeyVersionResponse> {
-        self.parts
-            .call(r, Action::DestroyKeyVersion, unfinished)
-            .await
+        let act = async |caller, m| destructions::destroy(&self.parts, caller, m).await;
+        self.parts.call(r, Action::DestroyKeyVersion, act).await
     }
 
     async fn approve_key_destruction(
         &self,
         r: Request<proto::ApproveKeyDestructionRequest>,
     ) -> Answer<proto::ApproveKeyDestructionResponse> {
-        self.parts
-            .call(r, Action::ApproveKeyDestruction, unfinished)
-            .await
+        let act = async |caller, m| destructions::approve_destruction(&self.parts, caller, m).await;
+        self.parts.call(r, Action::ApproveKeyDestruction, act).await
     }
 
     async fn cancel_key_destruction(
         &self,
         r: Request<proto::CancelKeyDestructionRequest>,
     ) -> Answer<proto::CancelKeyDestructionResponse> {
-        self.parts
-            .call(r, Action::CancelKeyDestruction, unfinished)
-            .await
+        let act = async |caller, m| destructions::cancel_destruction(&self.parts, caller, m).await;
+        self.parts.call(r, Action::CancelKeyDestruction, act).await
     }
 
     async fn list_key_destructions(
         &self,
         r: Request<proto::ListKeyDestructionsRequest>,
     ) -> Answer<proto::ListKeyDestructionsResponse> {
-        self.parts
-            .call(r, Action::ListKeyDestructions, unfinished)
-            .await
+        let act = async |caller, m| destructions::list_destructions(&self.parts, caller, m).await;
+        self.parts.call(r, Action::ListKeyDestructions, act).await
     }
 }

@@ -106,11 +106,15 @@ impl Feed {
         }
         match row.entity.as_str() {
             "key" => self.forget_key(&row.entity_id),
-            "rotation" => {
-                let details: serde_json::Value =
-                    serde_json::from_str(&row.data).unwrap_or_default();
-                self.forget_key(details["key_id"].as_str().unwrap_or_default());
+            "rotation" | "incident" => self.forget_key(&named(row, "key_id")),
+            "destruction" => {
+                self.forget_key(&named(row, "key_id"));
+                if let Ok(kid) = named(row, "kid").parse() {
+                    self.keys.forget_data_key(&kid);
+                }
             }
+            // Says what is on a device, and nothing that is cached.
+            "intent" => {}
             // Tenants, principals, and whatever a newer release may add.
             _ => {
                 self.directory.forget();
@@ -126,4 +130,10 @@ impl Feed {
             Err(_) => self.keys.forget_all(),
         }
     }
+}
+
+/// A text in the details of a row; empty when it has none.
+fn named(row: &AuditRow, field: &str) -> String {
+    let details: serde_json::Value = serde_json::from_str(&row.data).unwrap_or_default();
+    details[field].as_str().unwrap_or_default().to_owned()
 }

@@ -12,16 +12,17 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    complete_grace, expire_requests, keep_standby, leader::Leader, overdue, rotate_due,
-    round::Patience,
+    IdempotencyConfig, complete_grace, destroy_due, expire_requests, keep_standby, leader::Leader,
+    overdue, prune, reconcile, rotate_due, round::Patience,
 };
 use crate::{
     clock::Clock,
-    error::{Reason, Result},
+    destruction::Destructions,
+    error::{Error, Reason, Result},
     gate::Gate,
     keys::Keys,
     rotation::Rotations,
-    store::{Db, Term},
+    store::{Db, Term, Tx},
 };
 
 /// Section `[scheduler]`.
@@ -74,6 +75,10 @@ pub struct Work {
     pub rotations: Arc<Rotations>,
     /// With what failed lately.
     pub patience: Patience,
+    /// Destructions.
+    pub destructions: Arc<Destructions>,
+    /// How long answers are kept.
+    pub idempotency: IdempotencyConfig,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -124,7 +129,27 @@ fn jobs() -> Vec<Job> {
         job("overdue", at_every_look, |work, term| {
             Box::pin(overdue::run(work, term))
         }),
+        job("reconcile", Duration::from_secs(5), |work, term| {
+            Box::pin(reconcile::run(work, term))
+        }),
+        job("destroy_due", Duration::ZERO, |work, term| {
+            Box::pin(destroy_due::run(work, term))
+        }),
+        job("prune", Duration::from_secs(60), |work, term| {
+            Box::pin(prune::run(work, term))
+        }),
     ]
+}
+
+/// Errors: LEASE_LOST unless the term is on until this transaction ends.
+pub(super) async fn hold(tx: &mut Tx, term: &Term) -> Result<()> {
+    match tx.hold(term).await? {
+        true => Ok(()),
+        false => Err(Error::new(
+            Reason::LeaseLost,
+            "another replica does the scheduled work now",
+        )),
+    }
 }
 
 /// Does scheduled work until `shutdown` ends.

@@ -91,7 +91,10 @@ impl Keys {
                     .as_ref()
                     .is_some_and(|verifier| verifier.verifies(input, signature))
             });
-        Ok(verified.map(|v| v.version.kid.clone()))
+        Ok(verified.map(|v| {
+            self.note_use(&v.version.kid);
+            v.version.kid.clone()
+        }))
     }
 
     async fn sign_active(&self, key: &KeySnapshot, input: SignInput<'_>) -> Result<Signed> {
@@ -125,6 +128,7 @@ impl Keys {
         };
         let backend = self.backend(&key.key.backend)?;
         let deadline = self.deadline();
+        self.note_use(kid);
         let signature = match (input, algorithm.hash()) {
             (SignInput::Message(message), Some(hash)) => {
                 let digest = digest::digest(hash.algorithm(), message);

@@ -5,6 +5,7 @@
 
 mod claims;
 mod issue;
+mod json;
 mod jwks;
 mod marks;
 mod verify;
@@ -39,6 +40,9 @@ pub struct TokensConfig {
     pub leeway_seconds: u64,
 }
 
+/// The longest lifetime that any configuration allows, in seconds.
+const LONGEST_TTL: u64 = 86_400;
+
 const fn default_ttl() -> u64 {
     900
 }
@@ -57,7 +61,7 @@ impl TokensConfig {
         if !self.issuer.starts_with("https://") {
             return Err("tokens.issuer must be an https:// URL".into());
         }
-        if !(1..=86_400).contains(&self.max_ttl_seconds) {
+        if !(1..=LONGEST_TTL).contains(&self.max_ttl_seconds) {
             return Err("tokens.max_ttl_seconds must be 1 to 86400".into());
         }
         if !(1..=self.max_ttl_seconds).contains(&self.default_ttl_seconds) {
