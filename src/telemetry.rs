@@ -210,6 +210,10 @@ fn describe() {
         "Runs of scheduled jobs, by job and outcome."
     );
     describe_gauge!(
+        "claviger_leftovers_quarantined",
+        "Leftovers of interrupted key generation on the devices, as the replica that does the scheduled work saw it last."
+    );
+    describe_gauge!(
         "claviger_backend_up",
         "1 while the key backend answers, by backend."
     );

@@ -14,11 +14,11 @@ use super::{IdempotencyConfig, destroy_due, leader::Leader, prune, reconcile};
 use crate::{
     clock::Clock,
     destruction::Destructions,
-    error::{Error, Reason, Result},
+    error::{Reason, Result},
     gate::Gate,
     keys::Keys,
     rotation::Rotations,
-    store::{Db, Term, Tx},
+    store::{Db, Term},
 };
 
 /// Section `[scheduler]`.
@@ -116,17 +116,6 @@ fn jobs() -> Vec<Job> {
             Box::pin(prune::run(work, term))
         }),
     ]
-}
-
-/// Errors: LEASE_LOST unless the term is on until this transaction ends.
-pub(super) async fn hold(tx: &mut Tx, term: &Term) -> Result<()> {
-    match tx.hold(term).await? {
-        true => Ok(()),
-        false => Err(Error::new(
-            Reason::LeaseLost,
-            "another replica does the scheduled work now",
-        )),
-    }
 }
 
 /// Does scheduled work until `shutdown` ends.

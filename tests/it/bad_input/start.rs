@@ -102,6 +102,23 @@ async fn a_wrong_configuration_stops_the_start() {
     case.fails(&reflection, &["grpc.reflection"]).await;
     let unaudited = production.replace("[audit]", "[audit]\naccess = \"off\"");
     case.fails(&unaudited, &["audit.access"]).await;
+    for (setting, name) in [
+        ("destruction_wait_seconds = 86399", "destruction_wait"),
+        ("reconcile_after_seconds = 29", "reconcile_after"),
+    ] {
+        let hasty = format!("{production}\n[keys]\n{setting}");
+        case.fails(&hasty, &[name, "dev"]).await;
+    }
+    for (section, setting) in [
+        ("keys", "reconcile_after_seconds = 5"),
+        ("keys", "last_used_interval_seconds = 0"),
+        ("idempotency", "retention_hours = 0"),
+        ("idempotency", "retention_hours = 8761"),
+    ] {
+        let name = setting.split(' ').next().expect("a name");
+        let wrong = format!("{}\n[{section}]\n{setting}", case.good);
+        case.fails(&wrong, &[section, name]).await;
+    }
     let open = case.with(
         "[ops]\nlisten = \"127.0.0.1:0\"",
         "[ops]\nlisten = \"0.0.0.0:0\"",
