@@ -25,7 +25,7 @@ use crate::{
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
-    jobs::{Feed, Work, flush_uses, probe_backends, run_scheduler},
+    jobs::{Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
     model::KeySpec,
     rotation::Rotations,
@@ -124,6 +124,7 @@ pub async fn run(
         clock: clock.clone(),
         keys: Arc::clone(&keys),
         rotations: Arc::clone(&rotations),
+        patience: Patience::default(),
         destructions: Arc::clone(&destructions),
         idempotency: config.idempotency,
     };

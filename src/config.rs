@@ -183,7 +183,8 @@ impl Config {
 
     /// How long a new kid is announced before it may sign.
     pub const fn soak(&self) -> Duration {
-        Duration::from_secs(self.jwks.max_age_seconds + self.rotation.clock_skew_seconds)
+        let (max_age, skew) = (self.jwks.max_age_seconds, self.rotation.clock_skew_seconds);
+        Duration::from_secs(max_age.saturating_add(skew))
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -192,6 +193,9 @@ impl Config {
             return wrong(e.to_string());
         }
         if let Err(e) = self.tokens.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.rotation.check(self.soak()) {
             return wrong(e);
         }
         if let Err(e) = self.scheduler.check() {
@@ -246,6 +250,10 @@ impl Config {
             (
                 self.rotation.clock_skew_seconds < 10,
                 "rotation.clock_skew_seconds below 10",
+            ),
+            (
+                self.rotation.is_hasty(),
+                "rotation.request_ttl_seconds below 3600",
             ),
             (
                 self.keys.destruction_wait_seconds < 24 * 60 * 60,

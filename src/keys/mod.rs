@@ -12,6 +12,7 @@ mod inventory;
 mod leftovers;
 mod sign;
 mod snapshot;
+mod standby;
 mod uses;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -24,6 +25,8 @@ pub use inventory::UpdateKey;
 pub use leftovers::Gone;
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
+
+pub use crate::store::{KeyFilter, ListedKey};
 
 use crate::{
     backends::Backend,

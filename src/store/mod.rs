@@ -23,6 +23,7 @@ pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
+pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
 
 use crate::error::{Error, Reason};

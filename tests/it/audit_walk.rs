@@ -82,12 +82,15 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         "Sign" | "Verify" | "Encrypt" | "Decrypt" | "Rewrap" | "IssueToken" | "VerifyToken" => {
             ("service", Some("issuer"))
         }
-        "ApproveRotation" => ("approver", Some("auditor")),
+        "ApproveRotation" | "RejectRotation" | "ApproveRotationPolicy" => {
+            ("approver", Some("auditor"))
+        }
         "DeployRotation" => ("deployer", Some("auditor")),
         "CreateKey"
         | "AdoptKey"
         | "UpdateKey"
         | "RotateKey"
+        | "CancelRotation"
         | "DestroyKeyVersion"
         | "CancelKeyDestruction" => ("issuer", Some("auditor")),
         "ApproveKeyDestruction" => ("approver", Some("auditor")),

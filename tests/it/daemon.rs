@@ -42,7 +42,7 @@ use tokio::{
 
 pub use self::{
     actor::{Actor, reason},
-    http::Answer,
+    http::{Answer, https},
     setup::{Engine, Setup, TOKEN},
 };
 use crate::pki::{Ca, Leaf};

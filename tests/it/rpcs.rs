@@ -6,15 +6,16 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes};
 use claviger::grpc::proto::{
-    AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest, ApproveRotationRequest,
-    BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest, BatchSignRequest,
-    BatchVerifyRequest, CancelKeyDestructionRequest, CreateKeyRequest, CreatePrincipalRequest,
-    CreateTenantRequest, DecryptRequest, DeployRotationRequest, DestroyKeyVersionRequest,
-    EncryptRequest, GetJwksRequest, GetKeyRequest, GetRotationRequest, GrantRoleRequest,
-    IssueTokenRequest, Key, KeyPurpose, ListAuditEventsRequest, ListKeyDestructionsRequest,
-    ListKeysRequest, ListPrincipalsRequest, ListRotationsRequest, ListTenantsRequest,
-    PrincipalType, RevokeRoleRequest, RewrapRequest, RotateKeyRequest, Rotation, SignRequest,
-    UpdateKeyRequest, VerifyAuditRequest, VerifyRequest, VerifyTokenRequest, batch_decrypt_request,
+    AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest, ApproveRotationPolicyRequest,
+    ApproveRotationRequest, BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest,
+    BatchSignRequest, BatchVerifyRequest, CancelKeyDestructionRequest, CancelRotationRequest,
+    CreateKeyRequest, CreatePrincipalRequest, CreateTenantRequest, DecryptRequest,
+    DeployRotationRequest, DestroyKeyVersionRequest, EncryptRequest, GetJwksRequest, GetKeyRequest,
+    GetRotationRequest, GrantRoleRequest, IssueTokenRequest, Key, KeyPurpose,
+    ListAuditEventsRequest, ListKeyDestructionsRequest, ListKeysRequest, ListPrincipalsRequest,
+    ListRotationsRequest, ListTenantsRequest, PrincipalType, RejectRotationRequest,
+    RevokeRoleRequest, RewrapRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest,
+    VerifyAuditRequest, VerifyRequest, VerifyTokenRequest, batch_decrypt_request,
     batch_encrypt_request, batch_rewrap_request, batch_sign_request, batch_verify_request,
     sign_request, verify_request,
 };
@@ -111,8 +112,9 @@ impl World {
             }),
             "GetJwks" => case(&GetJwksRequest {}),
             "CreateKey" | "AdoptKey" | "GetKey" | "ListKeys" | "UpdateKey" => self.key(name).await,
+            "ApproveRotationPolicy" => self.policy().await,
             "RotateKey" | "ApproveRotation" | "DeployRotation" | "GetRotation"
-            | "ListRotations" => self.rotation(name).await,
+            | "ListRotations" | "RejectRotation" | "CancelRotation" => self.rotation(name).await,
             "DestroyKeyVersion"
             | "ApproveKeyDestruction"
             | "CancelKeyDestruction"
@@ -249,11 +251,53 @@ impl World {
                 case(&deploy(&id)).or(&deploy(&early.id))
             }
             "GetRotation" => case(&GetRotationRequest { rotation_id: id }),
+            "RejectRotation" => {
+                let reject = |rotation_id: &str| RejectRotationRequest {
+                    rotation_id: rotation_id.into(),
+                    reason: "not today".into(),
+                };
+                case(&reject(&id)).or(&reject(&self.cancelled().await))
+            }
+            "CancelRotation" => {
+                let cancelled = self.cancelled().await;
+                case(&cancel(&id)).or(&cancel(&cancelled))
+            }
             _ => case(&ListRotationsRequest {
                 tenant: "acme".into(),
                 ..Default::default()
             }),
         }
+    }
+
+    /// A rotation that is over.
+    async fn cancelled(&self) -> String {
+        let key = fresh("over");
+        let made = self
+            .daemon
+            .key("acme", &key, KeyPurpose::Signing, Algorithm::Es256);
+        made.await;
+        let request = RotateKeyRequest {
+            tenant: "acme".into(),
+            key,
+            justification: "it is time".into(),
+        };
+        let id = self.open(request).await.id;
+        let issuer = self.daemon.actor("issuer");
+        let over = issuer.rotations().cancel_rotation(cancel(&id)).await;
+        over.expect("CancelRotation");
+        id
+    }
+
+    async fn policy(&self) -> Case {
+        let approve = |key: &str| ApproveRotationPolicyRequest {
+            tenant: "acme".into(),
+            key: key.into(),
+        };
+        let key = fresh("automatic");
+        let (purpose, algorithm) = (KeyPurpose::Encryption, Algorithm::A256gcm);
+        self.daemon.key("acme", &key, purpose, algorithm).await;
+        // "orders" rotates MANUAL.
+        case(&approve(&key)).or(&approve("orders"))
     }
 
     async fn destruction(&self, name: &str) -> Case {
@@ -284,7 +328,7 @@ impl World {
                 case(&approve(&kid)).or(&approve(&key.active_kid))
             }
             "CancelKeyDestruction" => {
-                let other = self.cancelled(destroy, &kid, &id).await;
+                let other = self.another(destroy, &kid, &id).await;
                 case(&cancel(&other)).or(&cancel(&id))
             }
             _ => case(&ListKeyDestructionsRequest {
@@ -295,7 +339,7 @@ impl World {
     }
 
     /// Cancels the destruction `id` and opens another one of the same version.
-    async fn cancelled(
+    async fn another(
         &self,
         destroy: impl Fn(&str) -> DestroyKeyVersionRequest,
         kid: &str,
@@ -419,6 +463,13 @@ impl World {
             ciphertext: self.ciphertext.slice(..self.ciphertext.len() - cut),
             aad: BTreeMap::new(),
         }
+    }
+}
+
+fn cancel(rotation_id: &str) -> CancelRotationRequest {
+    CancelRotationRequest {
+        rotation_id: rotation_id.into(),
+        reason: "asked for by mistake".into(),
     }
 }
 

@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     backends::{BackendError, Created},
-    model::{IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput, secret::Secret},
+    model::{
+        IntentId, KeySpec, PublicKey, algorithm::RSA_BITS, key::BackendRef, public_key::SignInput,
+        secret::Secret,
+    },
 };
 
 impl Live {
@@ -121,7 +124,10 @@ impl Live {
         }
         let handle = self.exactly_one(&wanted)?;
         let found = self.spec_of(handle)?;
-        // `Rsa(0)` leaves the length to the pair; what is too short for any algorithm fails in `examine`.
+        // `Rsa(0)` leaves the length to the pair, within R-JWT-3.
+        if matches!(found, KeySpec::Rsa(bits) if bits < RSA_BITS[0]) {
+            return Err(unfit("its RSA modulus is shorter than 2048 bits"));
+        }
         let spec = match (spec, found) {
             (KeySpec::Rsa(0), KeySpec::Rsa(_)) => found,
             (spec, _) => spec,

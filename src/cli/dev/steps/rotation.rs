@@ -12,7 +12,8 @@ use super::{
 use crate::{
     cli::{
         exit::{Failure, Result},
-        output, rotation,
+        output,
+        rotation::plan,
     },
     error::Reason,
     grpc::proto::{
@@ -94,7 +95,7 @@ async fn approve(run: &mut Run<'_>, requested: &Rotation) -> Result<Rotation> {
         .await?
         .into_inner();
     let plan = part(read.rotation, "rotation")?.plan;
-    let plan_digest = rotation::plan_digest(&plan);
+    let plan_digest = plan::plan_digest(&plan);
     check(
         plan_digest == requested.plan_digest,
         "the plan's digest is not the one the daemon states",
