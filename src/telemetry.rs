@@ -222,6 +222,10 @@ fn describe() {
         "Times the high-water mark of issued tokens was raised in the database."
     );
     describe_gauge!(
+        "claviger_leftovers_quarantined",
+        "Leftovers of interrupted key generation on the devices, as the replica that does the scheduled work saw it last."
+    );
+    describe_gauge!(
         "claviger_backend_up",
         "1 while the key backend answers, by backend."
     );

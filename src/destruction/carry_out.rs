@@ -147,8 +147,7 @@ impl Destructions {
         let now = self.clock.now();
         let by = permit.caller().principal.id;
         let cancelled = destruction.cancel(by, need.to_string(), now)?;
-        let mut mutation = permit.begin().await?;
-        hold(mutation.tx(), term).await?;
+        let mut mutation = permit.begin_in(term).await?;
         call_off(&mut mutation, &cancelled, DestructionState::Scheduled).await?;
         let alert = Alert {
             id: AlertId::random(),
@@ -178,9 +177,8 @@ impl Destructions {
         let now = self.clock.now();
         let destroyed = destruction.complete(now)?;
         let before = version.advance(VersionEvent::Destroy, now)?;
-        let mut mutation = permit.begin().await?;
+        let mut mutation = permit.begin_in(term).await?;
         let tx = mutation.tx();
-        hold(tx, term).await?;
         let from = DestructionState::Scheduled;
         let moved = tx.update_destruction(&destroyed, from).await?
             && tx.update_version(&version, before).await?;
@@ -203,14 +201,4 @@ impl Destructions {
             .forget_data_key_after(&mut mutation, &destroyed.kid);
         mutation.record(destroyed, details).await
     }
-}
-
-async fn hold(tx: &mut crate::store::Tx, term: &Term) -> Result<()> {
-    if tx.hold(term).await? {
-        return Ok(());
-    }
-    Err(Error::new(
-        Reason::LeaseLost,
-        "another replica does the scheduled work now",
-    ))
 }

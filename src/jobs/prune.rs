@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Work, scheduler::hold};
+use super::Work;
 use crate::{
-    error::Result,
+    error::{Error, Reason, Result},
     model::{Timestamp, time::micros},
     store::Term,
 };
@@ -45,7 +45,12 @@ impl IdempotencyConfig {
 /// Forgets the answers to mutating calls that are older than the retention, by database time.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let mut tx = work.db.begin().await?;
-    hold(&mut tx, term).await?;
+    if !tx.hold(term).await? {
+        return Err(Error::new(
+            Reason::LeaseLost,
+            "another replica does the scheduled work now; nothing was changed here",
+        ));
+    }
     let now = tx.now().await?.micros();
     let before = now.saturating_sub(micros(work.idempotency.retention()));
     let pruned = tx.prune_answers(Timestamp::from_micros(before)).await?;

@@ -18,12 +18,12 @@ use super::{
 use crate::{
     clock::Clock,
     destruction::Destructions,
-    error::{Error, Reason, Result},
+    error::{Reason, Result},
     gate::Gate,
     incidents::Incidents,
     keys::Keys,
     rotation::Rotations,
-    store::{Db, Term, Tx},
+    store::{Db, Term},
 };
 
 /// Section `[scheduler]`.
@@ -146,17 +146,6 @@ fn jobs() -> Vec<Job> {
             Box::pin(prune::run(work, term))
         }),
     ]
-}
-
-/// Errors: LEASE_LOST unless the term is on until this transaction ends.
-pub(super) async fn hold(tx: &mut Tx, term: &Term) -> Result<()> {
-    match tx.hold(term).await? {
-        true => Ok(()),
-        false => Err(Error::new(
-            Reason::LeaseLost,
-            "another replica does the scheduled work now",
-        )),
-    }
 }
 
 /// Does scheduled work until `shutdown` ends.

@@ -118,6 +118,23 @@ async fn a_wrong_configuration_stops_the_start() {
     }
     let skewed = case.with("clock_skew_seconds = 0", "clock_skew_seconds = 3601");
     case.fails(&skewed, &["rotation.clock_skew_seconds"]).await;
+    for (setting, name) in [
+        ("destruction_wait_seconds = 86399", "destruction_wait"),
+        ("reconcile_after_seconds = 29", "reconcile_after"),
+    ] {
+        let hasty = format!("{production}\n[keys]\n{setting}");
+        case.fails(&hasty, &[name, "dev"]).await;
+    }
+    for (section, setting) in [
+        ("keys", "reconcile_after_seconds = 5"),
+        ("keys", "last_used_interval_seconds = 0"),
+        ("idempotency", "retention_hours = 0"),
+        ("idempotency", "retention_hours = 8761"),
+    ] {
+        let name = setting.split(' ').next().expect("a name");
+        let wrong = format!("{}\n[{section}]\n{setting}", case.good);
+        case.fails(&wrong, &[section, name]).await;
+    }
     let open = case.with(
         "[ops]\nlisten = \"127.0.0.1:0\"",
         "[ops]\nlisten = \"0.0.0.0:0\"",
