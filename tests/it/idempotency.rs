@@ -310,7 +310,11 @@ async fn one_of_many(daemon: &Daemon, issuers: &[Actor], admins: &[Actor]) {
         at_once(admins, CREATE_TENANT, &tenant(&format!("tenant-{round}"))).await;
     }
     let many = issuers.len() - 1;
-    for (action, before) in [("CreateKey", 0), ("RotateKey", 0), ("CreateTenant", tenants)] {
+    for (action, before) in [
+        ("CreateKey", 0),
+        ("RotateKey", 0),
+        ("CreateTenant", tenants),
+    ] {
         let expected = (before + 5, 5 * many);
         assert_eq!(rows(daemon, action).await, expected, "{action}");
     }
