@@ -25,6 +25,7 @@ use crate::{
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
+    incidents::Incidents,
     jobs::{Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
     model::KeySpec,
@@ -118,6 +119,12 @@ pub async fn run(
         config.keys.destruction_wait(),
         config.rotation.clock_skew(),
     ));
+    let incidents = Arc::new(Incidents::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.audit.replica.clone(),
+    ));
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
@@ -127,6 +134,7 @@ pub async fn run(
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
         idempotency: config.idempotency,
+        incidents: Arc::clone(&incidents),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -141,26 +149,34 @@ pub async fn run(
         keys: Arc::clone(&keys),
         rotations,
         destructions,
+        incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
     };
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
+    // Behind the head of the feed: what is revoked from here on comes with it.
+    tokens.load_revocations().await.map_err(AppError::new)?;
+    let published = Arc::clone(&tokens);
     let jwks: JwksSource = Arc::new(move || {
-        let tokens = Arc::clone(&tokens);
+        let tokens = Arc::clone(&published);
         Box::pin(async move { tokens.jwks().await })
     });
     let uses = Arc::clone(&keys);
-    let feed = Feed {
+    let mut feed = Feed {
         db: db.clone(),
         freshness,
         keys,
         directory,
         authz,
+        tokens,
         health: health.component("database"),
+        replica: config.audit.replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
     };
+    // Nobody is let in before the lease has begun.
+    feed.round().await.map_err(AppError::new)?;
     let probed = backends
         .iter()
         .map(|(name, backend)| {
@@ -267,6 +283,10 @@ pub async fn run(
         .is_err()
     {
         tracing::warn!("the audit writer did not end in time");
+    }
+    // Nothing answers any more, so nobody need wait for this replica.
+    if let Err(error) = db.remove_replica(&config.audit.replica).await {
+        tracing::warn!(%error, "replica not taken off the list; others wait for the end of its lease");
     }
     db.close().await;
     ops_stop.cancel();

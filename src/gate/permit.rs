@@ -1,8 +1,14 @@
 //! What the gate hands out. No `Clone`, no public constructor.
 
+use std::sync::Arc;
+
+use futures_util::FutureExt;
 use serde_json::Value;
 
-use super::crowd::{Changes, Turn};
+use super::{
+    crowd::{Changes, Turn},
+    release::Conditions,
+};
 use crate::{
     audit::{Receipt, Record, admin},
     error::{Error, Reason, Result},
@@ -14,11 +20,26 @@ use crate::{
 pub struct Permit {
     action: Action,
     resource: Resource,
+    conditions: Conditions,
 }
 
 impl Permit {
-    pub(super) const fn new(action: Action, resource: Resource) -> Self {
-        Self { action, resource }
+    pub(super) const fn new(action: Action, resource: Resource, conditions: Conditions) -> Self {
+        Self {
+            action,
+            resource,
+            conditions,
+        }
+    }
+
+    /// Lets the answer leave only if `condition` holds then too. It is asked twice: before the call is recorded, so that
+    /// the record is right, and after, because recording takes time.
+    pub fn release_if<F, Fut>(&self, condition: F)
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.conditions.add(Arc::new(move || condition().boxed()));
     }
 
     /// The permitted resource.

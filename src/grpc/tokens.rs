@@ -1,16 +1,19 @@
 //! TokenService.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Parts, unfinished},
+    call::Parts,
     convert,
     proto::{self, token_service_server::TokenService},
 };
 use crate::{
+    audit::Receipt,
     error::Result,
     model::{Action, Caller, KeyRef, PrincipalKind, Resource, Timestamp},
-    tokens::{Claims, Expectation, IssueToken, Rejection},
+    tokens::{Claims, Expectation, IssueToken, Rejection, RevokeToken},
 };
 
 /// TokenService over these parts.
@@ -111,6 +114,29 @@ impl TokenApi {
             .await
     }
 
+    async fn revoke(
+        &self,
+        caller: Caller,
+        r: proto::RevokeTokenRequest,
+    ) -> Result<proto::RevokeTokenResponse> {
+        let request = RevokeToken {
+            tenant: convert::tenant(&r.tenant, &caller)?,
+            jti: r.jti.parse()?,
+            expires_at: convert::timestamp("expire_time", r.expire_time)?,
+            reason: convert::text("reason", r.reason, 512)?,
+        };
+        let resource = Resource::tenant(request.tenant.clone());
+        let tokens = Arc::clone(&self.0.tokens);
+        let answer = |keep_until: &Timestamp, receipt: &Receipt| proto::RevokeTokenResponse {
+            keep_until_time: convert::time(*keep_until),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| tokens.revoke(permit, request).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::RevokeToken, resource, answer, act)
+            .await
+    }
+
     async fn jwks(
         &self,
         caller: Caller,
@@ -186,6 +212,7 @@ const fn rejection_number(rejection: Rejection) -> i32 {
         Rejection::Expired => P::Expired,
         Rejection::NotYetValid => P::NotYetValid,
         Rejection::InsufficientScope => P::InsufficientScope,
+        Rejection::Revoked => P::Revoked,
     };
     number as i32
 }
@@ -217,6 +244,7 @@ impl TokenService for TokenApi {
         &self,
         r: Request<proto::RevokeTokenRequest>,
     ) -> Answer<proto::RevokeTokenResponse> {
-        self.0.call(r, Action::RevokeToken, unfinished).await
+        let act = async |caller, m| self.revoke(caller, m).await;
+        self.0.call(r, Action::RevokeToken, act).await
     }
 }

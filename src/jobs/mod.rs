@@ -14,6 +14,7 @@ mod rotate_due;
 mod rotation_steps;
 mod round;
 mod scheduler;
+mod switch_key;
 mod uses;
 
 pub use feed::{Feed, FeedConfig};

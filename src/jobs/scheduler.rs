@@ -13,13 +13,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
     IdempotencyConfig, complete_grace, destroy_due, expire_requests, keep_standby, leader::Leader,
-    overdue, prune, reconcile, rotate_due, round::Patience,
+    overdue, prune, reconcile, rotate_due, round::Patience, switch_key,
 };
 use crate::{
     clock::Clock,
     destruction::Destructions,
     error::{Error, Reason, Result},
     gate::Gate,
+    incidents::Incidents,
     keys::Keys,
     rotation::Rotations,
     store::{Db, Term, Tx},
@@ -79,6 +80,8 @@ pub struct Work {
     pub destructions: Arc<Destructions>,
     /// How long answers are kept.
     pub idempotency: IdempotencyConfig,
+    /// Incidents.
+    pub incidents: Arc<Incidents>,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -113,6 +116,10 @@ const fn job(name: &'static str, every: Duration, run: Run) -> Job {
 fn jobs() -> Vec<Job> {
     let at_every_look = Duration::ZERO;
     vec![
+        // First: a key without an ACTIVE version serves nobody.
+        job("switch_key", at_every_look, |work, term| {
+            Box::pin(switch_key::run(work, term))
+        }),
         job("expire_requests", at_every_look, |work, term| {
             Box::pin(expire_requests::run(work, term))
         }),

@@ -36,6 +36,15 @@ impl Keys {
         }
     }
 
+    /// Does the device answer that generates or wraps the material of `key`?
+    pub async fn ready(&self, key: &Key) -> Result<()> {
+        let backend = match key.purpose {
+            Purpose::Encryption => &self.kek.backend,
+            Purpose::Signing | Purpose::TokenSigning => self.backend(&key.backend)?,
+        };
+        Ok(backend.ready(self.deadline()).await?)
+    }
+
     async fn generate_pair(&self, key: &Key, number: u32) -> Result<Generated> {
         let backend = self.backend(&key.backend)?;
         let spec = key

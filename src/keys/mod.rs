@@ -10,6 +10,8 @@ mod encrypt;
 mod generate;
 mod inventory;
 mod leftovers;
+mod release;
+mod revoke;
 mod sign;
 mod snapshot;
 mod standby;

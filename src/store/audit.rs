@@ -15,6 +15,8 @@ const INSERT_HEAD: &str = "INSERT INTO audit_heads (stream, seq, hash) VALUES ($
 const MOVE_HEAD: &str = "UPDATE audit_heads SET seq = $3, hash = $4 WHERE stream = $1 AND seq = $2";
 const INSERT: &str = "INSERT INTO audit_events (stream, seq, at, tenant, actor, actor_type, action, entity, \
      entity_id, outcome, request_id, data, prev_hash, hash) VALUES ";
+/// The stream that every replica follows.
+const ADMIN_STREAM: &str = "admin";
 const COLUMNS: usize = 14;
 /// Rows of one INSERT; 14 binds each stay below SQLite's 32,766 and PostgreSQL's 65,535.
 const MAX_ROWS: usize = 512;
@@ -114,6 +116,9 @@ impl Tx {
             0 => execute!(self, INSERT_HEAD, &last.stream, last.seq, &last.hash)?,
             _ => execute!(self, MOVE_HEAD, &last.stream, from, last.seq, &last.hash)?,
         };
+        if last.stream == ADMIN_STREAM {
+            self.notify_admin_stream().await?;
+        }
         Ok(moved == 1)
     }
 

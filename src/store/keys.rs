@@ -69,6 +69,13 @@ const HOLD_KEY: &str = "UPDATE keys SET revision = revision WHERE id = $1 AND re
 const VERSIONS: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
      created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
      last_token_exp, last_used_at, is_standby FROM key_versions WHERE key_id = $1 ORDER BY number";
+const VERSION: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
+     created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
+     last_token_exp, last_used_at, is_standby FROM key_versions WHERE kid = $1";
+const STANDBY: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
+     created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
+     last_token_exp, last_used_at, is_standby FROM key_versions \
+     WHERE key_id = $1 AND state = 'PRE_ACTIVE' AND is_standby = 1 ORDER BY number DESC LIMIT 1";
 const LAST_TOKEN_EXP: &str = "SELECT last_token_exp FROM key_versions WHERE kid = $1";
 const RAISE_LAST_TOKEN_EXP: &str = "UPDATE key_versions SET last_token_exp = $2 \
      WHERE kid = $1 AND state = 'ACTIVE' AND (last_token_exp IS NULL OR last_token_exp < $2)";
@@ -281,6 +288,24 @@ impl Tx {
 }
 
 impl Tx {
+    /// A key, as this transaction sees it.
+    pub async fn key(&mut self, id: KeyId) -> Result<Option<Key>> {
+        let row = fetch_in!(self, KeyRow, KEY_BY_ID, id.to_string())?;
+        row.map(Key::try_from).transpose()
+    }
+
+    /// A version, as this transaction sees it.
+    pub async fn version(&mut self, kid: &Kid) -> Result<Option<KeyVersion>> {
+        let row = fetch_in!(self, VersionRow, VERSION, kid.as_str())?;
+        row.map(KeyVersion::try_from).transpose()
+    }
+
+    /// The version of a key that is kept for a compromise, as this transaction sees it.
+    pub async fn standby(&mut self, key: KeyId) -> Result<Option<KeyVersion>> {
+        let row = fetch_in!(self, VersionRow, STANDBY, key.to_string())?;
+        row.map(KeyVersion::try_from).transpose()
+    }
+
     /// The high-water mark of a version, as this transaction sees it.
     pub async fn last_token_exp(&mut self, kid: &Kid) -> Result<Option<Timestamp>> {
         let row = fetch_in!(self, (Option<i64>,), LAST_TOKEN_EXP, kid.as_str())?;

@@ -9,10 +9,14 @@ mod audit;
 mod destructions;
 mod engine;
 mod idempotency;
+mod incidents;
 mod intents;
 mod keys;
 mod leases;
+mod notify;
 mod principals;
+mod replicas;
+mod revocations;
 mod rotations;
 mod tenants;
 
@@ -25,6 +29,7 @@ pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
 pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
+pub use revocations::TokenRevocation;
 
 use crate::error::{Error, Reason};
 

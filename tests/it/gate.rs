@@ -40,6 +40,7 @@ impl Door {
         tokio::spawn(writer.run());
         let authz = Arc::new(Authz::new(Policies::built_in().expect("policies")));
         let fresh = Arc::new(Freshness::new(Duration::from_secs(3600)));
+        fresh.observe(tokio::time::Instant::now());
         let gate = Gate::new(authz, db.clone(), log, fresh);
         Self { dir, db, gate }
     }

@@ -102,6 +102,22 @@ async fn a_wrong_configuration_stops_the_start() {
     case.fails(&reflection, &["grpc.reflection"]).await;
     let unaudited = production.replace("[audit]", "[audit]\naccess = \"off\"");
     case.fails(&unaudited, &["audit.access"]).await;
+    let hasty = production.replace("[rotation]", "[rotation]\nrequest_ttl_seconds = 3599");
+    case.fails(&hasty, &["rotation.request_ttl_seconds", "dev"])
+        .await;
+    for (setting, value) in [
+        ("request_ttl_seconds", "0"),
+        // No longer than the soak.
+        ("request_ttl_seconds", "1"),
+        ("request_ttl_seconds", "7776001"),
+        ("reopen_after_seconds", "2592001"),
+    ] {
+        let line = format!("[rotation]\n{setting} = {value}");
+        let says = format!("rotation.{setting}");
+        case.fails(&case.with("[rotation]", &line), &[&says]).await;
+    }
+    let skewed = case.with("clock_skew_seconds = 0", "clock_skew_seconds = 3601");
+    case.fails(&skewed, &["rotation.clock_skew_seconds"]).await;
     let open = case.with(
         "[ops]\nlisten = \"127.0.0.1:0\"",
         "[ops]\nlisten = \"0.0.0.0:0\"",
