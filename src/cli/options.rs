@@ -73,7 +73,7 @@ pub struct Options {
         help_heading = "Connection"
     )]
     pub dir: Option<PathBuf>,
-    /// Identity in that directory: admin, issuer, approver, deployer, officer, auditor, service, other, stranger
+    /// Identity in that directory: admin, issuer, approver, deployer, officer, deputy, auditor, service, other, stranger
     #[arg(
         long = "as",
         global = true,
