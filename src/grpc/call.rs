@@ -16,7 +16,7 @@ use crate::{
     authn::{Authn, ConnectedPeer},
     destruction::Destructions,
     directory::Directory,
-    error::{Error, Reason, Result},
+    error::Result,
     gate::Gate,
     incidents::Incidents,
     keys::Keys,
