@@ -19,13 +19,14 @@ use crate::{
     },
     clock::Clock,
     config::{BackendConfig, Config, KekConfig},
+    destruction::Destructions,
     directory::Directory,
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
     incidents::Incidents,
-    jobs::{Feed, Work, probe_backends, run_scheduler},
+    jobs::{Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
     model::KeySpec,
     rotation::Rotations,
@@ -111,6 +112,13 @@ pub async fn run(
         config.soak(),
         config.rotation.clone(),
     ));
+    let destructions = Arc::new(Destructions::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.keys.destruction_wait(),
+        config.rotation.clock_skew(),
+    ));
     let incidents = Arc::new(Incidents::new(
         db.clone(),
         Arc::clone(&keys),
@@ -123,6 +131,9 @@ pub async fn run(
         clock: clock.clone(),
         keys: Arc::clone(&keys),
         rotations: Arc::clone(&rotations),
+        patience: Patience::default(),
+        destructions: Arc::clone(&destructions),
+        idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
     };
     let tokens = Arc::new(Tokens::new(
@@ -137,6 +148,7 @@ pub async fn run(
         authn,
         keys: Arc::clone(&keys),
         rotations,
+        destructions,
         incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
@@ -151,6 +163,7 @@ pub async fn run(
         let tokens = Arc::clone(&published);
         Box::pin(async move { tokens.jwks().await })
     });
+    let uses = Arc::clone(&keys);
     let mut feed = Feed {
         db: db.clone(),
         freshness,
@@ -221,6 +234,8 @@ pub async fn run(
         config.scheduler.clone(),
         stopped(),
     )));
+    let every = Duration::from_secs(config.keys.last_used_interval_seconds);
+    tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
     tasks.spawn(done(probe_backends(probed, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
     tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));
@@ -258,6 +273,9 @@ pub async fn run(
         take(task);
     }
     gate.drain().await;
+    if let Err(error) = uses.flush_uses().await {
+        tracing::warn!(%error, "last uses of key versions not written");
+    }
     drop(gate);
     // Open calls that were cut may still hold the gate for a moment; do not wait for them for ever.
     if tokio::time::timeout(Duration::from_secs(5), writer)

@@ -20,7 +20,7 @@ use crate::{
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
-    jobs::{FeedConfig, SchedulerConfig},
+    jobs::{FeedConfig, IdempotencyConfig, SchedulerConfig},
     keys::KeysConfig,
     rotation::RotationConfig,
     store::DatabaseConfig,
@@ -77,6 +77,9 @@ pub struct Config {
     /// Scheduled work.
     #[serde(default)]
     pub scheduler: SchedulerConfig,
+    /// Answers kept for callers who ask again.
+    #[serde(default)]
+    pub idempotency: IdempotencyConfig,
     /// Bounds of payloads.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -180,7 +183,8 @@ impl Config {
 
     /// How long a new kid is announced before it may sign.
     pub const fn soak(&self) -> Duration {
-        Duration::from_secs(self.jwks.max_age_seconds + self.rotation.clock_skew_seconds)
+        let (max_age, skew) = (self.jwks.max_age_seconds, self.rotation.clock_skew_seconds);
+        Duration::from_secs(max_age.saturating_add(skew))
     }
 
     fn check(&self) -> Result<(), ConfigError> {
@@ -191,7 +195,13 @@ impl Config {
         if let Err(e) = self.tokens.check() {
             return wrong(e);
         }
+        if let Err(e) = self.rotation.check(self.soak()) {
+            return wrong(e);
+        }
         if let Err(e) = self.scheduler.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.idempotency.check().and_then(|()| self.keys.check()) {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {
@@ -240,6 +250,18 @@ impl Config {
             (
                 self.rotation.clock_skew_seconds < 10,
                 "rotation.clock_skew_seconds below 10",
+            ),
+            (
+                self.rotation.is_hasty(),
+                "rotation.request_ttl_seconds below 3600",
+            ),
+            (
+                self.keys.destruction_wait_seconds < 24 * 60 * 60,
+                "keys.destruction_wait_seconds below 86400",
+            ),
+            (
+                self.keys.reconcile_after_seconds < 30,
+                "keys.reconcile_after_seconds below 30",
             ),
         ];
         match refused.into_iter().find(|(is_set, _)| *is_set) {

@@ -11,10 +11,10 @@
 //! | R6 | [`app`], [`config`], [`telemetry`] | from a configuration to a running daemon |
 //! | R5 | [`grpc`], [`http`], [`jobs`] | who comes in: callers, verifiers, time |
 //! | R4 | [`authn`] | who is calling |
-//! | R3 | [`keys`], [`rotation`], [`incidents`], [`tokens`], [`directory`] | what the product does |
+//! | R3 | [`keys`], [`rotation`], [`destruction`], [`incidents`], [`tokens`], [`directory`] | what the product does |
 //! | R2 | [`gate`], [`authz`], [`audit`] | the one door: may they, and what happened |
 //! | R1 | [`backends`], [`envelope`], [`store`] | the device, the ciphertext, the database |
-//! | R0 | [`model`], [`error`], [`clock`], [`health`] | nouns and pure rules |
+//! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`] | nouns and pure rules |
 //!
 //! `directory` (tenants, principals, roles) is a room that the first design did not name: principals are managed over
 //! gRPC like keys are, and `authn` only looks them up.
@@ -45,9 +45,11 @@ pub mod backends;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod destruction;
 pub mod directory;
 pub mod envelope;
 pub mod error;
+pub mod fault;
 pub mod gate;
 pub mod grpc;
 pub mod health;

@@ -209,6 +209,22 @@ fn describe() {
         "claviger_job_runs_total",
         "Runs of scheduled jobs, by job and outcome."
     );
+    describe_counter!(
+        "claviger_job_item_failures_total",
+        "Single items that a scheduled job failed with, by job; each is tried again."
+    );
+    describe_gauge!(
+        "claviger_keys_overdue",
+        "Keys of all tenants whose next rotation is in the past, as the replica that does the scheduled work saw it last."
+    );
+    describe_counter!(
+        "claviger_token_marks_total",
+        "Times the high-water mark of issued tokens was raised in the database."
+    );
+    describe_gauge!(
+        "claviger_leftovers_quarantined",
+        "Leftovers of interrupted key generation on the devices, as the replica that does the scheduled work saw it last."
+    );
     describe_gauge!(
         "claviger_backend_up",
         "1 while the key backend answers, by backend."

@@ -22,6 +22,11 @@ ALTER TABLE key_versions ADD COLUMN is_standby BIGINT NOT NULL DEFAULT 0;
 CREATE INDEX key_versions_in_grace ON key_versions (key_id) WHERE state = 'VERIFY_ONLY';
 CREATE INDEX key_versions_compromised ON key_versions (key_id) WHERE state = 'COMPROMISED';
 
+-- Nobody has kept the mark of versions that signed tokens before this column, and a token lives a day at most. Two days,
+-- because the release before this one may go on issuing while the replicas are replaced.
+UPDATE key_versions SET last_token_exp = CAST(unixepoch('subsec') * 1000000 AS INTEGER) + 172800000000
+    WHERE state IN ('ACTIVE', 'VERIFY_ONLY') AND key_id IN (SELECT id FROM keys WHERE purpose = 'TOKEN_SIGNING');
+
 ALTER TABLE rotations ADD COLUMN grace BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE rotations ADD COLUMN scheduled BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE rotations ADD COLUMN expires_at BIGINT NOT NULL DEFAULT 9223372036854775807;
@@ -29,6 +34,7 @@ ALTER TABLE rotations ADD COLUMN grace_ends_at BIGINT;
 ALTER TABLE rotations ADD COLUMN ended_at BIGINT;
 ALTER TABLE rotations ADD COLUMN ended_by TEXT REFERENCES principals (id);
 ALTER TABLE rotations ADD COLUMN end_reason TEXT NOT NULL DEFAULT '';
+UPDATE rotations SET grace_ends_at = CAST(unixepoch('subsec') * 1000000 AS INTEGER) + 172800000000 WHERE state = 'DEPLOYED';
 CREATE INDEX rotations_in_grace ON rotations (key_id) WHERE state = 'DEPLOYED';
 
 CREATE TABLE incidents (

@@ -70,6 +70,10 @@ pub trait Backend: Send + Sync + 'static {
     /// Destroys a key for ever. `Missing` when it is not there.
     fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()>;
 
+    /// Describes every object that is tagged with this intent, in words for people; empty when there is none. A token
+    /// that has vanished is `Unavailable`, not empty. Nothing on the device changes.
+    fn find(&self, intent: IntentId, deadline: Instant) -> Call<'_, Vec<String>>;
+
     /// Does the device answer, logged in, with its token present?
     fn ready(&self, deadline: Instant) -> Call<'_, ()>;
 }
@@ -94,6 +98,8 @@ pub struct Created {
     pub reference: BackendRef,
     /// Its public half; None for a KEK.
     pub public_key: Option<PublicKey>,
+    /// What it is tagged with, where that can be an intent.
+    pub tag: Option<IntentId>,
 }
 
 /// Why a backend call failed. Variants say what to do, not which vendor code it was.

@@ -9,7 +9,7 @@ use super::{
     output,
 };
 use crate::{
-    app,
+    app, audit,
     authn::ReloadableTls,
     clock::Clock,
     config::Config,
@@ -62,6 +62,7 @@ async fn live(config: &Config, report: &mut Report) -> Result<()> {
         Ok::<_, StoreError>(format!("{}, schema {version}", db.engine()))
     };
     report.check("database", database.await)?;
+    report.check("leftovers", leftovers(config).await)?;
     let backends = match app::open_backends(&config.backends).await {
         Ok(backends) => backends,
         Err(error) => return report.check("backends", Err::<&str, _>(error)),
@@ -75,6 +76,26 @@ async fn live(config: &Config, report: &mut Report) -> Result<()> {
     let kek = app::find_kek(&backends, &config.kek).await;
     let kek = kek.map(|kek| format!("{}; wraps and unwraps", kek.reference));
     report.check("key-encryption key", kek)
+}
+
+/// What interrupted attempts left on the devices. Nothing uses or deletes it, so it is a matter for people, not a fault.
+async fn leftovers(config: &Config) -> std::result::Result<String, StoreError> {
+    let db = Db::open_beside(&config.database).await?;
+    let left = db.quarantined_intents().await?;
+    let lines = left.iter().map(|intent| {
+        let id = audit::hex(intent.id.as_bytes());
+        format!(
+            "\n        backend {}, CKA_ID {id}, of {}: {}",
+            intent.backend, intent.label, intent.found
+        )
+    });
+    Ok(match left.len() {
+        0 => "none".into(),
+        n => format!(
+            "{n} quarantined; adopt them with `claviger key adopt`, or remove them from the device:{}",
+            lines.collect::<String>()
+        ),
+    })
 }
 
 #[derive(Default)]

@@ -106,6 +106,13 @@ impl Failure {
         Self::new(Exit::Ok, "")
     }
 
+    /// The same, with something to do about it.
+    #[must_use]
+    pub fn and(mut self, advice: &str) -> Self {
+        self.message = format!("{}; {}", self.message, one_line(advice));
+        self
+    }
+
     /// The exit code.
     pub fn exit(&self) -> Exit {
         self.exit

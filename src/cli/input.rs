@@ -18,7 +18,7 @@ use super::{
     exit::{Failure, Result},
     output,
 };
-use crate::grpc::proto::{Algorithm, KeyPurpose, PrincipalType};
+use crate::grpc::proto::{Algorithm, KeyPurpose, PrincipalType, RotationMode};
 
 /// Where bytes come from and go to.
 #[derive(Args, Clone, Debug)]
@@ -186,6 +186,15 @@ pub fn purpose() -> impl TypedValueParser<Value = KeyPurpose> {
     choice(names, "KEY_PURPOSE_", KeyPurpose::from_str_name)
 }
 
+/// `--rotation-mode`.
+pub fn rotation_mode() -> impl TypedValueParser<Value = RotationMode> {
+    choice(
+        &["manual", "automatic"],
+        "ROTATION_MODE_",
+        RotationMode::from_str_name,
+    )
+}
+
 /// `--type` of a principal.
 pub fn principal_type() -> impl TypedValueParser<Value = PrincipalType> {
     choice(
@@ -241,6 +250,8 @@ mod tests {
         }
         let parsed = algorithm().parse_ref(&command, None, OsStr::new("EdDSA"));
         assert_eq!(parsed.ok(), Some(Algorithm::Eddsa));
+        let parsed = rotation_mode().parse_ref(&command, None, OsStr::new("automatic"));
+        assert_eq!(parsed.ok(), Some(RotationMode::Automatic));
         let parsed = principal_type().parse_ref(&command, None, OsStr::new("service"));
         assert_eq!(parsed.ok(), Some(PrincipalType::Service));
     }

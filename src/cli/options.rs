@@ -7,11 +7,13 @@ use std::{
 
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
+use tonic::{Request, Response, Status};
 
 use super::{
     client::{self, Connection, Target},
     exit::{Failure, Result},
     input, output,
+    retry::{self, IdempotencyKey, Retry},
 };
 
 /// Where to connect, as whom, and how to print.
@@ -71,7 +73,7 @@ pub struct Options {
         help_heading = "Connection"
     )]
     pub dir: Option<PathBuf>,
-    /// Identity in that directory: admin, issuer, approver, deployer, officer, auditor, service, other, stranger
+    /// Identity in that directory: admin, issuer, approver, deployer, officer, deputy, auditor, service, other, stranger
     #[arg(
         long = "as",
         global = true,
@@ -83,6 +85,10 @@ pub struct Options {
     /// How long to wait for the connection and for each call
     #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = input::duration, help_heading = "Connection")]
     timeout: Duration,
+    /// For commands that change something: the daemon carries out only one call with the same key and the same request,
+    /// and repeats its answer [default: a new one per command]
+    #[arg(long, global = true, value_name = "KEY", value_parser = retry::idempotency_key, help_heading = "Connection")]
+    idempotency_key: Option<IdempotencyKey>,
     /// How to print answers
     #[arg(long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -129,8 +135,10 @@ impl Addresses {
 /// An open connection and the way to print what comes back.
 pub struct Session {
     connection: Connection,
+    retry: Retry,
     format: Format,
     again: String,
+    somebody: String,
 }
 
 impl std::ops::Deref for Session {
@@ -146,8 +154,22 @@ impl Options {
     pub async fn connect(&self) -> Result<Session> {
         Ok(Session {
             connection: client::connect(&self.target()?).await?,
+            retry: self.retry()?,
             format: self.output,
             again: self.again(),
+            somebody: self.somebody(),
+        })
+    }
+
+    fn retry(&self) -> Result<Retry> {
+        let key = match &self.idempotency_key {
+            Some(key) => key.clone(),
+            None => IdempotencyKey::random()?,
+        };
+        Ok(Retry {
+            key,
+            patience: self.timeout,
+            pause: retry::FIRST_PAUSE,
         })
     }
 
@@ -195,6 +217,18 @@ impl Options {
         })
     }
 
+    /// How the command line of another person begins, who connects to the same daemon.
+    fn somebody(&self) -> String {
+        let placeholder = |given: bool, text: &str| given.then(|| text.to_owned());
+        let other = Self {
+            cert: placeholder(self.cert.is_some(), "THEIRS.crt").map(PathBuf::from),
+            cert_key: placeholder(self.cert_key.is_some(), "THEIRS.key").map(PathBuf::from),
+            caller: placeholder(self.caller.is_some(), "THEM"),
+            ..self.clone()
+        };
+        other.again()
+    }
+
     /// How a command line with the same connection begins.
     fn again(&self) -> String {
         let mut line = String::from("claviger");
@@ -229,6 +263,21 @@ impl Session {
     /// How a command line with the same connection begins.
     pub fn again(&self) -> &str {
         &self.again
+    }
+
+    /// How the command line of another person begins, who connects to the same daemon.
+    pub fn somebody(&self) -> &str {
+        &self.somebody
+    }
+
+    /// A call that changes something: under this invocation's idempotency key, and again while the daemon is
+    /// UNAVAILABLE. No command makes two.
+    pub async fn mutate<M: Clone, A>(
+        &self,
+        message: M,
+        call: impl AsyncFn(Request<M>) -> std::result::Result<Response<A>, Status>,
+    ) -> Result<A> {
+        self.retry.call(message, call).await
     }
 
     /// Prints an answer as proto JSON or in the form for people.

@@ -6,10 +6,18 @@ use clap::Args;
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Limit {
     /// At most so many rows; 0 for all of them
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT)]
     limit: usize,
 }
 
+impl Default for Limit {
+    fn default() -> Self {
+        Self { limit: DEFAULT }
+    }
+}
+
+/// Rows that are shown when nobody asks for more.
+const DEFAULT: usize = 100;
 /// The most rows a page can have, in every listing of the contract.
 const MAX_PAGE: usize = 1000;
 

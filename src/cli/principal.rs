@@ -74,7 +74,11 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                 r#type: args.kind.into(),
                 identities: args.identities,
             };
-            let answer = client.create_principal(request).await?.into_inner();
+            let answer = session
+                .mutate(request, async |r| {
+                    session.principals().create_principal(r).await
+                })
+                .await?;
             session.show(&answer, |answer| table(answer.principal.as_slice()))?;
         }
         Command::Grant(Role { id, role, tenant }) => {
@@ -83,7 +87,9 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                 role,
                 tenant,
             };
-            let answer = client.grant_role(request).await?.into_inner();
+            let answer = session
+                .mutate(request, async |r| session.principals().grant_role(r).await)
+                .await?;
             session.show(&answer, |answer| table(answer.principal.as_slice()))?;
         }
         Command::Revoke(Role { id, role, tenant }) => {
@@ -92,7 +98,9 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                 role,
                 tenant,
             };
-            let answer = client.revoke_role(request).await?.into_inner();
+            let answer = session
+                .mutate(request, async |r| session.principals().revoke_role(r).await)
+                .await?;
             session.show(&answer, |answer| table(answer.principal.as_slice()))?;
         }
         Command::List(args) => {

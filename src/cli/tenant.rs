@@ -37,7 +37,11 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
     match command {
         Command::Create(Create { name }) => {
             let request = CreateTenantRequest { name };
-            let answer = client.create_tenant(request).await?.into_inner();
+            let answer = session
+                .mutate(request, async |r| {
+                    session.principals().create_tenant(r).await
+                })
+                .await?;
             session.show(&answer, |answer| table(answer.tenant.as_slice()))?;
         }
         Command::List(args) => {

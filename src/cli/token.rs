@@ -11,8 +11,8 @@ use super::{
     output::{self, Secrecy},
 };
 use crate::grpc::proto::{
-    GetJwksRequest, IssueTokenRequest, PrincipalType, TokenClaims, VerifyTokenRequest,
-    VerifyTokenResponse,
+    GetJwksRequest, IssueTokenRequest, PrincipalType, RevokeTokenRequest, RevokeTokenResponse,
+    TokenClaims, VerifyTokenRequest, VerifyTokenResponse,
 };
 
 /// Issue and verify access tokens
@@ -22,6 +22,8 @@ pub enum Command {
     Issue(Issue),
     /// Verify a token from stdin; exit code 0 when it is valid, 1 when it is not
     Verify(Verify),
+    /// Make one token invalid before it expires
+    Revoke(Revoke),
     /// Print the JWK Set that verifiers use
     Jwks,
 }
@@ -73,11 +75,28 @@ pub struct Verify {
     scope: Vec<String>,
 }
 
+#[derive(Args, Debug)]
+pub struct Revoke {
+    /// `jti` of the token
+    #[arg(long)]
+    jti: String,
+    /// Why, in a sentence
+    #[arg(long)]
+    reason: String,
+    /// `exp` of the token, so that its revocation is not kept for longer: RFC 3339, or a duration from now such as 15min
+    #[arg(long, value_name = "TIME", value_parser = input::future)]
+    expires: Option<jiff::Timestamp>,
+    /// Tenant of the token; your own when left out
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
+}
+
 /// Runs `claviger token …`.
 pub async fn run(command: Command, session: &Session) -> Result<Exit> {
     match command {
         Command::Issue(args) => issue(args, session).await,
         Command::Verify(args) => verify(args, session).await,
+        Command::Revoke(args) => revoke(args, session).await,
         Command::Jwks => {
             let answer = session
                 .tokens()
@@ -131,6 +150,35 @@ async fn verify(args: Verify, session: &Session) -> Result<Exit> {
     })
 }
 
+async fn revoke(args: Revoke, session: &Session) -> Result<Exit> {
+    let request = RevokeTokenRequest {
+        tenant: args.tenant,
+        jti: args.jti.clone(),
+        expire_time: args.expires.map(input::proto_time),
+        reason: args.reason,
+    };
+    let call = async |r| session.tokens().revoke_token(r).await;
+    let answer = session.mutate(request, call).await?;
+    session.show(&answer, |answer| revoked(&args.jti, answer))?;
+    Ok(Exit::Ok)
+}
+
+/// A revocation does not reach everybody, and whoever revokes must know.
+fn revoked(jti: &str, answer: &RevokeTokenResponse) -> String {
+    output::details([
+        ("revoked", jti.to_owned()),
+        ("until", output::time(&answer.keep_until_time)),
+        (
+            "reaches",
+            "VerifyToken, on every replica within feed.max_staleness_seconds".to_owned(),
+        ),
+        (
+            "not",
+            "verifiers with the JWKS alone: they accept the token until its `exp`".to_owned(),
+        ),
+    ])
+}
+
 fn verdict(answer: &VerifyTokenResponse) -> String {
     if !answer.valid {
         let reason = output::short(answer.rejection().as_str_name(), "TOKEN_REJECTION_");
@@ -160,4 +208,16 @@ fn pretty(json: &str) -> String {
     let value: std::result::Result<serde_json::Value, _> = serde_json::from_str(json);
     let pretty = value.and_then(|value| serde_json::to_string_pretty(&value));
     pretty.unwrap_or_else(|_| json.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revocation_says_whom_it_does_not_reach() {
+        let said = revoked("j-1", &RevokeTokenResponse::default());
+        assert!(said.contains("revoked  j-1"), "{said}");
+        assert!(said.contains("JWKS alone"), "{said}");
+    }
 }

@@ -27,6 +27,7 @@ use crate::{
     audit::{AccessLog, Outcome, Receipt, Record, admin},
     authz::{Authz, Decision},
     error::{Error, Reason, Result},
+    fault,
     model::{AccessKind, Action, Caller, Entity, Job, Resource},
     store::{Db, StoreError},
 };
@@ -184,7 +185,18 @@ impl Gate {
                 record_replay(&changes, again, seq).await?;
                 return Ok(answer);
             }
-            let mut recorded = act(permit).await?;
+            let mut recorded = match act(permit).await {
+                Ok(recorded) => recorded,
+                // Another replica may have been asked the same at the same time and have won: the name is taken then, or
+                // the row has moved on, by this very call.
+                Err(error) => {
+                    let Ok(Some((answer, seq))) = replay::earlier::<M>(&db, &who).await else {
+                        return Err(error);
+                    };
+                    record_replay(&changes, again, seq).await?;
+                    return Ok(answer);
+                }
+            };
             let answer = answer(&recorded.value, &recorded.receipt);
             let receipt = recorded.receipt.clone();
             match replay::keep(recorded.tx(), &who, action, &answer, &receipt).await {
@@ -200,7 +212,9 @@ impl Gate {
                 }
                 Err(error) => return Err(error.into()),
             }
+            fault::point_of(action.name(), "before_commit");
             recorded.commit().await?;
+            fault::point_of(action.name(), "after_commit");
             Ok(answer)
         })
         .await
@@ -221,7 +235,11 @@ impl Gate {
     {
         let caller = job.caller();
         self.change(&caller, action, resource, async move |permit| {
-            act(permit).await?.commit().await
+            let recorded = act(permit).await?;
+            fault::point_of(action.name(), "before_commit");
+            let committed = recorded.commit().await?;
+            fault::point_of(action.name(), "after_commit");
+            Ok(committed)
         })
         .await
     }

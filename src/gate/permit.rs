@@ -13,7 +13,7 @@ use crate::{
     audit::{Receipt, Record, admin},
     error::{Error, Reason, Result},
     model::{Action, Caller, Entity, KeyId, Resource},
-    store::{StoreError, Tx},
+    store::{StoreError, Term, Tx},
 };
 
 /// Proof that one action on one resource was permitted.
@@ -98,6 +98,20 @@ impl AdminPermit {
             record: self.record,
             then: Vec::new(),
         })
+    }
+
+    /// As `begin`, for scheduled work: the transaction holds the term, so that a replica that lost it cannot commit.
+    ///
+    /// Errors: LEASE_LOST.
+    pub async fn begin_in(self, term: &Term) -> Result<Mutation> {
+        let mut mutation = self.begin().await?;
+        if mutation.tx.hold(term).await? {
+            return Ok(mutation);
+        }
+        Err(Error::new(
+            Reason::LeaseLost,
+            "another replica does the scheduled work now; nothing was changed here",
+        ))
     }
 }
 

@@ -14,8 +14,9 @@ use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
     authn::{Authn, ConnectedPeer},
+    destruction::Destructions,
     directory::Directory,
-    error::{Error, Reason, Result},
+    error::Result,
     gate::Gate,
     incidents::Incidents,
     keys::Keys,
@@ -51,6 +52,8 @@ pub struct Parts {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Destructions of key versions.
+    pub destructions: Arc<Destructions>,
     /// Incidents.
     pub incidents: Arc<Incidents>,
     /// Tokens.
@@ -81,7 +84,8 @@ impl Parts {
             .get::<RequestId>()
             .map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
         let peer = extensions.get::<ConnectedPeer>().cloned();
-        let key = request.metadata().get(IDEMPOTENCY_KEY).cloned();
+        let given = request.metadata().get_all(IDEMPOTENCY_KEY).iter();
+        let key: Vec<_> = given.cloned().collect();
         let answer = async {
             let peer = peer.as_ref().map(|peer| &*peer.0);
             let mut caller = self
@@ -90,7 +94,7 @@ impl Parts {
                 .await?;
             let message = request.into_inner();
             let answer = async {
-                if let (Some(key), AccessKind::Admin) = (key, action.kind()) {
+                if action.kind() == AccessKind::Admin && !key.is_empty() {
                     caller.idempotency = Some(idempotency(&key, action, &message)?);
                 }
                 act(caller.clone(), message).await
@@ -125,14 +129,18 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// The caller's key with the hash of what it is used for. Errors: INVALID_FIELD.
 fn idempotency(
-    key: &MetadataValue<Ascii>,
+    given: &[MetadataValue<Ascii>],
     action: Action,
     message: &impl Message,
 ) -> Result<Idempotency> {
-    let text = key.to_str().unwrap_or_default();
+    // Two of them would leave it to chance which one counts.
+    let text = match given {
+        [key] => key.to_str().unwrap_or_default(),
+        _ => "",
+    };
     if !(1..=128).contains(&text.len()) || !text.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(super::convert::invalid(
-            "idempotency-key must be 1 to 128 visible ASCII characters without blanks",
+            "idempotency-key must be given once: 1 to 128 visible ASCII characters without blanks",
         ));
     }
     let mut hash = digest::Context::new(&digest::SHA256);
@@ -146,9 +154,4 @@ fn idempotency(
         key: text.into(),
         request_hash,
     })
-}
-
-/// An RPC that is declared and not there yet.
-pub async fn unfinished<M, T>(_caller: Caller, _message: M) -> Result<T> {
-    Err(Error::new(Reason::UnknownMethod, "not implemented yet"))
 }

@@ -10,9 +10,10 @@ use crate::{
     error::{Error, Reason, Result},
     keys::KeySnapshot,
     model::{
-        Algorithm, Caller, Incident, IncidentNote, IncidentState, Key, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, Purpose, Rotation, RotationMode, RotationPolicy, RotationState,
-        TenantName, Timestamp, VersionState, key::Material,
+        Algorithm, Caller, DestructionState, Incident, IncidentNote, IncidentState, Key,
+        KeyDestruction, KeyVersion, Kid, Principal, PrincipalId, PrincipalKind, Purpose, Rotation,
+        RotationMode, RotationPolicy, RotationState, TenantName, Timestamp, VersionState,
+        key::Material,
     },
 };
 
@@ -184,6 +185,19 @@ pub fn rotation_state(number: i32) -> Result<Option<RotationState>> {
         Ok(P::Rejected) => Ok(Some(RotationState::Rejected)),
         Ok(P::Cancelled) => Ok(Some(RotationState::Cancelled)),
         Ok(P::Expired) => Ok(Some(RotationState::Expired)),
+        Ok(P::Unspecified) => Ok(None),
+        Err(_) => Err(invalid("state is unknown")),
+    }
+}
+
+/// A destruction state for a filter; None when unspecified.
+pub fn destruction_state(number: i32) -> Result<Option<DestructionState>> {
+    use proto::KeyDestructionState as P;
+    match P::try_from(number) {
+        Ok(P::Requested) => Ok(Some(DestructionState::Requested)),
+        Ok(P::Scheduled) => Ok(Some(DestructionState::Scheduled)),
+        Ok(P::Destroyed) => Ok(Some(DestructionState::Destroyed)),
+        Ok(P::Cancelled) => Ok(Some(DestructionState::Cancelled)),
         Ok(P::Unspecified) => Ok(None),
         Err(_) => Err(invalid("state is unknown")),
     }
@@ -428,6 +442,35 @@ pub fn rotation(r: &Rotation) -> proto::Rotation {
         end_reason: r.end_reason.clone(),
         grace_end_time: r.grace_ends_at.and_then(time),
         scheduled: r.scheduled,
+    }
+}
+
+/// A destruction.
+pub fn destruction(d: &KeyDestruction) -> proto::KeyDestruction {
+    use proto::KeyDestructionState as P;
+    let state = match d.state {
+        DestructionState::Requested => P::Requested,
+        DestructionState::Scheduled => P::Scheduled,
+        DestructionState::Destroyed => P::Destroyed,
+        DestructionState::Cancelled => P::Cancelled,
+    };
+    let person = |id: Option<PrincipalId>| id.map(|id| id.to_string()).unwrap_or_default();
+    proto::KeyDestruction {
+        id: d.id.to_string(),
+        tenant: d.tenant.to_string(),
+        key_id: d.key_id.to_string(),
+        key_name: d.key_name.to_string(),
+        kid: d.kid.to_string(),
+        state: state as i32,
+        reason: d.reason.clone(),
+        requester: d.requester.to_string(),
+        request_time: time(d.requested_at),
+        approver: person(d.approver),
+        approve_time: d.approved_at.and_then(time),
+        destroy_time: d.destroy_at.and_then(time),
+        end_time: d.ended_at.and_then(time),
+        cancelled_by: person(d.cancelled_by),
+        cancel_reason: d.cancel_reason.clone(),
     }
 }
 

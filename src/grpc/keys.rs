@@ -1,19 +1,19 @@
 //! KeyService.
 
-use std::{num::NonZeroU32, sync::Arc};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Parts, unfinished},
-    convert,
+    call::Parts,
+    convert, destructions,
     proto::{self, key_service_server::KeyService},
 };
 use crate::{
     audit::Receipt,
     clock::Clock,
     error::Result,
-    keys::{AdoptKey, CreateKey, KeySnapshot, UpdateKey},
+    keys::{AdoptKey, CreateKey, KeyFilter, KeySnapshot, UpdateKey},
     model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Purpose, Resource},
 };
 
@@ -130,15 +130,28 @@ impl KeyApi {
         let size = convert::page_size(r.page_size)?;
         let after = convert::page_token(LISTING, &r.page_token)?;
         let now = self.clock.now();
-        let overdue = r.overdue_only.then_some(now);
+        // Whole microseconds are what is stored, so one more makes "at most" of "before".
+        let within = convert::duration("due_within", r.due_within)?;
+        let due = within.map(|within| now.plus(within).plus(Duration::from_micros(1)));
+        let filter = KeyFilter {
+            due_before: if r.overdue_only { Some(now) } else { due },
+            compromised_only: r.compromised_only,
+            owner: match r.owner.is_empty() {
+                true => String::new(),
+                false => convert::text("owner", r.owner, 128)?,
+            },
+        };
         let keys = &self.parts.keys;
         let list = async |permit| {
-            let page = keys.list(&permit, &tenant, &after, overdue, size).await?;
-            let next = convert::next_page(LISTING, &page, size, |(key, _)| key.id.to_string());
+            let page = keys.list(&permit, &tenant, &after, &filter, size).await?;
+            let next = convert::next_page(LISTING, &page, size, |row| row.key.id.to_string());
             let answer = proto::ListKeysResponse {
                 keys: page
                     .iter()
-                    .map(|(key, active)| convert::key_row(key, active.as_ref(), false, now))
+                    .map(|row| {
+                        let active = row.active_kid.as_ref();
+                        convert::key_row(&row.key, active, row.compromised, now)
+                    })
                     .collect(),
                 next_page_token: next,
             };
@@ -161,6 +174,10 @@ impl KeyApi {
             owner: owner.transpose()?,
             rotation_period: convert::duration("rotation_period", r.rotation_period)?,
             next_rotation_at: convert::timestamp("next_rotation_time", r.next_rotation_time)?,
+            rotation_mode: convert::rotation_mode(r.rotation_mode)?,
+            approvals_needed: r.approvals_needed.map(approvals_needed).transpose()?,
+            standby: r.standby,
+            grace: convert::duration("grace", r.grace)?,
         };
         let target = self.parts.keys.find(&tenant, &key).await?;
         let resource = target.resource();
@@ -177,6 +194,37 @@ impl KeyApi {
         let gate = &self.parts.gate;
         gate.mutate(&caller, Action::UpdateKey, resource, answer, act)
             .await
+    }
+
+    async fn approve_policy(
+        &self,
+        caller: Caller,
+        r: proto::ApproveRotationPolicyRequest,
+    ) -> Result<proto::ApproveRotationPolicyResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let key: KeyRef = r.key.parse()?;
+        let target = self.parts.keys.find(&tenant, &key).await?;
+        let resource = target.resource();
+        let keys = Arc::clone(&self.parts.keys);
+        let now = self.clock.now();
+        let answer =
+            move |key: &Arc<KeySnapshot>, receipt: &Receipt| proto::ApproveRotationPolicyResponse {
+                key: Some(convert::key(key, now)),
+                receipt: convert::receipt(receipt),
+            };
+        let act = async move |permit| {
+            let current = Arc::clone(target.snapshot()?);
+            keys.approve_policy(permit, current).await
+        };
+        let gate = &self.parts.gate;
+        gate.mutate(
+            &caller,
+            Action::ApproveRotationPolicy,
+            resource,
+            answer,
+            act,
+        )
+        .await
     }
 
     async fn revoke(
@@ -205,6 +253,10 @@ impl KeyApi {
         gate.mutate(&caller, Action::RevokeKeyVersion, resource, answer, act)
             .await
     }
+}
+
+fn approvals_needed(number: u32) -> Result<NonZeroU32> {
+    NonZeroU32::new(number).ok_or_else(|| convert::invalid("approvals_needed must be 1 to 8"))
 }
 
 /// A key that does not exist yet.
@@ -258,9 +310,8 @@ impl KeyService for KeyApi {
         &self,
         r: Request<proto::ApproveRotationPolicyRequest>,
     ) -> Answer<proto::ApproveRotationPolicyResponse> {
-        self.parts
-            .call(r, Action::ApproveRotationPolicy, unfinished)
-            .await
+        let act = async |caller, m| self.approve_policy(caller, m).await;
+        self.parts.call(r, Action::ApproveRotationPolicy, act).await
     }
 
     async fn revoke_key_version(
@@ -275,35 +326,31 @@ impl KeyService for KeyApi {
         &self,
         r: Request<proto::DestroyKeyVersionRequest>,
     ) -> Answer<proto::DestroyKeyVersionResponse> {
-        self.parts
-            .call(r, Action::DestroyKeyVersion, unfinished)
-            .await
+        let act = async |caller, m| destructions::destroy(&self.parts, caller, m).await;
+        self.parts.call(r, Action::DestroyKeyVersion, act).await
     }
 
     async fn approve_key_destruction(
         &self,
         r: Request<proto::ApproveKeyDestructionRequest>,
     ) -> Answer<proto::ApproveKeyDestructionResponse> {
-        self.parts
-            .call(r, Action::ApproveKeyDestruction, unfinished)
-            .await
+        let act = async |caller, m| destructions::approve_destruction(&self.parts, caller, m).await;
+        self.parts.call(r, Action::ApproveKeyDestruction, act).await
     }
 
     async fn cancel_key_destruction(
         &self,
         r: Request<proto::CancelKeyDestructionRequest>,
     ) -> Answer<proto::CancelKeyDestructionResponse> {
-        self.parts
-            .call(r, Action::CancelKeyDestruction, unfinished)
-            .await
+        let act = async |caller, m| destructions::cancel_destruction(&self.parts, caller, m).await;
+        self.parts.call(r, Action::CancelKeyDestruction, act).await
     }
 
     async fn list_key_destructions(
         &self,
         r: Request<proto::ListKeyDestructionsRequest>,
     ) -> Answer<proto::ListKeyDestructionsResponse> {
-        self.parts
-            .call(r, Action::ListKeyDestructions, unfinished)
-            .await
+        let act = async |caller, m| destructions::list_destructions(&self.parts, caller, m).await;
+        self.parts.call(r, Action::ListKeyDestructions, act).await
     }
 }

@@ -7,6 +7,7 @@ mod audit;
 mod call;
 mod convert;
 mod crypto;
+mod destructions;
 mod incidents;
 mod keys;
 pub mod layers;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Parts, unfinished},
+    call::Parts,
     convert,
     proto::{self, rotation_service_server::RotationService},
 };
@@ -91,6 +91,44 @@ impl RotationApi {
             .await
     }
 
+    async fn reject(
+        &self,
+        caller: Caller,
+        r: proto::RejectRotationRequest,
+    ) -> Result<proto::RejectRotationResponse> {
+        let id: RotationId = r.rotation_id.parse()?;
+        let reason = convert::text("reason", r.reason, 512)?;
+        let (resource, found) = self.0.rotations.find(id).await?;
+        let rotations = Arc::clone(&self.0.rotations);
+        let answer = |rotation: &Rotation, receipt: &Receipt| proto::RejectRotationResponse {
+            rotation: Some(convert::rotation(rotation)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| rotations.reject(permit, found, reason).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::RejectRotation, resource, answer, act)
+            .await
+    }
+
+    async fn cancel(
+        &self,
+        caller: Caller,
+        r: proto::CancelRotationRequest,
+    ) -> Result<proto::CancelRotationResponse> {
+        let id: RotationId = r.rotation_id.parse()?;
+        let reason = convert::text("reason", r.reason, 512)?;
+        let (resource, found) = self.0.rotations.find(id).await?;
+        let rotations = Arc::clone(&self.0.rotations);
+        let answer = |rotation: &Rotation, receipt: &Receipt| proto::CancelRotationResponse {
+            rotation: Some(convert::rotation(rotation)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| rotations.cancel(permit, found, reason).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::CancelRotation, resource, answer, act)
+            .await
+    }
+
     async fn get(
         &self,
         caller: Caller,
@@ -134,11 +172,20 @@ impl RotationApi {
             if let Some(target) = &target {
                 target.snapshot()?;
             }
-            let page = rotations
-                .list(&permit, &tenant, key, state, &before, size)
-                .await?;
+            let page = match r.waiting_for_me {
+                true => {
+                    let waiting = rotations.waiting(&permit, &tenant, key, state, &before, size);
+                    waiting.await?
+                }
+                false => {
+                    let all = rotations.list(&permit, &tenant, key, state, &before, size);
+                    all.await?
+                }
+            };
+            let mine =
+                |rotation: &&Rotation| !r.waiting_for_me || self.waits_for(&caller, rotation);
             let answer = proto::ListRotationsResponse {
-                rotations: page.iter().map(convert::rotation).collect(),
+                rotations: page.iter().filter(mine).map(convert::rotation).collect(),
                 next_page_token: convert::next_page(LISTING, &page, size, |r| r.id.to_string()),
             };
             Ok((answer, String::new()))
@@ -146,6 +193,18 @@ impl RotationApi {
         let gate = &self.0.gate;
         gate.access(&caller, Action::ListRotations, resource, act)
             .await
+    }
+
+    /// May the caller take the next step, by the policies and by the separation of duties (R-LIFE-7)?
+    fn waits_for(&self, caller: &Caller, rotation: &Rotation) -> bool {
+        let Some(action) = rotation.next_step() else {
+            return false;
+        };
+        let resource = Resource {
+            tenant: rotation.tenant.clone(),
+            entity: Entity::Rotation(rotation.id),
+        };
+        !rotation.has_part(caller.principal.id) && self.0.gate.may(caller, action, &resource)
     }
 }
 
@@ -187,14 +246,16 @@ impl RotationService for RotationApi {
         &self,
         r: Request<proto::RejectRotationRequest>,
     ) -> Answer<proto::RejectRotationResponse> {
-        self.0.call(r, Action::RejectRotation, unfinished).await
+        let act = async |caller, m| self.reject(caller, m).await;
+        self.0.call(r, Action::RejectRotation, act).await
     }
 
     async fn cancel_rotation(
         &self,
         r: Request<proto::CancelRotationRequest>,
     ) -> Answer<proto::CancelRotationResponse> {
-        self.0.call(r, Action::CancelRotation, unfinished).await
+        let act = async |caller, m| self.cancel(caller, m).await;
+        self.0.call(r, Action::CancelRotation, act).await
     }
 
     async fn list_rotations(

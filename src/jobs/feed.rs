@@ -141,14 +141,18 @@ impl Feed {
         if row.outcome != Outcome::Success.as_str() {
             return;
         }
-        let details =
-            || -> serde_json::Value { serde_json::from_str(&row.data).unwrap_or_default() };
         match row.entity.as_str() {
             "key" => self.forget_key(&row.entity_id),
-            "rotation" | "incident" | "destruction" => {
-                self.forget_key(details()["key_id"].as_str().unwrap_or_default());
+            "rotation" => self.forget_key(&named(row, "key_id")),
+            "incident" | "destruction" => {
+                self.forget_key(&named(row, "key_id"));
+                if let Ok(kid) = named(row, "kid").parse() {
+                    self.keys.forget_data_key(&kid);
+                }
             }
-            "token" => self.learn_revocation(row, &details()),
+            // Says what is on a device, and nothing that is cached.
+            "intent" => {}
+            "token" => self.learn_revocation(row),
             // Tenants, principals, and whatever a newer release may add.
             _ => {
                 self.directory.forget();
@@ -157,12 +161,12 @@ impl Feed {
         }
     }
 
-    fn learn_revocation(&self, row: &AuditRow, details: &serde_json::Value) {
+    fn learn_revocation(&self, row: &AuditRow) {
         let (Ok(tenant), Ok(jti)) = (row.tenant.parse(), row.entity_id.parse()) else {
             tracing::error!(seq = row.seq, "a revocation names no token");
             return;
         };
-        let keep_until = details["keep_until"].as_i64().unwrap_or(i64::MAX);
+        let keep_until = details(row)["keep_until"].as_i64().unwrap_or(i64::MAX);
         self.tokens.revoked_elsewhere(TokenRevocation {
             tenant,
             jti,
@@ -177,4 +181,13 @@ impl Feed {
             Err(_) => self.keys.forget_all(),
         }
     }
+}
+
+/// A text in the details of a row; empty when it has none.
+fn named(row: &AuditRow, field: &str) -> String {
+    details(row)[field].as_str().unwrap_or_default().to_owned()
+}
+
+fn details(row: &AuditRow) -> serde_json::Value {
+    serde_json::from_str(&row.data).unwrap_or_default()
 }

@@ -1,11 +1,25 @@
 //! R5: what the daemon does without being asked: `run(…, shutdown)` on every replica, and scheduled work on one of them.
 
+mod complete_grace;
+mod destroy_due;
+mod expire_requests;
 mod feed;
+mod keep_standby;
 mod leader;
+mod overdue;
 mod probe;
+mod prune;
+mod reconcile;
+mod rotate_due;
+mod rotation_steps;
+mod round;
 mod scheduler;
 mod switch_key;
+mod uses;
 
 pub use feed::{Feed, FeedConfig};
 pub use probe::probe_backends;
+pub use prune::IdempotencyConfig;
+pub use round::Patience;
 pub use scheduler::{SchedulerConfig, Work, run_scheduler};
+pub use uses::flush_uses;

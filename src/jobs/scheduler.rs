@@ -2,17 +2,22 @@
 //!
 //! Every job is idempotent: it looks for rows that are due, and its changes are compare-and-set, so a job that is cut
 //! off half-way, or run twice, does no harm. Each of its transactions holds the term, so that a replica that lost the
-//! lease cannot commit. A job goes through everything that is due, whatever fails on the way, and then reports the first
-//! failure; it is logged, counted and tried again, later and later. It keeps no other job from running.
+//! lease cannot commit. A job goes through everything that is due, whatever fails on the way: an item that fails pauses
+//! by itself (`Patience`), and a job that fails as a whole is logged, counted and tried again, later and later. Neither
+//! keeps any other from running.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{leader::Leader, switch_key};
+use super::{
+    IdempotencyConfig, complete_grace, destroy_due, expire_requests, keep_standby, leader::Leader,
+    overdue, prune, reconcile, rotate_due, round::Patience, switch_key,
+};
 use crate::{
     clock::Clock,
+    destruction::Destructions,
     error::{Reason, Result},
     gate::Gate,
     incidents::Incidents,
@@ -69,6 +74,12 @@ pub struct Work {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// With what failed lately.
+    pub patience: Patience,
+    /// Destructions.
+    pub destructions: Arc<Destructions>,
+    /// How long answers are kept.
+    pub idempotency: IdempotencyConfig,
     /// Incidents.
     pub incidents: Arc<Incidents>,
 }
@@ -103,9 +114,38 @@ const fn job(name: &'static str, every: Duration, run: Run) -> Job {
 
 /// Every job, in the order in which they run. Zero: at every look.
 fn jobs() -> Vec<Job> {
-    vec![job("switch_key", Duration::ZERO, |work, term| {
-        Box::pin(switch_key::run(work, term))
-    })]
+    let at_every_look = Duration::ZERO;
+    vec![
+        // First: a key without an ACTIVE version serves nobody.
+        job("switch_key", at_every_look, |work, term| {
+            Box::pin(switch_key::run(work, term))
+        }),
+        job("expire_requests", at_every_look, |work, term| {
+            Box::pin(expire_requests::run(work, term))
+        }),
+        job("complete_grace", at_every_look, |work, term| {
+            Box::pin(complete_grace::run(work, term))
+        }),
+        job("rotate_due", at_every_look, |work, term| {
+            Box::pin(rotate_due::run(work, term))
+        }),
+        job("keep_standby", at_every_look, |work, term| {
+            Box::pin(keep_standby::run(work, term))
+        }),
+        // After the work that makes some of them unnecessary.
+        job("overdue", at_every_look, |work, term| {
+            Box::pin(overdue::run(work, term))
+        }),
+        job("reconcile", Duration::from_secs(5), |work, term| {
+            Box::pin(reconcile::run(work, term))
+        }),
+        job("destroy_due", Duration::ZERO, |work, term| {
+            Box::pin(destroy_due::run(work, term))
+        }),
+        job("prune", Duration::from_secs(60), |work, term| {
+            Box::pin(prune::run(work, term))
+        }),
+    ]
 }
 
 /// Does scheduled work until `shutdown` ends.

@@ -9,8 +9,8 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
     model::{
-        Algorithm, Key, KeyId, KeyName, KeyRef, KeyVersion, PrincipalId, Purpose, RotationMode,
-        RotationPolicy, TenantName,
+        Algorithm, IntentId, Key, KeyId, KeyName, KeyRef, KeyVersion, PrincipalId, Purpose,
+        RotationMode, RotationPolicy, TenantName,
         algorithm::{RSA_BITS, RSA_BITS_DEFAULT},
         key::{MIN_ROTATION_PERIOD, Material, VersionEvent},
     },
@@ -110,6 +110,7 @@ impl Keys {
             .adopt(&request.uri, spec, self.deadline())
             .await
             .map_err(not_adoptable)?;
+        let intent = self.intent_of(&key, adopted.tag).await?;
         let public_key = adopted
             .public_key
             .ok_or_else(|| Error::internal("an adopted pair has no public key"))?;
@@ -122,10 +123,29 @@ impl Keys {
                 reference: adopted.reference,
                 public_key,
             },
-            intent: None,
+            intent,
         };
         self.record_new(permit, key, generated, json!({ "origin": "adopted" }))
             .await
+    }
+
+    /// The intent that made the pair to adopt, if one of ours did: a quarantined leftover of the same tenant may be
+    /// taken over on purpose; what is in use, or another tenant's, may not.
+    async fn intent_of(&self, key: &Key, tag: Option<IntentId>) -> Result<Option<IntentId>> {
+        let Some(tag) = tag else { return Ok(None) };
+        match self.db.intent(tag).await? {
+            None => Ok(None),
+            Some(intent)
+                if intent.state == IntentState::Quarantined && intent.tenant == key.tenant =>
+            {
+                Ok(Some(tag))
+            }
+            Some(_) => Err(Error::new(
+                Reason::KeyNotAdoptable,
+                "this pair was made by claviger and is in use or not yours; only a leftover that was quarantined \
+                 can be adopted, by the tenant it was made for",
+            )),
+        }
     }
 
     /// Checks the request and the names before anything is generated, because what a device generated stays.
@@ -195,8 +215,13 @@ impl Keys {
             ),
             other => other.into(),
         })?;
-        if let Some(intent) = generated.intent {
-            tx.settle_intent(intent, IntentState::Done).await?;
+        if let Some(intent) = generated.intent
+            && !tx.settle_open_intent(intent, IntentState::Done).await?
+        {
+            return Err(Error::new(
+                Reason::Conflict,
+                "somebody else adopted this leftover meanwhile",
+            ));
         }
         let id = key.id;
         let snapshot = Arc::new(KeySnapshot::new(key, vec![version])?);

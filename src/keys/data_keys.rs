@@ -1,6 +1,12 @@
 //! Data keys: made here, wrapped by the KEK, unwrapped for a bounded time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use aws_lc_rs::rand;
 use quick_cache::sync::Cache;
@@ -16,6 +22,8 @@ use crate::{
 /// Unwrapped data keys in memory: bounded, wiped on drop, gone `ttl` after they were unwrapped however often used.
 pub struct DataKeys {
     cache: Cache<Kid, Arc<Unwrapped>>,
+    /// Counts what was forgotten on purpose: an unwrapping that began before must not be kept after it.
+    forgotten: AtomicU64,
     ttl: Duration,
 }
 
@@ -37,6 +45,7 @@ impl DataKeys {
     pub fn new(capacity: usize, ttl: Duration) -> Self {
         Self {
             cache: Cache::new(capacity),
+            forgotten: AtomicU64::new(0),
             ttl,
         }
     }
@@ -48,7 +57,9 @@ impl DataKeys {
     {
         let now = Instant::now();
         self.cache.remove_if(kid, |held| held.until <= now);
-        self.cache
+        let forgotten = self.forgotten.load(Ordering::SeqCst);
+        let held = self
+            .cache
             .get_or_insert_async(kid, async {
                 metrics::counter!("claviger_cache_loads_total", "cache" => "data_keys")
                     .increment(1);
@@ -58,7 +69,17 @@ impl DataKeys {
                     until: Instant::now() + self.ttl,
                 }))
             })
-            .await
+            .await;
+        if self.forgotten.load(Ordering::SeqCst) != forgotten {
+            self.cache.remove(kid);
+        }
+        held
+    }
+
+    /// Wipes the data key of a version, once the calls that hold it have ended.
+    pub fn forget(&self, kid: &Kid) {
+        self.forgotten.fetch_add(1, Ordering::SeqCst);
+        self.cache.remove(kid);
     }
 }
 
@@ -124,4 +145,43 @@ fn binding(tenant: &TenantName, key: KeyId, kid: &Kid) -> Vec<u8> {
         aad.extend(part.as_bytes());
     }
     aad
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(300);
+
+    /// Asks for the data key, and counts when it has to be unwrapped.
+    async fn load(keys: &DataKeys, kid: &Kid, loads: &AtomicU64) {
+        let unwrap = async {
+            loads.fetch_add(1, Ordering::SeqCst);
+            Ok(Secret::new([7; 32]))
+        };
+        assert!(keys.get(kid, unwrap).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_data_key_is_unwrapped_again() {
+        let (keys, kid, loads) = (DataKeys::new(8, TTL), Kid::random(), AtomicU64::new(0));
+        load(&keys, &kid, &loads).await;
+        load(&keys, &kid, &loads).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        keys.forget(&kid);
+        load(&keys, &kid, &loads).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn what_was_being_unwrapped_when_it_was_forgotten_is_not_kept() {
+        let (keys, kid, loads) = (DataKeys::new(8, TTL), Kid::random(), AtomicU64::new(0));
+        let unwrap = async {
+            keys.forget(&kid);
+            Ok(Secret::new([7; 32]))
+        };
+        assert!(keys.get(&kid, unwrap).await.is_ok());
+        load(&keys, &kid, &loads).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 1, "it was not in memory");
+    }
 }

@@ -105,6 +105,7 @@ impl Keys {
         version: &Version,
     ) -> Result<std::sync::Arc<Unwrapped>> {
         let v = &version.version;
+        self.note_use(&v.kid);
         self.data_key(&key.key.tenant, key.key.id, &v.kid, &v.material)
             .await
     }

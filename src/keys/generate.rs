@@ -5,6 +5,7 @@
 use super::Keys;
 use crate::{
     error::{Error, Result},
+    fault,
     model::{IntentId, Key, Kid, Purpose, key::Material},
 };
 
@@ -52,12 +53,16 @@ impl Keys {
             .ok_or_else(|| Error::internal(format!("{} is no signature", key.algorithm)))?;
         let intent = IntentId::random();
         let label = format!("{}/{}/{number}", key.tenant, key.name);
+        // By database time: another replica judges by it how old the intent is.
+        let now = self.db.now().await?;
         self.db
-            .record_intent(intent, &key.backend, &key.tenant, &label, self.clock.now())
+            .record_intent(intent, &key.backend, &key.tenant, &label, now)
             .await?;
+        fault::point("generate.intended");
         let created = backend
             .create(spec, intent, &label, self.deadline())
             .await?;
+        fault::point("generate.generated");
         let public_key = created
             .public_key
             .ok_or_else(|| Error::internal("the backend made a key pair without a public key"))?;

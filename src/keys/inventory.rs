@@ -1,14 +1,15 @@
-//! Looking at keys, and changing what may be changed: owner, period, next rotation.
+//! Looking at keys, and changing what may be changed: owner, period, next rotation, rotation policy.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use serde_json::json;
 
 use super::{KeySnapshot, Keys, create::rotation_period};
 use crate::{
     error::{Error, Reason, Result},
-    gate::{AdminPermit, Permit, Recorded},
-    model::{Key, Kid, TenantName, Timestamp},
+    gate::{AdminPermit, Mutation, Permit, Recorded},
+    model::{Key, PrincipalId, RotationMode, RotationPolicy, TenantName, Timestamp},
+    store::{KeyFilter, ListedKey},
 };
 
 /// What UpdateKey is asked for; None leaves a field as it is.
@@ -20,32 +21,64 @@ pub struct UpdateKey {
     pub rotation_period: Option<Duration>,
     /// New date of the next rotation.
     pub next_rotation_at: Option<Timestamp>,
+    /// New rotation mode.
+    pub rotation_mode: Option<RotationMode>,
+    /// New number of approvals; never fewer than before.
+    pub approvals_needed: Option<NonZeroU32>,
+    /// Keep a standby version?
+    pub standby: Option<bool>,
+    /// New grace, for rotations from now on.
+    pub grace: Option<Duration>,
+}
+
+impl UpdateKey {
+    /// The policy that follows. Whoever changes what a standing approval was given to takes that approval back.
+    ///
+    /// Errors: ROTATION_POLICY for fewer approvals, or for AUTOMATIC with more than one; INVALID_FIELD.
+    fn policy(&self, before: &RotationPolicy, by: PrincipalId) -> Result<RotationPolicy> {
+        let mut policy = before.clone();
+        if let Some(needed) = self.approvals_needed {
+            if needed < before.approvals_needed {
+                return Err(Error::new(
+                    Reason::RotationPolicy,
+                    format!(
+                        "rotations of this key need {} approvals; the number is never lowered",
+                        before.approvals_needed
+                    ),
+                ));
+            }
+            policy.approvals_needed = needed;
+        }
+        policy.mode = self.rotation_mode.unwrap_or(before.mode);
+        policy.standby = self.standby.unwrap_or(before.standby);
+        policy.grace = self.grace.unwrap_or(before.grace);
+        let raised = policy.approvals_needed > before.approvals_needed;
+        if self.rotation_mode.is_some() || raised || policy.grace != before.grace {
+            policy.set_by = Some(by);
+            policy.standing_approval = None;
+        }
+        policy.check()?;
+        Ok(policy)
+    }
 }
 
 impl Keys {
-    /// Up to `limit` keys of the permitted tenant after `after` (a key id or nothing), oldest first, each with the
-    /// kid of its ACTIVE version.
+    /// Up to `limit` keys of the permitted tenant after `after` (a key id or nothing), oldest first.
     pub async fn list(
         &self,
         _permit: &Permit,
         tenant: &TenantName,
         after: &str,
-        overdue_only: Option<Timestamp>,
+        filter: &KeyFilter,
         limit: i64,
-    ) -> Result<Vec<(Key, Option<Kid>)>> {
-        let due_before = overdue_only.unwrap_or(Timestamp::from_micros(i64::MAX));
-        let keys = self.db.keys(tenant, after, due_before, limit).await?;
-        let mut listed = Vec::with_capacity(keys.len());
-        for key in keys {
-            let kid = self.db.active_kid(key.id).await?;
-            listed.push((key, kid));
-        }
-        Ok(listed)
+    ) -> Result<Vec<ListedKey>> {
+        Ok(self.db.keys(tenant, after, filter, limit).await?)
     }
 
     /// Changes a key.
     ///
-    /// Errors: INVALID_FIELD for a period or date out of bounds, CONFLICT when somebody else changed it first.
+    /// Errors: INVALID_FIELD for a period or date out of bounds, ROTATION_POLICY, CONFLICT when somebody else changed it
+    /// first.
     pub async fn update(
         &self,
         permit: AdminPermit,
@@ -53,6 +86,7 @@ impl Keys {
         change: UpdateKey,
     ) -> Result<Recorded<Arc<KeySnapshot>>> {
         let mut key = current.key.clone();
+        key.policy = change.policy(&key.policy, permit.caller().principal.id)?;
         if let Some(owner) = change.owner {
             key.owner = owner;
         }
@@ -76,12 +110,43 @@ impl Keys {
             }
             key.next_rotation_at = at;
         }
+        let mutation = permit.begin().await?;
+        self.record_changed(mutation, key, &current).await
+    }
+
+    /// Gives the standing approval to AUTOMATIC rotation.
+    ///
+    /// Errors: ROTATION_POLICY unless AUTOMATIC, SEPARATION_OF_DUTIES for who set the policy, CONFLICT.
+    pub async fn approve_policy(
+        &self,
+        permit: AdminPermit,
+        current: Arc<KeySnapshot>,
+    ) -> Result<Recorded<Arc<KeySnapshot>>> {
+        let approver = permit.caller().principal.id;
+        let mut key = current.key.clone();
+        key.policy = key.policy.approve(approver, self.clock.now())?;
+        let mutation = permit.begin().await?;
+        self.record_changed(mutation, key, &current).await
+    }
+
+    async fn record_changed(
+        &self,
+        mut mutation: Mutation,
+        mut key: Key,
+        current: &KeySnapshot,
+    ) -> Result<Recorded<Arc<KeySnapshot>>> {
+        let standing = key.policy.standing_approval.as_ref();
         let details = json!({
             "owner": key.owner,
             "rotation_period_seconds": key.rotation_period.as_secs(),
             "next_rotation_at": key.next_rotation_at.to_string(),
+            "rotation_mode": key.policy.mode.as_str(),
+            "approvals_needed": key.policy.approvals_needed.get(),
+            "standby": key.policy.standby,
+            "grace_seconds": key.policy.grace.as_secs(),
+            "policy_set_by": key.policy.set_by.map(|id| id.to_string()),
+            "policy_approved_by": standing.map(|approval| approval.approver.to_string()),
         });
-        let mut mutation = permit.begin().await?;
         if !mutation.tx().update_key(&key).await? {
             return Err(Error::new(
                 Reason::Conflict,
@@ -90,11 +155,8 @@ impl Keys {
         }
         key.revision += 1;
         let id = key.id;
-        let versions = current
-            .versions()
-            .iter()
-            .map(|v| v.version.clone())
-            .collect();
+        let versions = current.versions().iter();
+        let versions = versions.map(|v| v.version.clone()).collect();
         let updated = Arc::new(KeySnapshot::new(key, versions)?);
         self.forget_after(&mut mutation, id);
         mutation.record(updated, details).await

@@ -9,10 +9,13 @@ mod data_keys;
 mod encrypt;
 mod generate;
 mod inventory;
+mod leftovers;
 mod release;
 mod revoke;
 mod sign;
 mod snapshot;
+mod standby;
+mod uses;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -21,8 +24,11 @@ use tokio::time::Instant;
 
 pub use create::{AdoptKey, CreateKey};
 pub use inventory::UpdateKey;
+pub use leftovers::Gone;
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
+
+pub use crate::store::{KeyFilter, ListedKey};
 
 use crate::{
     backends::Backend,
@@ -48,6 +54,34 @@ pub struct KeysConfig {
     pub verify_after_sign: VerifyAfterSign,
     /// How long one backend call may take, in milliseconds. Default 5000.
     pub backend_timeout_ms: u64,
+    /// Time between the approval of a destruction and the destruction, in seconds. Within it the destruction can be
+    /// called off, and data that is still used under the version keeps it alive. Default 7 days.
+    pub destruction_wait_seconds: u64,
+    /// How old an attempt to generate a key pair is before what it may have left on the device is looked for, in
+    /// seconds; longer than a backend call takes. Default 30.
+    pub reconcile_after_seconds: u64,
+    /// Time between two writes of when versions were last used, in seconds. Default 60.
+    pub last_used_interval_seconds: u64,
+}
+
+impl KeysConfig {
+    /// Errors: a sentence that names the setting.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        if self.reconcile_after_seconds.saturating_mul(1000) <= self.backend_timeout_ms {
+            return Err(
+                "keys.reconcile_after_seconds must be longer than keys.backend_timeout_ms".into(),
+            );
+        }
+        if !(1..=3600).contains(&self.last_used_interval_seconds) {
+            return Err("keys.last_used_interval_seconds must be 1 to 3600".into());
+        }
+        Ok(())
+    }
+
+    /// Time between the approval of a destruction and the destruction.
+    pub const fn destruction_wait(&self) -> Duration {
+        Duration::from_secs(self.destruction_wait_seconds)
+    }
 }
 
 impl Default for KeysConfig {
@@ -58,6 +92,9 @@ impl Default for KeysConfig {
             data_key_ttl_seconds: 300,
             verify_after_sign: VerifyAfterSign::Sampled,
             backend_timeout_ms: 5000,
+            destruction_wait_seconds: 7 * 24 * 60 * 60,
+            reconcile_after_seconds: 30,
+            last_used_interval_seconds: 60,
         }
     }
 }
@@ -95,7 +132,8 @@ pub struct Keys {
     clock: Clock,
     config: KeysConfig,
     cache: Arc<cache::KeyCache>,
-    data_keys: data_keys::DataKeys,
+    data_keys: Arc<data_keys::DataKeys>,
+    uses: uses::Uses,
     sampler: sign::Sampler,
 }
 
@@ -118,10 +156,11 @@ impl Keys {
     ) -> Self {
         Self {
             cache: Arc::new(cache::KeyCache::new(config.cache_size)),
-            data_keys: data_keys::DataKeys::new(
+            data_keys: Arc::new(data_keys::DataKeys::new(
                 config.data_key_cache_size,
                 Duration::from_secs(config.data_key_ttl_seconds),
-            ),
+            )),
+            uses: uses::Uses::default(),
             sampler: sign::Sampler::default(),
             db,
             backends,
@@ -163,20 +202,14 @@ impl Keys {
         mutation.then(move || cache.forget(key));
     }
 
-    /// The key as the database has it now: a decision about its versions must not rest on a cache.
-    pub async fn fresh(
-        &self,
-        tenant: &TenantName,
-        key: crate::model::KeyId,
-    ) -> Result<Arc<KeySnapshot>> {
-        self.cache.forget(key);
-        let target = self.find(tenant, &KeyRef::Id(key)).await?;
-        target.snapshot().cloned()
-    }
-
     /// Forgets everything that is cached about keys.
     pub fn forget_all(&self) {
         self.cache.forget_all();
+    }
+
+    /// How old an attempt to generate is before its leftovers are looked for.
+    pub const fn reconcile_after(&self) -> Duration {
+        Duration::from_secs(self.config.reconcile_after_seconds)
     }
 
     /// Counts changes; whoever derives something from many keys compares it.

@@ -93,6 +93,7 @@ impl Keys {
             });
         let verified = verified.map(|v| v.version.kid.clone());
         if let Some(kid) = &verified {
+            self.note_use(kid);
             self.release_while(permit, key, kid, VersionState::verifies);
         }
         Ok(verified)
@@ -137,6 +138,7 @@ impl Keys {
         self.release_while(permit, key, kid, VersionState::verifies);
         let backend = self.backend(&key.key.backend)?;
         let deadline = self.deadline();
+        self.note_use(kid);
         let signature = match (input, algorithm.hash()) {
             (SignInput::Message(message), Some(hash)) => {
                 let digest = digest::digest(hash.algorithm(), message);

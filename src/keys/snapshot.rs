@@ -82,6 +82,11 @@ impl KeySnapshot {
         )
     }
 
+    /// The number that the key's next version gets.
+    pub fn next_number(&self) -> u32 {
+        self.versions.last().map_or(1, |v| v.version.number + 1)
+    }
+
     /// The version with this kid.
     pub fn version(&self, kid: &Kid) -> Option<&Version> {
         self.versions.iter().find(|v| v.version.kid == *kid)

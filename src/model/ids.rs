@@ -18,6 +18,12 @@ macro_rules! uuid_id {
                 Self(Uuid::now_v7())
             }
 
+            /// The id with these bytes, if they are those of a UUIDv7.
+            pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+                let id = Uuid::from_slice(bytes).ok()?;
+                (id.get_version_num() == 7).then_some(Self(id))
+            }
+
             /// The 16 bytes of the id.
             pub const fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()

@@ -7,7 +7,8 @@ use std::{fmt::Write, str::FromStr, time::Duration};
 use aws_lc_rs::digest;
 
 use super::{
-    Algorithm, KeyId, KeyName, Kid, PrincipalId, RotationId, TenantName, Timestamp, time::following,
+    Action, Algorithm, KeyId, KeyName, Kid, PrincipalId, RotationId, TenantName, Timestamp,
+    time::following,
 };
 use crate::error::{Error, Reason, Result};
 
@@ -165,6 +166,26 @@ impl Rotation {
             .flatten()
             .chain(approvals)
             .fold(self.requested_at, Timestamp::max)
+    }
+
+    /// What a person does next: approve it or deploy it. None when it waits for nobody.
+    pub const fn next_step(&self) -> Option<Action> {
+        match self.state {
+            RotationState::Requested => Some(Action::ApproveRotation),
+            RotationState::Approved => Some(Action::DeployRotation),
+            RotationState::Deployed
+            | RotationState::Completed
+            | RotationState::Rejected
+            | RotationState::Cancelled
+            | RotationState::Expired => None,
+        }
+    }
+
+    /// Has this principal asked for it, approved it or deployed it?
+    pub fn has_part(&self, principal: PrincipalId) -> bool {
+        self.requester == principal
+            || self.deployer == Some(principal)
+            || self.approvals.iter().any(|a| a.approver == principal)
     }
 
     /// Records an approval of the plan with this digest.

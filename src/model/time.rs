@@ -34,6 +34,11 @@ impl Timestamp {
         Self(self.0.saturating_add(micros(by)))
     }
 
+    /// Earlier by `by`, saturating at the beginning of time.
+    pub fn minus(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(micros(by)))
+    }
+
     /// Time from `earlier` to `self`; zero when `earlier` is later.
     pub fn since(self, earlier: Self) -> Duration {
         let micros = self.0.saturating_sub(earlier.0).max(0);

@@ -3,54 +3,28 @@
 //! Who may take which step is decided by `model::Rotation` (separation of duties) after the gate (roles). What each
 //! step changes is one transaction: a deployment makes the new version ACTIVE and the old one VERIFY_ONLY at once.
 
+mod alerts;
+mod config;
+mod end;
+mod scheduled;
+
 use std::{sync::Arc, time::Duration};
 
-use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
+
+pub use config::RotationConfig;
 
 use crate::{
     clock::Clock,
     error::{Error, Reason, Result},
-    gate::{AdminPermit, Permit, Recorded, not_found},
+    gate::{AdminPermit, Mutation, Permit, Recorded, not_found},
     keys::{KeySnapshot, Keys},
     model::{
-        Entity, KeyId, KeyRef, KeyVersion, Purpose, Resource, Rotation, RotationId, RotationState,
-        TenantName, key::VersionEvent, rotation::Plan,
+        Entity, IntentId, Key, KeyId, KeyVersion, PrincipalId, Purpose, Resource, Rotation,
+        RotationId, RotationState, TenantName, VersionState, key::VersionEvent, rotation::Plan,
     },
-    store::{Db, IntentState, StoreError},
+    store::{Db, IntentState, StoreError, Tx},
 };
-
-/// Section `[rotation]`.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct RotationConfig {
-    /// How far clocks of verifiers may be off, in seconds; added to the JWKS max-age for the soak, and to the last
-    /// token's `exp` for the grace. Default 60.
-    pub clock_skew_seconds: u64,
-    /// How long a request may wait for its approvals and its deployment, in seconds. Default 7 days.
-    pub request_ttl_seconds: u64,
-}
-
-impl RotationConfig {
-    /// How far clocks of verifiers may be off.
-    pub const fn clock_skew(&self) -> Duration {
-        Duration::from_secs(self.clock_skew_seconds)
-    }
-
-    /// How long a request stays open.
-    pub const fn request_ttl(&self) -> Duration {
-        Duration::from_secs(self.request_ttl_seconds)
-    }
-}
-
-impl Default for RotationConfig {
-    fn default() -> Self {
-        Self {
-            clock_skew_seconds: 60,
-            request_ttl_seconds: 7 * 24 * 60 * 60,
-        }
-    }
-}
 
 /// Rotations of keys.
 pub struct Rotations {
@@ -77,6 +51,11 @@ impl Rotations {
             soak,
             config,
         }
+    }
+
+    /// How far the clocks of verifiers may be off.
+    pub const fn clock_skew(&self) -> Duration {
+        self.config.clock_skew()
     }
 
     /// The rotation, and the resource that the gate decides about: its tenant's, or, for an id nobody has, the
@@ -106,9 +85,26 @@ impl Rotations {
         Ok(self.db.rotations(tenant, key, state, before, limit).await?)
     }
 
+    /// As `list`, of those that are open and not expired. A page may hold fewer that wait for any one person.
+    pub async fn waiting(
+        &self,
+        _permit: &Permit,
+        tenant: &TenantName,
+        key: Option<KeyId>,
+        state: Option<RotationState>,
+        before: &str,
+        limit: i64,
+    ) -> Result<Vec<Rotation>> {
+        let now = self.clock.now();
+        let waiting = self
+            .db
+            .waiting_rotations(tenant, key, state, now, before, limit);
+        Ok(waiting.await?)
+    }
+
     /// Generates the successor, PRE_ACTIVE and not announced, and opens a rotation for approval.
     ///
-    /// Errors: ROTATION_OPEN, NO_USABLE_VERSION, and the backend's.
+    /// Errors: ROTATION_OPEN, KEY_COMPROMISED, NO_USABLE_VERSION, CONFLICT, and the backend's.
     pub async fn request(
         &self,
         permit: AdminPermit,
@@ -116,15 +112,76 @@ impl Rotations {
         justification: String,
     ) -> Result<Recorded<Rotation>> {
         // As the database has it now: a successor to a version that is not ACTIVE any more could never be deployed.
-        let key = self.fresh(&key.key.tenant, key.key.id).await?;
-        let old = key.active()?.version.clone();
-        self.refuse_open(&key).await?;
-        let number = key.versions().last().map_or(1, |v| v.version.number + 1);
+        let key = self.keys.fresh(&key.key.tenant, key.key.id).await?;
+        let requester = permit.caller().principal.id;
+        let successor = self.successor(&key).await?;
+        let rotation = self.draft(&key, &successor.version, requester, justification)?;
+        let mutation = permit.begin().await?;
+        self.record_opened(mutation, &key, successor, rotation)
+            .await
+    }
+
+    /// Approves the plan with this digest. With the last needed approval the new kid is announced.
+    ///
+    /// Errors: ROTATION_NOT_FOUND, ROTATION_STATE, ROTATION_EXPIRED, SEPARATION_OF_DUTIES, PLAN_CHANGED, CONFLICT,
+    /// CLOCK_BACKWARDS.
+    pub async fn approve(
+        &self,
+        permit: AdminPermit,
+        rotation: Option<Rotation>,
+        digest: &str,
+    ) -> Result<Recorded<Rotation>> {
+        let rotation = found(rotation, permit.permit())?;
+        let approver = permit.caller().principal.id;
+        let key = self.keys.fresh(&rotation.tenant, rotation.key_id).await?;
+        let approved = rotation.approve(approver, digest, self.clock.now())?;
+        let mutation = permit.begin().await?;
+        let details = details(&approved);
+        self.record_approved(mutation, &key, approved, details)
+            .await
+    }
+
+    /// Makes the new version ACTIVE and the old one VERIFY_ONLY, and sets the next rotation date.
+    ///
+    /// Errors: ROTATION_NOT_FOUND, ROTATION_STATE, ROTATION_EXPIRED, SEPARATION_OF_DUTIES, ROTATION_SOAKING,
+    /// KEY_COMPROMISED, CONFLICT, CLOCK_BACKWARDS.
+    pub async fn deploy(
+        &self,
+        permit: AdminPermit,
+        rotation: Option<Rotation>,
+    ) -> Result<Recorded<Rotation>> {
+        let rotation = found(rotation, permit.permit())?;
+        let deployed = rotation.deploy(permit.caller().principal.id, self.clock.now())?;
+        let key = self.keys.fresh(&deployed.tenant, deployed.key_id).await?;
+        let change = Deployment::new(&key, deployed)?;
+        let mutation = permit.begin().await?;
+        self.record_deployed(mutation, change).await
+    }
+
+    /// The version that could follow the ACTIVE one. Refuses before a device generates anything, because what it
+    /// generated stays.
+    async fn successor(&self, key: &KeySnapshot) -> Result<Successor> {
+        active(key)?;
+        self.refuse_open(key).await?;
+        let number = key.next_number();
         let generated = self.keys.generate(&key.key, number).await?;
         let now = self.clock.now();
-        let version =
-            KeyVersion::pre_active(key.key.id, number, generated.kid, generated.material, now);
-        let id = RotationId::random();
+        let (kid, material) = (generated.kid, generated.material);
+        Ok(Successor {
+            version: KeyVersion::pre_active(key.key.id, number, kid, material, now),
+            intent: generated.intent,
+        })
+    }
+
+    fn draft(
+        &self,
+        key: &KeySnapshot,
+        new: &KeyVersion,
+        requester: PrincipalId,
+        justification: String,
+    ) -> Result<Rotation> {
+        let (id, now, policy) = (RotationId::random(), self.clock.now(), &key.key.policy);
+        let old_kid = active(key)?.kid.clone();
         let soak = match key.key.purpose {
             // Nobody outside keeps a copy of a data key, so there is nobody to wait for.
             Purpose::Encryption => Duration::ZERO,
@@ -136,29 +193,29 @@ impl Rotations {
             key: key.key.id,
             algorithm: key.key.algorithm,
             backend: &key.key.backend,
-            old_kid: &old.kid,
-            new_kid: &version.kid,
+            old_kid: &old_kid,
+            new_kid: &new.kid,
             soak,
-            grace: key.key.policy.grace,
-            approvals_needed: key.key.policy.approvals_needed,
+            grace: policy.grace,
+            approvals_needed: policy.approvals_needed,
         }
         .canonical();
-        let rotation = Rotation {
+        Ok(Rotation {
             id,
             tenant: key.key.tenant.clone(),
             key_id: key.key.id,
             key_name: key.key.name.clone(),
             state: RotationState::Requested,
-            old_kid: old.kid,
-            new_kid: version.kid.clone(),
+            old_kid,
+            new_kid: new.kid.clone(),
             justification,
             plan,
             soak,
-            grace: key.key.policy.grace,
+            grace: policy.grace,
             scheduled: false,
-            requester: permit.caller().principal.id,
+            requester,
             approvals: Vec::new(),
-            approvals_needed: key.key.policy.approvals_needed,
+            approvals_needed: policy.approvals_needed,
             deployer: None,
             requested_at: now,
             announced_at: None,
@@ -168,116 +225,106 @@ impl Rotations {
             ended_at: None,
             ended_by: None,
             end_reason: String::new(),
-        };
-        let mut mutation = permit.begin().await?;
-        mutation.on("rotation", rotation.id);
-        let tx = mutation.tx();
-        tx.insert_version(&version).await.map_err(open)?;
-        tx.insert_rotation(&rotation).await.map_err(open)?;
-        if let Some(intent) = generated.intent {
-            tx.settle_intent(intent, IntentState::Done).await?;
-        }
-        self.record(mutation, rotation).await
+        })
     }
 
-    /// Approves the plan with this digest. With the last needed approval the new kid is announced.
-    ///
-    /// Errors: ROTATION_NOT_FOUND, ROTATION_STATE, SEPARATION_OF_DUTIES, PLAN_CHANGED, CONFLICT.
-    pub async fn approve(
+    async fn record_opened(
         &self,
-        permit: AdminPermit,
-        rotation: Option<Rotation>,
-        digest: &str,
+        mut mutation: Mutation,
+        key: &KeySnapshot,
+        successor: Successor,
+        rotation: Rotation,
     ) -> Result<Recorded<Rotation>> {
-        let rotation = found(rotation, permit.permit())?;
-        let approver = permit.caller().principal.id;
-        let now = self.clock.now();
-        let key = self.fresh(&rotation.tenant, rotation.key_id).await?;
-        let approved = rotation.approve(approver, digest, now)?;
-        let mut mutation = permit.begin().await?;
+        mutation.on("rotation", rotation.id);
+        let tx = mutation.tx();
+        let inserted = match tx.insert_version(&successor.version).await {
+            Ok(()) => tx.insert_rotation(&rotation).await,
+            failed => failed,
+        };
+        match inserted {
+            Ok(()) => {}
+            Err(StoreError::Exists(_)) => {
+                drop(mutation);
+                // Whoever was first opened a rotation, or made a standby version of the same number.
+                self.refuse_open(key).await?;
+                return Err(Error::new(
+                    Reason::Conflict,
+                    "somebody else changed this key; read it again and retry",
+                ));
+            }
+            Err(other) => return Err(other.into()),
+        }
+        if let Some(intent) = successor.intent {
+            tx.settle_intent(intent, IntentState::Done).await?;
+        }
+        let details = details(&rotation);
+        self.record(mutation, rotation, details).await
+    }
+
+    async fn record_approved(
+        &self,
+        mut mutation: Mutation,
+        key: &KeySnapshot,
+        approved: Rotation,
+        details: Value,
+    ) -> Result<Recorded<Rotation>> {
         let tx = mutation.tx();
         if let Some(approval) = approved.approvals.last() {
             let inserted = tx.insert_approval(approved.id, approval).await;
             inserted.map_err(|e| conflict(Some(e)))?;
         }
-        if !tx
-            .update_rotation(&approved, RotationState::Requested)
-            .await?
-        {
+        moved(tx, &approved, RotationState::Requested).await?;
+        // The row is ours now. Two approvers at the same time must not each believe that one more is needed.
+        if tx.count_approvals(approved.id).await? != approved.approvals.len() as i64 {
             return Err(conflict(None));
         }
         if approved.state == RotationState::Approved {
-            let mut version = successor(&key, &approved)?.clone();
-            version.announced_at = Some(now);
+            let mut version = successor_of(key, &approved)?.clone();
+            version.announced_at = approved.announced_at;
             if !tx.update_version(&version, version.state).await? {
                 return Err(conflict(None));
             }
         }
-        self.record(mutation, approved).await
+        self.record(mutation, approved, details).await
     }
 
-    /// Makes the new version ACTIVE and the old one VERIFY_ONLY, and sets the next rotation date.
-    ///
-    /// Errors: ROTATION_NOT_FOUND, ROTATION_STATE, SEPARATION_OF_DUTIES, ROTATION_SOAKING, CONFLICT.
-    pub async fn deploy(
+    async fn record_deployed(
         &self,
-        permit: AdminPermit,
-        rotation: Option<Rotation>,
+        mut mutation: Mutation,
+        change: Deployment,
     ) -> Result<Recorded<Rotation>> {
-        let rotation = found(rotation, permit.permit())?;
-        let now = self.clock.now();
-        let mut deployed = rotation.deploy(permit.caller().principal.id, now)?;
-        let key = self.fresh(&deployed.tenant, deployed.key_id).await?;
-        let (mut old, mut new) = (
-            key.active()?.version.clone(),
-            successor(&key, &deployed)?.clone(),
-        );
-        if old.kid != deployed.old_kid {
-            return Err(conflict(None));
-        }
-        let old_state = old.advance(VersionEvent::Supersede, now)?;
-        let new_state = new.advance(VersionEvent::Deploy, now)?;
-        let mut row = key.key.clone();
-        row.next_rotation_at = now.plus(row.rotation_period);
-        let mut mutation = permit.begin().await?;
+        let Deployment {
+            mut rotation,
+            mut old,
+            new,
+            key,
+        } = change;
         let tx = mutation.tx();
+        moved(tx, &rotation, RotationState::Approved).await?;
         // The old one first: the database allows one ACTIVE version at every moment.
-        let moved = tx
-            .update_rotation(&deployed, RotationState::Approved)
-            .await?
-            && tx.update_version(&old, old_state).await?
-            && tx.update_version(&new, new_state).await?
-            && tx.update_key(&row).await?;
-        if !moved {
+        let changed = tx.update_version(&old.0, old.1).await?
+            && tx.update_version(&new.0, new.1).await?
+            && tx.update_key(&key).await?;
+        if !changed {
             return Err(conflict(None));
         }
         // Read behind the update: a version that is not ACTIVE raises its mark no more, so this is the last word.
-        old.last_token_exp = tx.last_token_exp(&old.kid).await?;
-        deployed.grace_ends_at = old.grace_ends_at(deployed.grace, self.config.clock_skew());
-        if !tx
-            .update_rotation(&deployed, RotationState::Deployed)
-            .await?
-        {
-            return Err(conflict(None));
-        }
-        self.record(mutation, deployed).await
+        old.0.last_token_exp = tx.last_token_exp(&old.0.kid).await?;
+        rotation.grace_ends_at = old
+            .0
+            .grace_ends_at(rotation.grace, self.config.clock_skew());
+        moved(tx, &rotation, RotationState::Deployed).await?;
+        let details = details(&rotation);
+        self.record(mutation, rotation, details).await
     }
 
     async fn record(
         &self,
-        mut mutation: crate::gate::Mutation,
+        mut mutation: Mutation,
         rotation: Rotation,
+        details: Value,
     ) -> Result<Recorded<Rotation>> {
-        let key = rotation.key_id;
-        let details = json!({
-            "key_id": key.to_string(),
-            "key": rotation.key_name.as_str(),
-            "state": rotation.state.as_str(),
-            "old_kid": rotation.old_kid.as_str(),
-            "new_kid": rotation.new_kid.as_str(),
-            "plan_digest": rotation.plan_digest(),
-        });
-        self.keys.forget_after(&mut mutation, key);
+        self.keys.forget_after(&mut mutation, rotation.key_id);
         mutation.record(rotation, details).await
     }
 
@@ -301,33 +348,87 @@ impl Rotations {
         }
         Ok(())
     }
+}
 
-    /// The key as the database has it now: a decision about its versions must not rest on a cache.
-    async fn fresh(&self, tenant: &TenantName, key: KeyId) -> Result<Arc<KeySnapshot>> {
-        self.keys.forget(key);
-        let target = self.keys.find(tenant, &KeyRef::Id(key)).await?;
-        target.snapshot().cloned()
+/// A new version that no row knows of yet.
+struct Successor {
+    version: KeyVersion,
+    intent: Option<IntentId>,
+}
+
+/// What a deployment changes, each with the state it was in.
+struct Deployment {
+    rotation: Rotation,
+    old: (KeyVersion, VersionState),
+    new: (KeyVersion, VersionState),
+    key: Key,
+}
+
+impl Deployment {
+    /// Of a rotation that may be deployed, on the key as it is now.
+    fn new(key: &KeySnapshot, rotation: Rotation) -> Result<Self> {
+        let (mut old, mut new) = (active(key)?.clone(), successor_of(key, &rotation)?.clone());
+        if old.kid != rotation.old_kid {
+            return Err(conflict(None));
+        }
+        let now = rotation.last_step();
+        let was = old.advance(VersionEvent::Supersede, now)?;
+        let will = new.advance(VersionEvent::Deploy, now)?;
+        let mut row = key.key.clone();
+        row.next_rotation_at = now.plus(row.rotation_period);
+        Ok(Self {
+            rotation,
+            old: (old, was),
+            new: (new, will),
+            key: row,
+        })
     }
+}
+
+/// The ACTIVE version. Errors: KEY_COMPROMISED when an incident took it, NO_USABLE_VERSION.
+fn active(key: &KeySnapshot) -> Result<&KeyVersion> {
+    let frozen = |v: &KeyVersion| v.compromised_at.is_some() && v.activated_at.is_some();
+    match key.active() {
+        Ok(active) => Ok(&active.version),
+        Err(_) if key.versions().iter().any(|v| frozen(&v.version)) => Err(Error::new(
+            Reason::KeyCompromised,
+            format!(
+                "the ACTIVE version of key {} was declared compromised; its incident replaces it, a rotation cannot",
+                key.key.name
+            ),
+        )),
+        Err(none) => Err(none),
+    }
+}
+
+/// Writes the rotation if it is still in state `from`. Errors: CONFLICT.
+async fn moved(tx: &mut Tx, rotation: &Rotation, from: RotationState) -> Result<()> {
+    match tx.update_rotation(rotation, from).await? {
+        true => Ok(()),
+        false => Err(conflict(None)),
+    }
+}
+
+/// What the audit row says of a rotation.
+fn details(rotation: &Rotation) -> Value {
+    json!({
+        "key_id": rotation.key_id.to_string(),
+        "key": rotation.key_name.as_str(),
+        "state": rotation.state.as_str(),
+        "old_kid": rotation.old_kid.as_str(),
+        "new_kid": rotation.new_kid.as_str(),
+        "plan_digest": rotation.plan_digest(),
+    })
 }
 
 fn found(rotation: Option<Rotation>, permit: &Permit) -> Result<Rotation> {
     rotation.ok_or_else(|| not_found(permit.resource()))
 }
 
-fn successor<'a>(key: &'a KeySnapshot, rotation: &Rotation) -> Result<&'a KeyVersion> {
+fn successor_of<'a>(key: &'a KeySnapshot, rotation: &Rotation) -> Result<&'a KeyVersion> {
     key.version(&rotation.new_kid)
         .map(|v| &v.version)
         .ok_or_else(|| Error::internal(format!("rotation {} lost its version", rotation.id)))
-}
-
-fn open(error: StoreError) -> Error {
-    match error {
-        StoreError::Exists(_) => Error::new(
-            Reason::RotationOpen,
-            "another rotation of this key was opened meanwhile; finish it first",
-        ),
-        other => other.into(),
-    }
 }
 
 fn conflict(error: Option<StoreError>) -> Error {

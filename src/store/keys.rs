@@ -33,10 +33,39 @@ const KEY_BY_ID: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, 
 const KEY_BY_NAME: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
      rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
      policy_approved_by, policy_approved_at FROM keys WHERE tenant = $1 AND name = $2";
-const KEY_PAGE: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
-     rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
-     policy_approved_by, policy_approved_at FROM keys \
-     WHERE tenant = $1 AND id > $2 AND next_rotation_at < $3 ORDER BY id LIMIT $4";
+// The ACTIVE kid and the flag come with the row, whatever the length of the page.
+const KEY_PAGE: &str = "SELECT k.id, k.tenant, k.name, k.purpose, k.algorithm, k.rsa_bits, k.backend, k.owner, \
+     k.created_at, k.rotation_period, k.next_rotation_at, k.revision, k.rotation_mode, k.approvals_needed, k.standby, \
+     k.grace, k.policy_set_by, k.policy_approved_by, k.policy_approved_at, v.kid AS active_kid, \
+     CASE WHEN EXISTS (SELECT 1 FROM key_versions c WHERE c.key_id = k.id AND c.state = 'COMPROMISED') \
+     THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END AS compromised \
+     FROM keys k LEFT JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
+     WHERE k.tenant = $1 AND k.id > $2 AND k.next_rotation_at < $3 AND ($4 = '' OR k.owner = $4) AND ($5 = 0 OR EXISTS \
+     (SELECT 1 FROM key_versions c WHERE c.key_id = k.id AND c.state = 'COMPROMISED')) ORDER BY k.id LIMIT $6";
+// Not those with an open rotation, nor those whose last one was turned down or ran out only just.
+const DUE: &str = "SELECT k.id, k.tenant FROM keys k JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
+     WHERE k.next_rotation_at <= $1 AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.key_id = k.id \
+     AND (r.state IN ('REQUESTED', 'APPROVED') OR (r.state IN ('REJECTED', 'CANCELLED', 'EXPIRED') AND r.ended_at > $2))) \
+     ORDER BY k.next_rotation_at, k.id LIMIT $3";
+const STANDBY_MISSING: &str = "SELECT k.id, k.tenant FROM keys k \
+     JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' WHERE k.standby = 1 AND NOT EXISTS \
+     (SELECT 1 FROM key_versions s WHERE s.key_id = k.id AND s.state = 'PRE_ACTIVE' AND s.is_standby = 1) \
+     ORDER BY k.id LIMIT $1";
+const STANDBY_UNWANTED: &str = "SELECT DISTINCT k.id, k.tenant FROM keys k JOIN key_versions s ON s.key_id = k.id \
+     WHERE k.standby = 0 AND s.state = 'PRE_ACTIVE' AND s.is_standby = 1 ORDER BY k.id LIMIT $1";
+// In its grace window without a rotation that will end it: an incident, and not a deployment, replaced its successor.
+const GRACE_OVER: &str = "SELECT v.kid, k.id, k.tenant FROM key_versions v JOIN keys k ON k.id = v.key_id \
+     WHERE v.state = 'VERIFY_ONLY' AND v.deactivated_at + k.grace <= $1 \
+     AND (v.last_token_exp IS NULL OR v.last_token_exp + $2 <= $1) \
+     AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.old_kid = v.kid AND r.state = 'DEPLOYED') \
+     ORDER BY v.kid LIMIT $3";
+// Under a standing approval the scheduler is about to rotate it, so people are told only when that takes long.
+const OVERDUE: &str = "SELECT k.id, k.tenant FROM keys k WHERE k.next_rotation_at < CASE \
+     WHEN k.rotation_mode = 'AUTOMATIC' AND k.policy_approved_by IS NOT NULL THEN $2 ELSE $1 END \
+     AND NOT EXISTS (SELECT 1 FROM alerts a \
+     WHERE a.window_key = 'KEY_OVERDUE/' || k.id || '/' || CAST(k.next_rotation_at AS TEXT)) ORDER BY k.id LIMIT $3";
+const COUNT_OVERDUE: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM keys WHERE next_rotation_at < $1";
+const HOLD_KEY: &str = "UPDATE keys SET revision = revision WHERE id = $1 AND revision = $2";
 const VERSIONS: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
      created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
      last_token_exp, last_used_at, is_standby FROM key_versions WHERE key_id = $1 ORDER BY number";
@@ -50,6 +79,8 @@ const STANDBY: &str = "SELECT kid, key_id, number, state, backend_ref, public_jw
 const LAST_TOKEN_EXP: &str = "SELECT last_token_exp FROM key_versions WHERE kid = $1";
 const RAISE_LAST_TOKEN_EXP: &str = "UPDATE key_versions SET last_token_exp = $2 \
      WHERE kid = $1 AND state = 'ACTIVE' AND (last_token_exp IS NULL OR last_token_exp < $2)";
+const ACTIVE_MARK: &str =
+    "SELECT last_token_exp FROM key_versions WHERE kid = $1 AND state = 'ACTIVE'";
 const ACTIVE_KID: &str = "SELECT kid FROM key_versions WHERE key_id = $1 AND state = 'ACTIVE'";
 const KEY_OF_KID: &str = "SELECT key_id FROM key_versions WHERE kid = $1";
 const PUBLISHED: &str = "SELECT v.kid, k.algorithm, v.public_jwk FROM key_versions v \
@@ -80,6 +111,39 @@ struct KeyRow {
     policy_approved_by: Option<String>,
     policy_approved_at: Option<i64>,
 }
+
+#[derive(sqlx::FromRow)]
+struct ListedRow {
+    #[sqlx(flatten)]
+    key: KeyRow,
+    active_kid: Option<String>,
+    compromised: i64,
+}
+
+/// A key in a list.
+#[derive(Debug)]
+pub struct ListedKey {
+    /// The key.
+    pub key: Key,
+    /// kid of its ACTIVE version.
+    pub active_kid: Option<Kid>,
+    /// Is one of its versions COMPROMISED?
+    pub compromised: bool,
+}
+
+/// Which keys of a tenant to list.
+#[derive(Clone, Debug, Default)]
+pub struct KeyFilter {
+    /// Only those whose next rotation is before this.
+    pub due_before: Option<Timestamp>,
+    /// Only those with a COMPROMISED version.
+    pub compromised_only: bool,
+    /// Only those of this owner; empty for everybody's.
+    pub owner: String,
+}
+
+/// Rows that a job takes on at once; the rest is there at its next look.
+const AT_ONCE: i64 = 10_000;
 
 #[derive(sqlx::FromRow)]
 struct VersionRow {
@@ -152,6 +216,12 @@ impl Tx {
             standing.map(|a| a.approver.to_string()),
             standing.map(|a| a.at.micros()),
         )?;
+        Ok(rows == 1)
+    }
+
+    /// False when the row has not `key.revision` any more. True: nobody changes it before this transaction ends.
+    pub async fn hold_key(&mut self, key: &Key) -> Result<bool> {
+        let rows = execute!(self, HOLD_KEY, key.id.to_string(), key.revision)?;
         Ok(rows == 1)
     }
 
@@ -242,6 +312,12 @@ impl Tx {
         Ok(row.and_then(|(exp,)| exp).map(Timestamp::from_micros))
     }
 
+    /// The high-water mark of an ACTIVE version; None when the version is not ACTIVE (any more).
+    pub async fn active_mark(&mut self, kid: &Kid) -> Result<Option<Option<Timestamp>>> {
+        let row = fetch_in!(self, (Option<i64>,), ACTIVE_MARK, kid.as_str())?;
+        Ok(row.map(|(exp,)| exp.map(Timestamp::from_micros)))
+    }
+
     /// Raises the high-water mark of an ACTIVE version to `exp`; false when the version is not ACTIVE or the mark is
     /// there already.
     pub async fn raise_last_token_exp(&mut self, kid: &Kid, exp: Timestamp) -> Result<bool> {
@@ -263,26 +339,117 @@ impl Db {
         Ok(key.filter(|key| key.tenant == *tenant))
     }
 
-    /// Up to `limit` keys of a tenant after `after` that are due before `due_before`, oldest first.
+    /// Up to `limit` keys of a tenant after `after`, oldest first.
     pub async fn keys(
         &self,
         tenant: &TenantName,
         after: &str,
-        due_before: Timestamp,
+        filter: &KeyFilter,
         limit: i64,
-    ) -> Result<Vec<Key>> {
+    ) -> Result<Vec<ListedKey>> {
         fetch_all!(
             self,
-            KeyRow,
+            ListedRow,
             KEY_PAGE,
             tenant.as_str(),
             after,
-            due_before.micros(),
+            filter.due_before.map_or(i64::MAX, Timestamp::micros),
+            &filter.owner,
+            i64::from(filter.compromised_only),
             limit
         )?
         .into_iter()
-        .map(Key::try_from)
+        .map(ListedKey::try_from)
         .collect()
+    }
+
+    /// Keys with an ACTIVE version that are due at `now`, the longest due first. Not those with an open rotation, nor
+    /// those whose last one was rejected, cancelled or expired after `ended_before`.
+    pub async fn keys_due(
+        &self,
+        now: Timestamp,
+        ended_before: Timestamp,
+    ) -> Result<Vec<(KeyId, TenantName)>> {
+        let (now, ended) = (now.micros(), ended_before.micros());
+        of_tenants(fetch_all!(
+            self,
+            (String, String),
+            DUE,
+            now,
+            ended,
+            AT_ONCE
+        )?)
+    }
+
+    /// Keys with an ACTIVE version whose policy wants a standby version and that have none.
+    pub async fn keys_without_standby(&self) -> Result<Vec<(KeyId, TenantName)>> {
+        of_tenants(fetch_all!(
+            self,
+            (String, String),
+            STANDBY_MISSING,
+            AT_ONCE
+        )?)
+    }
+
+    /// Keys that have a standby version and whose policy does not want it.
+    pub async fn keys_with_unwanted_standby(&self) -> Result<Vec<(KeyId, TenantName)>> {
+        of_tenants(fetch_all!(
+            self,
+            (String, String),
+            STANDBY_UNWANTED,
+            AT_ONCE
+        )?)
+    }
+
+    /// VERIFY_ONLY versions whose grace window is over at `now` and that no DEPLOYED rotation will retire. `skew` is how
+    /// far the clocks of verifiers may be off.
+    pub async fn versions_past_grace(
+        &self,
+        now: Timestamp,
+        skew: Duration,
+    ) -> Result<Vec<(Kid, KeyId, TenantName)>> {
+        let (now, skew) = (now.micros(), micros(skew));
+        let rows = fetch_all!(
+            self,
+            (String, String, String),
+            GRACE_OVER,
+            now,
+            skew,
+            AT_ONCE
+        )?;
+        rows.iter()
+            .map(|(kid, key, tenant)| {
+                Ok((
+                    parse("kid", kid)?,
+                    parse("key id", key)?,
+                    parse("tenant", tenant)?,
+                ))
+            })
+            .collect()
+    }
+
+    /// Keys that are overdue at `now` and that no alert was raised about since they became due. Those under a standing
+    /// approval count from `automatic` on.
+    pub async fn keys_to_alert_about(
+        &self,
+        now: Timestamp,
+        automatic: Timestamp,
+    ) -> Result<Vec<(KeyId, TenantName)>> {
+        let (now, automatic) = (now.micros(), automatic.micros());
+        of_tenants(fetch_all!(
+            self,
+            (String, String),
+            OVERDUE,
+            now,
+            automatic,
+            AT_ONCE
+        )?)
+    }
+
+    /// How many keys of all tenants are overdue at `now`.
+    pub async fn count_overdue_keys(&self, now: Timestamp) -> Result<i64> {
+        let row = fetch_optional!(self, (i64,), COUNT_OVERDUE, now.micros())?;
+        Ok(row.map_or(0, |(count,)| count))
     }
 
     /// All versions of a key, oldest first.
@@ -318,6 +485,24 @@ impl Db {
             })
             .collect()
     }
+}
+
+impl TryFrom<ListedRow> for ListedKey {
+    type Error = StoreError;
+
+    fn try_from(row: ListedRow) -> Result<Self> {
+        Ok(Self {
+            key: row.key.try_into()?,
+            active_kid: row.active_kid.map(|kid| parse("kid", &kid)).transpose()?,
+            compromised: row.compromised != 0,
+        })
+    }
+}
+
+fn of_tenants(rows: Vec<(String, String)>) -> Result<Vec<(KeyId, TenantName)>> {
+    rows.iter()
+        .map(|(key, tenant)| Ok((parse("key id", key)?, parse("tenant", tenant)?)))
+        .collect()
 }
 
 impl TryFrom<KeyRow> for Key {

@@ -6,6 +6,7 @@
 
 mod alerts;
 mod audit;
+mod destructions;
 mod engine;
 mod idempotency;
 mod incidents;
@@ -25,7 +26,8 @@ pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
-pub use intents::IntentState;
+pub use intents::{Intent, IntentState};
+pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
 

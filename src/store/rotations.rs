@@ -28,6 +28,27 @@ const PAGE: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.state
      r.end_reason FROM rotations r JOIN keys k ON k.id = r.key_id \
      WHERE r.tenant = $1 AND r.id < $2 AND ($3 = '' OR r.key_id = $3) AND ($4 = '' OR r.state = $4) \
      ORDER BY r.id DESC LIMIT $5";
+const WAITING: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.state, r.old_kid, r.new_kid, \
+     r.justification, r.plan, r.soak, r.requester, r.approvals_needed, r.deployer, r.requested_at, \
+     r.announced_at, r.deployed_at, r.grace, r.scheduled, r.expires_at, r.grace_ends_at, r.ended_at, r.ended_by, \
+     r.end_reason FROM rotations r JOIN keys k ON k.id = r.key_id \
+     WHERE r.tenant = $1 AND r.id < $2 AND ($3 = '' OR r.key_id = $3) AND ($4 = '' OR r.state = $4) \
+     AND r.state IN ('REQUESTED', 'APPROVED') AND r.expires_at > $5 ORDER BY r.id DESC LIMIT $6";
+const OVERTIME: &str = "SELECT id FROM rotations WHERE state IN ('REQUESTED', 'APPROVED') AND expires_at <= $1 \
+     ORDER BY id LIMIT $2";
+const GRACE_OVER: &str = "SELECT id FROM rotations WHERE state = 'DEPLOYED' AND grace_ends_at <= $1 ORDER BY id LIMIT $2";
+// What a standing approval covers: opened by the scheduler, and the key still rotates AUTOMATIC.
+const STANDING: &str = "SELECT r.id FROM rotations r JOIN keys k ON k.id = r.key_id \
+     WHERE r.state = $1 AND r.scheduled = 1 AND r.expires_at > $2 AND k.rotation_mode = 'AUTOMATIC' \
+     AND k.policy_approved_by IS NOT NULL AND (r.announced_at IS NULL OR r.announced_at + r.soak <= $2) \
+     ORDER BY r.id LIMIT $3";
+// Since when it waits is when it was asked for, or when it could have been deployed.
+const UNANSWERED: &str = "SELECT r.id FROM rotations r WHERE r.state IN ('REQUESTED', 'APPROVED') AND r.expires_at > $1 \
+     AND COALESCE(r.announced_at + r.soak, r.requested_at) <= $2 \
+     AND NOT EXISTS (SELECT 1 FROM alerts a WHERE a.window_key = 'ROTATION_WAITING/' || r.id || '/' || r.state) \
+     ORDER BY r.id LIMIT $3";
+const COUNT_APPROVALS: &str =
+    "SELECT CAST(COUNT(*) AS BIGINT) FROM rotation_approvals WHERE rotation_id = $1";
 const OPEN: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.state, r.old_kid, r.new_kid, \
      r.justification, r.plan, r.soak, r.requester, r.approvals_needed, r.deployer, r.requested_at, \
      r.announced_at, r.deployed_at, r.grace, r.scheduled, r.expires_at, r.grace_ends_at, r.ended_at, r.ended_by, \
@@ -42,6 +63,21 @@ const APPROVALS: &str =
 
 /// Greater than every UUID in canonical text.
 const AFTER_EVERY_ID: &str = "g";
+
+/// Rows that a job takes on at once; the rest is there at its next look.
+const AT_ONCE: i64 = 10_000;
+
+fn or_newest(before: &str) -> &str {
+    if before.is_empty() {
+        AFTER_EVERY_ID
+    } else {
+        before
+    }
+}
+
+fn ids(rows: Vec<(String,)>) -> Result<Vec<RotationId>> {
+    rows.iter().map(|(id,)| parse("rotation id", id)).collect()
+}
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -125,6 +161,12 @@ impl Tx {
         )
         .map(|_| ())
     }
+
+    /// How many approvals a rotation has, as this transaction sees it.
+    pub async fn count_approvals(&mut self, id: RotationId) -> Result<i64> {
+        let row = fetch_in!(self, (i64,), COUNT_APPROVALS, id.to_string())?;
+        Ok(row.map_or(0, |(count,)| count))
+    }
 }
 
 impl Tx {
@@ -165,21 +207,100 @@ impl Db {
         before: &str,
         limit: i64,
     ) -> Result<Vec<Rotation>> {
-        let before = if before.is_empty() {
-            AFTER_EVERY_ID
-        } else {
-            before
-        };
         let rows = fetch_all!(
             self,
             Row,
             PAGE,
             tenant.as_str(),
-            before,
+            or_newest(before),
             key.map(|id| id.to_string()).unwrap_or_default(),
             state.map_or("", RotationState::as_str),
             limit,
         )?;
+        self.all_with_approvals(rows).await
+    }
+
+    /// As `rotations`, of those that wait for an approval or a deployment and have not expired at `now`.
+    pub async fn waiting_rotations(
+        &self,
+        tenant: &TenantName,
+        key: Option<KeyId>,
+        state: Option<RotationState>,
+        now: Timestamp,
+        before: &str,
+        limit: i64,
+    ) -> Result<Vec<Rotation>> {
+        let rows = fetch_all!(
+            self,
+            Row,
+            WAITING,
+            tenant.as_str(),
+            or_newest(before),
+            key.map(|id| id.to_string()).unwrap_or_default(),
+            state.map_or("", RotationState::as_str),
+            now.micros(),
+            limit,
+        )?;
+        self.all_with_approvals(rows).await
+    }
+
+    /// Rotations whose time is over at `now` and that are open all the same.
+    pub async fn rotations_overtime(&self, now: Timestamp) -> Result<Vec<RotationId>> {
+        ids(fetch_all!(
+            self,
+            (String,),
+            OVERTIME,
+            now.micros(),
+            AT_ONCE
+        )?)
+    }
+
+    /// DEPLOYED rotations whose grace window is over at `now`.
+    pub async fn rotations_past_grace(&self, now: Timestamp) -> Result<Vec<RotationId>> {
+        ids(fetch_all!(
+            self,
+            (String,),
+            GRACE_OVER,
+            now.micros(),
+            AT_ONCE
+        )?)
+    }
+
+    /// Scheduled rotations in `state` whose next step a standing approval covers and whose soak, if it began, is over.
+    pub async fn rotations_under_standing_approval(
+        &self,
+        state: RotationState,
+        now: Timestamp,
+    ) -> Result<Vec<RotationId>> {
+        let state = state.as_str();
+        ids(fetch_all!(
+            self,
+            (String,),
+            STANDING,
+            state,
+            now.micros(),
+            AT_ONCE
+        )?)
+    }
+
+    /// Rotations that people keep waiting since `since` or longer, and that no alert was raised about in this state.
+    pub async fn rotations_unanswered(
+        &self,
+        now: Timestamp,
+        since: Timestamp,
+    ) -> Result<Vec<RotationId>> {
+        let (now, since) = (now.micros(), since.micros());
+        ids(fetch_all!(
+            self,
+            (String,),
+            UNANSWERED,
+            now,
+            since,
+            AT_ONCE
+        )?)
+    }
+
+    async fn all_with_approvals(&self, rows: Vec<Row>) -> Result<Vec<Rotation>> {
         let mut rotations = Vec::with_capacity(rows.len());
         for row in rows {
             rotations.push(self.with_approvals(row).await?);

@@ -1,11 +1,11 @@
 //! Issuing: the signing input is composed here; only the signature comes from the backend.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use uuid::Uuid;
 
-use super::{Claims, Tokens};
+use super::{Claims, Tokens, marks::Cover};
 use crate::{
     error::{Error, Reason, Result},
     gate::Permit,
@@ -49,7 +49,8 @@ const SIGNATURE_ROOM: usize = 700;
 impl Tokens {
     /// Issues a token under the ACTIVE version of a TOKEN_SIGNING key.
     ///
-    /// Errors: INVALID_FIELD for a lifetime out of bounds, KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, the backend's.
+    /// Errors: INVALID_FIELD for a lifetime out of bounds, KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DATABASE_UNAVAILABLE
+    /// when the high-water mark has to be raised and cannot, the backend's.
     pub async fn issue(
         &self,
         permit: &Permit,
@@ -57,11 +58,13 @@ impl Tokens {
         request: IssueToken,
     ) -> Result<Issued> {
         key.expect(crate::model::Purpose::TokenSigning, "IssueToken")?;
-        let version = key.active()?;
-        let kid = version.version.kid.clone();
         let ttl = self.ttl(request.ttl)?;
         let issued_at = self.clock.now().seconds();
         let exp = issued_at + i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let renewed = self.covered(key, Timestamp::from_seconds(exp)).await?;
+        let key = renewed.as_deref().unwrap_or(key);
+        let version = key.active()?;
+        let kid = version.version.kid.clone();
         let claims = Claims {
             iss: self.config.issuer.clone(),
             sub: request.subject,
@@ -97,6 +100,24 @@ impl Tokens {
             jti: claims.jti,
             expires_at: Timestamp::from_seconds(exp),
         })
+    }
+
+    /// Sees to it that the ACTIVE version is published until `exp`. A key that was rotated meanwhile comes back as it is
+    /// now; None when the caller's picture of it is right.
+    async fn covered(&self, key: &KeySnapshot, exp: Timestamp) -> Result<Option<Arc<KeySnapshot>>> {
+        let cover = |version| self.marks.cover(&self.db, version, exp);
+        match cover(&key.active()?.version).await? {
+            Cover::Covered => return Ok(None),
+            Cover::NotActive => {}
+        }
+        let now = self.keys.fresh(&key.key.tenant, key.key.id).await?;
+        match cover(&now.active()?.version).await? {
+            Cover::Covered => Ok(Some(now)),
+            Cover::NotActive => Err(Error::new(
+                Reason::NoUsableVersion,
+                format!("key {} is being changed; retry", key.key.name),
+            )),
+        }
     }
 
     fn ttl(&self, asked: Option<Duration>) -> Result<Duration> {

@@ -1,11 +1,13 @@
 //! R3: access tokens in the profile of RFC 9068, and the JWK Set that verifies them.
 //!
 //! `issue` composes the signing input here and has the backend sign it; `verify` is strict and says why it rejects;
-//! `jwks` keeps the published set in memory. No row is kept per token.
+//! `jwks` keeps the published set in memory. No row is kept per token; `marks` keeps until when a version's tokens live.
 
 mod claims;
 mod issue;
+mod json;
 mod jwks;
+mod marks;
 mod revoke;
 mod verify;
 
@@ -40,6 +42,9 @@ pub struct TokensConfig {
     pub leeway_seconds: u64,
 }
 
+/// The longest lifetime that any configuration allows, in seconds.
+const LONGEST_TTL: u64 = 86_400;
+
 const fn default_ttl() -> u64 {
     900
 }
@@ -58,7 +63,7 @@ impl TokensConfig {
         if !self.issuer.starts_with("https://") {
             return Err("tokens.issuer must be an https:// URL".into());
         }
-        if !(1..=86_400).contains(&self.max_ttl_seconds) {
+        if !(1..=LONGEST_TTL).contains(&self.max_ttl_seconds) {
             return Err("tokens.max_ttl_seconds must be 1 to 86400".into());
         }
         if !(1..=self.max_ttl_seconds).contains(&self.default_ttl_seconds) {
@@ -81,6 +86,7 @@ pub struct Tokens {
     published: ArcSwapOption<jwks::Published>,
     /// One rebuild of the set at a time.
     rebuild: Mutex<()>,
+    marks: marks::Marks,
     revocations: Arc<revoke::Revocations>,
 }
 
@@ -101,6 +107,7 @@ impl Tokens {
             jwks_max_age,
             published: ArcSwapOption::empty(),
             rebuild: Mutex::new(()),
+            marks: marks::Marks::new(),
             revocations: Arc::default(),
         }
     }

@@ -76,22 +76,36 @@ async fn walk(engine: Engine) {
 }
 
 /// Somebody who may, and somebody who may not, if there is one.
-fn people(method: &Method) -> (&'static str, Option<&'static str>) {
+pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
     match method.action.name() {
         "GetJwks" => ("service", None),
         "Sign" | "Verify" | "Encrypt" | "Decrypt" | "Rewrap" | "IssueToken" | "VerifyToken" => {
             ("service", Some("issuer"))
         }
-        "ApproveRotation" => ("approver", Some("auditor")),
+        "ApproveRotation" | "RejectRotation" | "ApproveRotationPolicy" => {
+            ("approver", Some("auditor"))
+        }
         "DeployRotation" => ("deployer", Some("auditor")),
-        "CreateKey" | "AdoptKey" | "UpdateKey" | "RotateKey" => ("issuer", Some("auditor")),
+        "CreateKey"
+        | "AdoptKey"
+        | "UpdateKey"
+        | "RotateKey"
+        | "CancelRotation"
+        | "DestroyKeyVersion"
+        | "CancelKeyDestruction" => ("issuer", Some("auditor")),
+        "ApproveKeyDestruction" => ("approver", Some("auditor")),
         "DeclareCompromise" | "AddIncidentNote" | "CloseIncident" | "RevokeToken"
         | "RevokeKeyVersion" => ("officer", Some("auditor")),
         "GetIncident" | "ListIncidents" => ("auditor", Some("admin")),
         "CreateTenant" | "CreatePrincipal" | "GrantRole" | "RevokeRole" => {
             ("admin", Some("auditor"))
         }
-        "GetKey" | "ListKeys" | "GetRotation" | "ListRotations" | "ListAuditEvents"
+        "GetKey"
+        | "ListKeys"
+        | "GetRotation"
+        | "ListRotations"
+        | "ListKeyDestructions"
+        | "ListAuditEvents"
         | "VerifyAudit" => ("auditor", Some("admin")),
         "ListTenants" | "ListPrincipals" => ("auditor", Some("issuer")),
         unknown => panic!("action {unknown} has nobody in tests/it/audit_walk.rs; add them"),

@@ -36,6 +36,7 @@ pub async fn run(backend: &dyn Backend) {
         );
     }
     intents_are_used_once(backend).await;
+    what_an_intent_left_is_found(backend).await;
     a_key_is_missing_after_destroy(backend).await;
     deadlines_hold(backend).await;
     many_at_once(backend).await;
@@ -209,6 +210,35 @@ async fn intents_are_used_once(backend: &dyn Backend) {
     assert!(matches!(second, Err(BackendError::Unfit(_))), "{second:?}");
     signs(backend, &first, algorithm).await;
     destroy(backend, &first.reference).await;
+}
+
+/// R-OPS-1: a reconciler sees what is there under an intent and what is not, and changes nothing by looking.
+async fn what_an_intent_left_is_found(backend: &dyn Backend) {
+    let (spec, algorithm) = cheapest(backend);
+    let intent = IntentId::random();
+    let nothing = backend.find(intent, soon()).await.expect("an answer");
+    assert!(nothing.is_empty(), "{nothing:?}");
+    let created = backend.create(spec, intent, "left", soon()).await;
+    let created = created.expect("created");
+    assert_eq!(created.tag, Some(intent));
+    for _ in 0..2 {
+        let found = backend.find(intent, soon()).await.expect("found");
+        assert!(!found.is_empty());
+        assert!(found.iter().all(|object| !object.is_empty()), "{found:?}");
+    }
+    let other = backend.find(IntentId::random(), soon()).await;
+    assert!(other.expect("an answer").is_empty());
+    signs(backend, &created, algorithm).await;
+    let adopted = backend.adopt(&created.reference.0, spec, soon()).await;
+    assert_eq!(adopted.expect("adopted").tag, Some(intent));
+    let late = backend.find(intent, Instant::now()).await;
+    assert!(
+        matches!(late, Err(BackendError::DeadlineExceeded)),
+        "{late:?}"
+    );
+    destroy(backend, &created.reference).await;
+    let gone = backend.find(intent, soon()).await.expect("an answer");
+    assert!(gone.is_empty(), "{gone:?}");
 }
 
 async fn a_key_is_missing_after_destroy(backend: &dyn Backend) {

@@ -31,7 +31,7 @@ use std::{
     time::Duration,
 };
 
-use claviger::grpc::proto::{Algorithm, CreateKeyRequest, Key, KeyPurpose};
+use claviger::grpc::proto::{Algorithm, CreateKeyRequest, Key, KeyPurpose, Rotation};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tokio::{
@@ -42,7 +42,7 @@ use tokio::{
 
 pub use self::{
     actor::{Actor, reason},
-    http::Answer,
+    http::{Answer, https},
     setup::{Engine, Setup, TOKEN},
 };
 use crate::pki::{Ca, Leaf};
@@ -81,6 +81,12 @@ pub struct Addresses {
     pub grpc: String,
     pub public: String,
     pub ops: String,
+}
+
+/// A second daemon beside the first.
+pub struct Twin {
+    pub addresses: Addresses,
+    _child: Child,
 }
 
 impl Daemon {
@@ -224,6 +230,67 @@ impl Daemon {
         child.kill().await.expect("a child");
     }
 
+    /// Sets a variable of the environment in which the daemon is started from now on.
+    pub fn set_env(&mut self, name: &str, value: &str) {
+        self.unset_env(name);
+        self.env.push((name.to_owned(), value.to_owned()));
+    }
+
+    /// Takes a variable back.
+    pub fn unset_env(&mut self, name: &str) {
+        self.env.retain(|(known, _)| known != name);
+    }
+
+    /// Waits until the daemon has ended by itself, and says how; it can be started again.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("the daemon is up");
+        self.forget_channels();
+        let ended = timeout(PATIENCE, child.wait()).await;
+        let ended = ended.unwrap_or_else(|_| panic!("it does not end: {}", self.log()));
+        ended.expect("a child")
+    }
+
+    /// A second daemon on the same database and the same token, ready. It ends with the value.
+    pub async fn twin(&self) -> Twin {
+        assert_eq!(self.engine, Engine::Postgres, "SQLite serves one daemon");
+        let text = fs::read_to_string(self.config_path()).expect("claviger.toml");
+        let (one, two) = ("addresses.json", "addresses-two.json");
+        assert!(text.contains(one) && text.contains("replica = \"one\""));
+        let text = text.replace(one, two);
+        let text = text.replace("replica = \"one\"", "replica = \"two\"");
+        let config = self.path("claviger-two.toml");
+        fs::write(&config, text).expect("claviger-two.toml");
+        let log = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.path("claviger-two.log"))
+            .expect("a log");
+        let mut child = self
+            .command(&["serve", "--config"])
+            .arg(config)
+            .stdout(log.try_clone().expect("a log"))
+            .stderr(log)
+            .process_group(0)
+            .spawn()
+            .expect("claviger starts");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let ended = child.try_wait().expect("a child");
+            assert!(ended.is_none(), "the second daemon ended: {ended:?}");
+            if let Ok(found) = read_addresses(&self.path(two))
+                && let Some(answer) = http::try_plain(&found.ops, "/readyz").await
+                && answer.status == 200
+            {
+                return Twin {
+                    addresses: found,
+                    _child: child,
+                };
+            }
+            assert!(Instant::now() < until, "the second daemon is not ready");
+            sleep(POLL).await;
+        }
+    }
+
     /// Ends the daemon in order, if it is up, and starts it again on the same files.
     pub async fn restart(&mut self) {
         if self.child.is_some() {
@@ -272,6 +339,16 @@ impl Daemon {
         let made = self.actor("issuer").keys().create_key(request).await;
         let made = made.unwrap_or_else(|status| panic!("CreateKey {name}: {status}"));
         made.into_inner().key.expect("a key")
+    }
+
+    /// Ends an open rotation behind the daemon's back: its successor is RETIRED and was never used.
+    pub async fn withdraw(&self, rotation: &Rotation) {
+        let (id, kid) = (&rotation.id, &rotation.new_kid);
+        self.execute(&format!(
+            "UPDATE rotations SET state = 'CANCELLED' WHERE id = '{id}'; \
+             UPDATE key_versions SET state = 'RETIRED', retired_at = created_at WHERE kid = '{kid}'"
+        ))
+        .await;
     }
 
     fn forget_channels(&self) {

@@ -8,11 +8,12 @@ use std::{
 
 /// Floors, from the bottom. A new top-level module takes its place here.
 const RANKS: [&[&str]; 8] = [
-    &["model", "error", "clock", "health"],
+    &["model", "error", "clock", "health", "fault"],
     &["backends", "envelope", "store"],
     &["gate", "authz", "audit"],
     &[
         "rotation",
+        "destruction",
         "incidents",
         "tokens",
         "vault",
@@ -28,12 +29,13 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 9] = [
+const SIDEWAYS: [(&str, &str); 10] = [
     // config composes the sections that modules declare, telemetry's among them.
     ("config", "telemetry"),
     ("app", "config"),
     ("app", "telemetry"),
     ("rotation", "keys"),
+    ("destruction", "keys"),
     ("incidents", "keys"),
     ("tokens", "keys"),
     ("vault", "keys"),

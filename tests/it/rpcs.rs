@@ -6,17 +6,19 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes};
 use claviger::grpc::proto::{
-    AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveRotationRequest,
-    BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest, BatchSignRequest,
-    BatchVerifyRequest, CloseIncidentRequest, CreateKeyRequest, CreatePrincipalRequest,
+    AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest,
+    ApproveRotationPolicyRequest, ApproveRotationRequest, BatchDecryptRequest, BatchEncryptRequest,
+    BatchRewrapRequest, BatchSignRequest, BatchVerifyRequest, CancelKeyDestructionRequest,
+    CancelRotationRequest, CloseIncidentRequest, CreateKeyRequest, CreatePrincipalRequest,
     CreateTenantRequest, DeclareCompromiseRequest, DecryptRequest, DeployRotationRequest,
-    EncryptRequest, GetIncidentRequest, GetJwksRequest, GetKeyRequest, GetRotationRequest,
-    GrantRoleRequest, IssueTokenRequest, KeyPurpose, ListAuditEventsRequest, ListIncidentsRequest,
-    ListKeysRequest, ListPrincipalsRequest, ListRotationsRequest, ListTenantsRequest,
-    PrincipalType, RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest, RewrapRequest,
-    RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest, VerifyRequest,
-    VerifyTokenRequest, batch_decrypt_request, batch_encrypt_request, batch_rewrap_request,
-    batch_sign_request, batch_verify_request, sign_request, verify_request,
+    DestroyKeyVersionRequest, EncryptRequest, GetIncidentRequest, GetJwksRequest, GetKeyRequest,
+    GetRotationRequest, GrantRoleRequest, IssueTokenRequest, Key, KeyPurpose,
+    ListAuditEventsRequest, ListIncidentsRequest, ListKeyDestructionsRequest, ListKeysRequest,
+    ListPrincipalsRequest, ListRotationsRequest, ListTenantsRequest, PrincipalType,
+    RejectRotationRequest, RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest,
+    RewrapRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest,
+    VerifyRequest, VerifyTokenRequest, batch_decrypt_request, batch_encrypt_request,
+    batch_rewrap_request, batch_sign_request, batch_verify_request, sign_request, verify_request,
 };
 use prost::Message;
 use tokio::time::{Duration, Instant, sleep};
@@ -111,8 +113,13 @@ impl World {
             }),
             "GetJwks" => case(&GetJwksRequest {}),
             "CreateKey" | "AdoptKey" | "GetKey" | "ListKeys" | "UpdateKey" => self.key(name).await,
+            "ApproveRotationPolicy" => self.policy().await,
             "RotateKey" | "ApproveRotation" | "DeployRotation" | "GetRotation"
-            | "ListRotations" => self.rotation(name).await,
+            | "ListRotations" | "RejectRotation" | "CancelRotation" => self.rotation(name).await,
+            "DestroyKeyVersion"
+            | "ApproveKeyDestruction"
+            | "CancelKeyDestruction"
+            | "ListKeyDestructions" => self.destruction(name).await,
             "CreateTenant" | "ListTenants" | "CreatePrincipal" | "GrantRole" | "RevokeRole"
             | "ListPrincipals" => self.people(name).await,
             "DeclareCompromise" | "GetIncident" | "ListIncidents" | "AddIncidentNote"
@@ -258,6 +265,17 @@ impl World {
                 case(&deploy(&id)).or(&deploy(&early.id))
             }
             "GetRotation" => case(&GetRotationRequest { rotation_id: id }),
+            "RejectRotation" => {
+                let reject = |rotation_id: &str| RejectRotationRequest {
+                    rotation_id: rotation_id.into(),
+                    reason: "not today".into(),
+                };
+                case(&reject(&id)).or(&reject(&self.cancelled().await))
+            }
+            "CancelRotation" => {
+                let cancelled = self.cancelled().await;
+                case(&cancel(&id)).or(&cancel(&cancelled))
+            }
             _ => case(&ListRotationsRequest {
                 tenant: "acme".into(),
                 ..Default::default()
@@ -344,6 +362,111 @@ impl World {
             reason: "nobody needs it".into(),
         };
         case(&revoke(&rotation.old_kid)).or(&revoke(&rotation.new_kid))
+    }
+
+    /// A rotation that is over.
+    async fn cancelled(&self) -> String {
+        let key = fresh("over");
+        let made = self
+            .daemon
+            .key("acme", &key, KeyPurpose::Signing, Algorithm::Es256);
+        made.await;
+        let request = RotateKeyRequest {
+            tenant: "acme".into(),
+            key,
+            justification: "it is time".into(),
+        };
+        let id = self.open(request).await.id;
+        let issuer = self.daemon.actor("issuer");
+        let over = issuer.rotations().cancel_rotation(cancel(&id)).await;
+        over.expect("CancelRotation");
+        id
+    }
+
+    async fn policy(&self) -> Case {
+        let approve = |key: &str| ApproveRotationPolicyRequest {
+            tenant: "acme".into(),
+            key: key.into(),
+        };
+        let key = fresh("automatic");
+        let (purpose, algorithm) = (KeyPurpose::Encryption, Algorithm::A256gcm);
+        self.daemon.key("acme", &key, purpose, algorithm).await;
+        // "orders" rotates MANUAL.
+        case(&approve(&key)).or(&approve("orders"))
+    }
+
+    async fn destruction(&self, name: &str) -> Case {
+        let (key, kid) = self.retired().await;
+        let destroy = |kid: &str| DestroyKeyVersionRequest {
+            tenant: "acme".into(),
+            key: key.name.clone(),
+            kid: kid.into(),
+            reason: "nobody needs it".into(),
+        };
+        if name == "DestroyKeyVersion" {
+            return case(&destroy(&kid)).or(&destroy(&key.active_kid));
+        }
+        let issuer = self.daemon.actor("issuer");
+        let asked = issuer.keys().destroy_key_version(destroy(&kid)).await;
+        let asked = asked.expect("DestroyKeyVersion").into_inner().destruction;
+        let id = asked.expect("a destruction").id;
+        let cancel = |id: &str| CancelKeyDestructionRequest {
+            destruction_id: id.into(),
+            reason: "it is needed after all".into(),
+        };
+        match name {
+            "ApproveKeyDestruction" => {
+                let approve = |kid: &str| ApproveKeyDestructionRequest {
+                    destruction_id: id.clone(),
+                    kid: kid.into(),
+                };
+                case(&approve(&kid)).or(&approve(&key.active_kid))
+            }
+            "CancelKeyDestruction" => {
+                let other = self.another(destroy, &kid, &id).await;
+                case(&cancel(&other)).or(&cancel(&id))
+            }
+            _ => case(&ListKeyDestructionsRequest {
+                tenant: "acme".into(),
+                ..Default::default()
+            }),
+        }
+    }
+
+    /// Cancels the destruction `id` and opens another one of the same version.
+    async fn another(
+        &self,
+        destroy: impl Fn(&str) -> DestroyKeyVersionRequest,
+        kid: &str,
+        id: &str,
+    ) -> String {
+        let issuer = self.daemon.actor("issuer");
+        let cancel = CancelKeyDestructionRequest {
+            destruction_id: id.into(),
+            reason: "a mistake".into(),
+        };
+        let cancelled = issuer.keys().cancel_key_destruction(cancel).await;
+        cancelled.expect("CancelKeyDestruction");
+        let asked = issuer.keys().destroy_key_version(destroy(kid)).await;
+        let asked = asked.expect("DestroyKeyVersion").into_inner().destruction;
+        asked.expect("a destruction").id
+    }
+
+    /// A key with an ACTIVE version and a RETIRED one that was never used; the kid of the RETIRED one.
+    async fn retired(&self) -> (Key, String) {
+        let name = fresh("old");
+        let made = self
+            .daemon
+            .key("acme", &name, KeyPurpose::Signing, Algorithm::Es256);
+        let key = made.await;
+        let rotate = RotateKeyRequest {
+            tenant: "acme".into(),
+            key: name,
+            justification: "it is time".into(),
+        };
+        let rotation = self.open(rotate).await;
+        self.daemon.withdraw(&rotation).await;
+        (key, rotation.new_kid)
     }
 
     async fn open(&self, request: RotateKeyRequest) -> Rotation {
@@ -438,6 +561,13 @@ impl World {
     }
 }
 
+fn cancel(rotation_id: &str) -> CancelRotationRequest {
+    CancelRotationRequest {
+        rotation_id: rotation_id.into(),
+        reason: "asked for by mistake".into(),
+    }
+}
+
 /// A name that is nobody's yet.
 fn fresh(what: &str) -> String {
     format!("{what}-{}", uuid::Uuid::now_v7().simple())
@@ -499,10 +629,25 @@ fn adopt(name: &str, id: &str) -> AdoptKeyRequest {
 
 /// Sends a request as it is and returns the answer as it is.
 pub async fn send(actor: &Actor, path: &'static str, request: &Bytes) -> Result<Bytes, Status> {
+    send_with(actor, path, request, &[]).await
+}
+
+/// As `send`, with these idempotency keys.
+pub async fn send_with(
+    actor: &Actor,
+    path: &'static str,
+    request: &Bytes,
+    keys: &[&str],
+) -> Result<Bytes, Status> {
     let mut grpc = Grpc::new(actor.channel.clone());
     grpc.ready().await.expect("a connection");
     let path = http::uri::PathAndQuery::from_static(path);
-    let answer = grpc.unary(Request::new(request.clone()), path, Raw).await?;
+    let mut request = Request::new(request.clone());
+    for key in keys {
+        let key = key.parse().expect("metadata");
+        request.metadata_mut().append("idempotency-key", key);
+    }
+    let answer = grpc.unary(request, path, Raw).await?;
     Ok(answer.into_inner())
 }
 

@@ -18,7 +18,7 @@ use claviger::{
         key::{BackendRef, Material},
         public_key::Curve,
     },
-    store::{DatabaseConfig, Db, Head, IntentState, StoreError},
+    store::{DatabaseConfig, Db, Head, IntentState, KeyFilter, ListedKey, StoreError},
 };
 use proptest::{
     prelude::*,
@@ -625,21 +625,26 @@ async fn keys_are_listed_oldest_first_and_by_due_date(db: Db) {
         self::key(&db, &globex, &format!("k{i}")).await;
     }
     made.sort();
-    let never = at(i64::MAX);
+    let all = KeyFilter::default();
     let mut listed: Vec<KeyId> = Vec::new();
     loop {
         let after = listed.last().map_or(String::new(), ToString::to_string);
-        let page = db.keys(&acme, &after, never, 2).await.expect("read");
-        listed.extend(page.iter().map(|k| k.id));
+        let page = db.keys(&acme, &after, &all, 2).await.expect("read");
+        listed.extend(page.iter().map(|listed| listed.key.id));
         if page.len() < 2 {
             break;
         }
     }
     assert_eq!(listed, made);
-    let due = db.keys(&acme, "", at(300), 10).await.expect("read");
+    let before = KeyFilter {
+        due_before: Some(at(300)),
+        ..Default::default()
+    };
+    let due = db.keys(&acme, "", &before, 10).await.expect("read");
     assert_eq!(due.len(), 3);
-    assert!(due.iter().all(|k| k.next_rotation_at < at(300)));
-    let none = db.keys(&tenant("nobody"), "", never, 10).await;
+    let is_due = |listed: &ListedKey| listed.key.next_rotation_at < at(300);
+    assert!(due.iter().all(is_due));
+    let none = db.keys(&tenant("nobody"), "", &all, 10).await;
     assert!(none.expect("read").is_empty());
 }
 
@@ -1016,7 +1021,7 @@ async fn rows_that_cannot_be_are_corrupt(db: Db) {
     ] {
         set("keys", column, value).await;
         corrupt!(db.key(acme, &by_id));
-        corrupt!(db.keys(acme, "", at(i64::MAX), 10));
+        corrupt!(db.keys(acme, "", &KeyFilter::default(), 10));
         restore("keys", column, "id").await;
     }
     for (column, value) in [

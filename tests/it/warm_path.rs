@@ -8,8 +8,9 @@ use claviger::grpc::proto::{
 
 use crate::daemon::{Actor, Daemon, Engine};
 
-const COLD_WORK: [&str; 2] = [
+const COLD_WORK: [&str; 3] = [
     "claviger_cache_loads_total",
+    "claviger_token_marks_total",
     "claviger_policy_evaluations_total",
 ];
 

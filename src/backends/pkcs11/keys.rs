@@ -5,7 +5,7 @@
 //! it: the id was unused when it began. Nothing else is ever deleted but by `destroy`.
 
 use aws_lc_rs::{digest::digest, rand};
-use cryptoki::object::{Attribute, AttributeType, ObjectHandle};
+use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
 
 use super::{
     errors::{Fault, is_template_error},
@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     backends::{BackendError, Created},
-    model::{IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput, secret::Secret},
+    model::{
+        IntentId, KeySpec, PublicKey, algorithm::RSA_BITS, key::BackendRef, public_key::SignInput,
+        secret::Secret,
+    },
 };
 
 impl Live {
@@ -47,6 +50,7 @@ impl Live {
             .map(|public_key| Created {
                 reference: BackendRef(self.name(spec, &everything).canonical()),
                 public_key,
+                tag: Some(intent),
             })
             .map_err(|fault| {
                 self.undo(&everything);
@@ -120,7 +124,10 @@ impl Live {
         }
         let handle = self.exactly_one(&wanted)?;
         let found = self.spec_of(handle)?;
-        // `Rsa(0)` leaves the length to the pair; what is too short for any algorithm fails in `examine`.
+        // `Rsa(0)` leaves the length to the pair, within R-JWT-3.
+        if matches!(found, KeySpec::Rsa(bits) if bits < RSA_BITS[0]) {
+            return Err(unfit("its RSA modulus is shorter than 2048 bits"));
+        }
         let spec = match (spec, found) {
             (KeySpec::Rsa(0), KeySpec::Rsa(_)) => found,
             (spec, _) => spec,
@@ -131,9 +138,45 @@ impl Live {
         let reference = self.shortest(&wanted, handle)?;
         let public_key = self.examine(Key { handle, spec }, &reference)?;
         Ok(Created {
+            tag: reference.id.as_deref().and_then(IntentId::from_bytes),
             reference: BackendRef(reference.canonical()),
             public_key,
         })
+    }
+
+    /// Every object with the id of the intent, for people.
+    pub(super) fn describe(&mut self, intent: IntentId) -> Result<Vec<String>, Fault> {
+        let everything = KeyUri {
+            id: Some(intent.as_bytes().to_vec()),
+            ..KeyUri::default()
+        };
+        let objects = self.find(&everything)?;
+        if objects.is_empty() {
+            self.check_presence()?;
+        }
+        objects
+            .into_iter()
+            .map(|object| self.describe_one(object))
+            .collect()
+    }
+
+    /// Class and kind of an object. What a crash left may lack any of its attributes.
+    fn describe_one(&mut self, object: ObjectHandle) -> Result<String, Fault> {
+        let shown = self
+            .session
+            .get_attributes(object, &[AttributeType::Class])?;
+        let class = match shown[..] {
+            [Attribute::Class(ObjectClass::PRIVATE_KEY)] => "private key",
+            [Attribute::Class(ObjectClass::PUBLIC_KEY)] => "public key",
+            [Attribute::Class(ObjectClass::SECRET_KEY)] => "secret key",
+            _ => "object of another class",
+        };
+        let whole = match self.spec_of(object) {
+            Ok(spec) => format!("{spec:?}"),
+            Err(Fault::Refused(_)) => "incomplete or of another kind".into(),
+            Err(fault) => return Err(fault),
+        };
+        Ok(format!("{class} ({whole})"))
     }
 
     /// The reference for an object that `wanted` finds: by its id if that is enough, else with its label.

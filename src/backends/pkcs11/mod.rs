@@ -139,6 +139,13 @@ impl Backend for Pkcs11Backend {
         })
     }
 
+    fn find(&self, intent: IntentId, deadline: Instant) -> Call<'_, Vec<String>> {
+        Box::pin(async move {
+            let work = move |live: &mut session::Live| live.describe(intent);
+            self.pool.run(deadline, work).await
+        })
+    }
+
     fn ready(&self, deadline: Instant) -> Call<'_, ()> {
         Box::pin(async move {
             let work = |live: &mut session::Live| live.check_presence();

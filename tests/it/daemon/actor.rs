@@ -67,10 +67,20 @@ impl Daemon {
     }
 
     /// Somebody with these TLS settings.
-    pub fn actor_over(&self, mut config: ClientConfig) -> Actor {
+    pub fn actor_over(&self, config: ClientConfig) -> Actor {
+        Self::actor_at(&self.addresses.grpc, config)
+    }
+
+    /// One of the principals of `Setup`, over a connection to another daemon.
+    pub fn actor_of(&self, name: &str, twin: &super::Twin) -> Actor {
+        let config = self.ca.client_config(Some(self.leaf(name)));
+        Self::actor_at(&twin.addresses.grpc, config)
+    }
+
+    fn actor_at(address: &str, mut config: ClientConfig) -> Actor {
         config.alpn_protocols = vec![b"h2".to_vec()];
         let config = Arc::new(config);
-        let address = self.addresses.grpc.clone();
+        let address = address.to_owned();
         let origin = format!("https://{address}").parse().expect("a URI");
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .expect("an address")

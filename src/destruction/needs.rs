@@ -1,0 +1,94 @@
+//! What still needs a version: tokens that have not expired, an open rotation, or data.
+
+use std::fmt;
+
+use super::Destructions;
+use crate::{
+    error::{Error, Reason, Result},
+    model::{
+        KeyVersion, RotationId, Timestamp, VersionState,
+        key::{Material, VersionEvent},
+    },
+};
+
+/// Why a version is not to be destroyed now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Need {
+    /// It is neither RETIRED nor COMPROMISED.
+    State(VersionState),
+    /// Tokens under it are valid until then.
+    Tokens(Timestamp),
+    /// The rotation is open.
+    Rotation(RotationId),
+    /// Data under it was used then.
+    Data(Timestamp),
+}
+
+impl fmt::Display for Need {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::State(state) => write!(
+                f,
+                "the version is {state}; only RETIRED and COMPROMISED ones are destroyed"
+            ),
+            Self::Tokens(until) => write!(f, "tokens under it are valid until {until}"),
+            Self::Rotation(id) => write!(f, "rotation {id} is open and names it"),
+            Self::Data(at) => write!(
+                f,
+                "data under it was used at {at}; rewrap the data to the ACTIVE version first"
+            ),
+        }
+    }
+}
+
+impl Need {
+    fn error(self) -> Error {
+        let reason = match self {
+            Self::State(_) => Reason::VersionState,
+            Self::Tokens(_) | Self::Rotation(_) | Self::Data(_) => Reason::VersionInUse,
+        };
+        Error::new(reason, format!("it cannot be destroyed: {self}"))
+    }
+}
+
+impl Destructions {
+    /// Errors: VERSION_STATE, VERSION_IN_USE. A use of data within one waiting period counts.
+    pub(super) async fn refuse_needed(&self, version: &KeyVersion) -> Result<()> {
+        let now = self.clock.now();
+        let since = Timestamp::from_micros(
+            now.micros()
+                .saturating_sub(crate::model::time::micros(self.wait)),
+        );
+        match self.need(version, since).await? {
+            Some(need) => Err(need.error()),
+            None => Ok(()),
+        }
+    }
+
+    /// What needs the version now. Uses of data count that are later than `since`.
+    pub(super) async fn need(
+        &self,
+        version: &KeyVersion,
+        since: Timestamp,
+    ) -> Result<Option<Need>> {
+        if version.state.after(VersionEvent::Destroy).is_err() {
+            return Ok(Some(Need::State(version.state)));
+        }
+        // Tokens of a compromised version are invalid whatever they say.
+        let tokens = version.last_token_exp.map(|exp| exp.plus(self.skew));
+        if let (VersionState::Retired, Some(until)) = (version.state, tokens)
+            && until > self.clock.now()
+        {
+            return Ok(Some(Need::Tokens(until)));
+        }
+        if let Some(rotation) = self.db.open_rotation_of_kid(&version.kid).await? {
+            return Ok(Some(Need::Rotation(rotation)));
+        }
+        let is_data = match version.material {
+            Material::DataKey { .. } | Material::Shredded { .. } => true,
+            Material::KeyPair { .. } => false,
+        };
+        let used = self.keys.last_use(&version.kid, version.last_used_at);
+        Ok(used.filter(|at| is_data && *at > since).map(Need::Data))
+    }
+}

@@ -1,0 +1,62 @@
+//! Forgets answers that nobody will ask for again.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Work;
+use crate::{
+    error::{Error, Reason, Result},
+    model::{Timestamp, time::micros},
+    store::Term,
+};
+
+/// Section `[idempotency]`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct IdempotencyConfig {
+    /// How long the answer to a mutating call is kept for a caller who makes it again with the same key, in hours.
+    /// Default 24.
+    pub retention_hours: u64,
+}
+
+impl Default for IdempotencyConfig {
+    fn default() -> Self {
+        Self {
+            retention_hours: 24,
+        }
+    }
+}
+
+impl IdempotencyConfig {
+    /// Errors: a sentence that names the setting.
+    pub fn check(&self) -> std::result::Result<(), String> {
+        match self.retention_hours {
+            1..=8760 => Ok(()),
+            _ => Err("idempotency.retention_hours must be 1 to 8760".into()),
+        }
+    }
+
+    const fn retention(self) -> Duration {
+        Duration::from_secs(self.retention_hours * 60 * 60)
+    }
+}
+
+/// Forgets the answers to mutating calls that are older than the retention, by database time.
+pub async fn run(work: &Work, term: &Term) -> Result<()> {
+    let mut tx = work.db.begin().await?;
+    if !tx.hold(term).await? {
+        return Err(Error::new(
+            Reason::LeaseLost,
+            "another replica does the scheduled work now; nothing was changed here",
+        ));
+    }
+    let now = tx.now().await?.micros();
+    let before = now.saturating_sub(micros(work.idempotency.retention()));
+    let pruned = tx.prune_answers(Timestamp::from_micros(before)).await?;
+    tx.commit().await?;
+    if pruned > 0 {
+        tracing::debug!(pruned, "old answers forgotten");
+    }
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! What the device holds beside what the rows say: pairs that an interrupted attempt left, and pairs that are to go.
+//!
+//! Nothing here deletes what it was not told to, and "not found" is believed only of a device that shows something else.
+
+use std::sync::Arc;
+
+use super::{KeySnapshot, Keys};
+use crate::{
+    backends::{Backend, BackendError},
+    error::{Error, Reason, Result},
+    model::{
+        KeySpec, Kid, VersionState,
+        key::{BackendRef, Material},
+    },
+    store::Intent,
+};
+
+/// How the pair of a version came to be gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// The device destroyed it just now.
+    Destroyed,
+    /// It was not there any more: an attempt before this one was cut short.
+    Already,
+}
+
+impl Keys {
+    /// What the device holds under the id of an intent, for people; empty when nothing.
+    pub async fn left_by(&self, intent: &Intent) -> Result<Vec<String>> {
+        let backend = self.backend(&intent.backend)?;
+        Ok(backend.find(intent.id, self.deadline()).await?)
+    }
+
+    /// Destroys the pair of a version on its device, for ever. The intent to do so must be recorded.
+    ///
+    /// Errors: the backend's. A pair that the device does not show counts as gone only when the device is ready, still
+    /// does not show it, and shows another key of ours: a token that vanished looks like an empty one.
+    pub async fn destroy_pair(&self, key: &KeySnapshot, reference: &BackendRef) -> Result<Gone> {
+        let backend = self.backend(&key.key.backend)?;
+        match backend.destroy(reference, self.deadline()).await {
+            Ok(()) => return Ok(Gone::Destroyed),
+            Err(BackendError::Missing(_)) => {}
+            Err(other) => return Err(other.into()),
+        }
+        backend.ready(self.deadline()).await?;
+        self.see_another(backend, key, reference).await?;
+        match backend.destroy(reference, self.deadline()).await {
+            Ok(()) => Ok(Gone::Destroyed),
+            Err(BackendError::Missing(_)) => Ok(Gone::Already),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    /// Errors: BACKEND_UNAVAILABLE unless the device shows a key that must be there.
+    async fn see_another(
+        &self,
+        backend: &Arc<dyn Backend>,
+        key: &KeySnapshot,
+        gone: &BackendRef,
+    ) -> Result<()> {
+        let kek = &self.kek;
+        if kek.backend.capabilities().name == backend.capabilities().name {
+            let deadline = self.deadline();
+            let seen = backend.adopt(&kek.reference.0, KeySpec::Kek, deadline);
+            seen.await?;
+            return Ok(());
+        }
+        let others = key
+            .versions()
+            .iter()
+            .filter_map(|v| match &v.version.material {
+                Material::KeyPair { reference, .. }
+                    if v.state() != VersionState::Destroyed && reference != gone =>
+                {
+                    Some(reference)
+                }
+                _ => None,
+            });
+        for other in others {
+            if backend.public_key(other, self.deadline()).await.is_ok() {
+                return Ok(());
+            }
+        }
+        Err(Error::new(
+            Reason::BackendUnavailable,
+            "the backend shows neither the key to destroy nor any other; an operator must look at the token",
+        ))
+    }
+
+    /// Wipes the unwrapped data key of a version from memory, if it is there.
+    pub fn forget_data_key(&self, kid: &Kid) {
+        self.data_keys.forget(kid);
+    }
+
+    /// Wipes it as soon as `mutation` is committed.
+    pub fn forget_data_key_after(&self, mutation: &mut crate::gate::Mutation, kid: &Kid) {
+        let (data_keys, kid) = (Arc::clone(&self.data_keys), kid.clone());
+        mutation.then(move || data_keys.forget(&kid));
+    }
+}
