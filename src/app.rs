@@ -26,7 +26,7 @@ use crate::{
     health::Health,
     http::{JwksSource, ops, public},
     incidents::Incidents,
-    jobs::{Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
+    jobs::{Checkpoints, Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
     model::KeySpec,
     rotation::Rotations,
@@ -135,6 +135,11 @@ pub async fn run(
         destructions: Arc::clone(&destructions),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
+        checkpoints: config
+            .audit
+            .checkpoint
+            .clone()
+            .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),

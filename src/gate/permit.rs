@@ -12,7 +12,7 @@ use super::{
 use crate::{
     audit::{Receipt, Record, admin},
     error::{Error, Reason, Result},
-    model::{Action, Caller, Entity, KeyId, Resource},
+    model::{Action, Caller, Entity, KeyId, Resource, TenantName},
     store::{StoreError, Term, Tx},
 };
 
@@ -45,6 +45,14 @@ impl Permit {
     /// The permitted resource.
     pub const fn resource(&self) -> &Resource {
         &self.resource
+    }
+
+    /// Errors: INTERNAL unless this permit is for `action` on the tenant itself. A guard against our own mistakes.
+    pub fn covers_tenant(&self, action: Action, tenant: &TenantName) -> Result<()> {
+        let same = self.resource.entity == Entity::Tenant && self.resource.tenant == *tenant;
+        (same && self.action == action)
+            .then_some(())
+            .ok_or_else(|| Error::internal("a permit was used for something else"))
     }
 
     /// Errors: INTERNAL unless this permit is for `action` on this key. A guard against our own mistakes.

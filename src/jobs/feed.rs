@@ -153,6 +153,8 @@ impl Feed {
             // Says what is on a device, and nothing that is cached.
             "intent" => {}
             "token" => self.learn_revocation(row),
+            // A checkpoint changes nothing that is cached.
+            "audit" => {}
             // Tenants, principals, and whatever a newer release may add.
             _ => {
                 self.directory.forget();

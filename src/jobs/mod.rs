@@ -1,5 +1,6 @@
 //! R5: what the daemon does without being asked: `run(…, shutdown)` on every replica, and scheduled work on one of them.
 
+mod checkpoint_audit;
 mod complete_grace;
 mod destroy_due;
 mod expire_requests;
@@ -17,6 +18,7 @@ mod scheduler;
 mod switch_key;
 mod uses;
 
+pub use checkpoint_audit::Checkpoints;
 pub use feed::{Feed, FeedConfig};
 pub use probe::probe_backends;
 pub use prune::IdempotencyConfig;

@@ -12,8 +12,9 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    IdempotencyConfig, complete_grace, destroy_due, expire_requests, keep_standby, leader::Leader,
-    overdue, prune, reconcile, rotate_due, round::Patience, switch_key,
+    Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, expire_requests,
+    keep_standby, leader::Leader, overdue, prune, reconcile, rotate_due, round::Patience,
+    switch_key,
 };
 use crate::{
     clock::Clock,
@@ -82,6 +83,8 @@ pub struct Work {
     pub idempotency: IdempotencyConfig,
     /// Incidents.
     pub incidents: Arc<Incidents>,
+    /// Writes checkpoints of the audit log, where that is configured.
+    pub checkpoints: Option<Checkpoints>,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -141,6 +144,9 @@ fn jobs() -> Vec<Job> {
         }),
         job("destroy_due", Duration::ZERO, |work, term| {
             Box::pin(destroy_due::run(work, term))
+        }),
+        job("checkpoint_audit", at_every_look, |work, term| {
+            Box::pin(checkpoint_audit::run(work, term))
         }),
         job("prune", Duration::from_secs(60), |work, term| {
             Box::pin(prune::run(work, term))

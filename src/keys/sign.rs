@@ -69,6 +69,21 @@ impl Keys {
             .await
     }
 
+    /// Signs a checkpoint of the audit log with the ACTIVE version of a SIGNING key of tenant `system`.
+    ///
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, and the backend's.
+    pub async fn sign_checkpoint(
+        &self,
+        permit: &Permit,
+        key: &KeySnapshot,
+        text: &str,
+    ) -> Result<Signed> {
+        permit.covers_tenant(Action::CheckpointAudit, &key.key.tenant)?;
+        key.expect(Purpose::Signing, "CheckpointAudit")?;
+        self.sign_active(permit, key, SignInput::Message(text.as_bytes()))
+            .await
+    }
+
     /// Checks a signature by any version that may verify, or by `kid` alone. The kid that verified, or None.
     ///
     /// Errors: KEY_PURPOSE_MISMATCH, DIGEST_LENGTH.

@@ -35,6 +35,7 @@ impl Door {
         let config = AccessConfig {
             access: AccessMode::Required,
             replica: "one".into(),
+            checkpoint: None,
         };
         let (log, writer) = AccessLog::new(db.clone(), &config);
         tokio::spawn(writer.run());
@@ -48,7 +49,7 @@ impl Door {
     /// What the admin stream holds once every mutation has ended.
     async fn recorded(&self) -> Vec<AuditRow> {
         self.gate.drain().await;
-        let reports = verify::verify(&self.db, ADMIN_STREAM).await;
+        let reports = verify::verify(&self.db, ADMIN_STREAM, verify::Range::ALL).await;
         assert_eq!(reports.expect("verified")[0].problem, None);
         let rows = self.db.audit_chain(ADMIN_STREAM, 1, 100).await;
         rows.expect("rows")

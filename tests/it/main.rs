@@ -6,6 +6,7 @@ mod api_doc;
 mod audit_walk;
 mod authz;
 mod bad_input;
+mod checkpoints;
 mod cli;
 mod cli_lifecycle;
 mod conformance;

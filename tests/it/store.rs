@@ -418,7 +418,9 @@ async fn stream(db: &Db, name: &str) -> Vec<AuditRow> {
 
 /// Where verification stops, if it does.
 async fn problem(db: &Db, stream: &str) -> Option<i64> {
-    let reports = verify::verify(db, stream).await.expect("verified");
+    let reports = verify::verify(db, stream, verify::Range::ALL)
+        .await
+        .expect("verified");
     assert_eq!(reports.len(), 1);
     reports[0].problem.as_ref().map(|(seq, _)| *seq)
 }
