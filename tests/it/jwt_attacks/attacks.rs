@@ -119,6 +119,9 @@ fn signed_with(signer: &Signer, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Stri
     format!("{input}.{}", B64.encode(signature))
 }
 
+/// What an attack does to a good signature.
+type Change = Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>;
+
 impl List<'_> {
     fn add(&mut self, name: impl Into<String>, token: String, why: TokenRejection) {
         let name = name.into();
@@ -883,7 +886,7 @@ impl List<'_> {
         let signer = self.signer;
         let good = signer.sign(b"");
         let len = good.len();
-        let mut changes: Vec<(String, Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>)> = vec![
+        let mut changes: Vec<(String, Change)> = vec![
             ("empty".into(), Box::new(|_| Vec::new())),
             ("one zero".into(), Box::new(|_| vec![0])),
             ("all zero".into(), Box::new(move |_| vec![0; len])),
