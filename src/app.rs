@@ -28,7 +28,7 @@ use crate::{
     incidents::Incidents,
     jobs::{Checkpoints, Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
-    model::KeySpec,
+    model::{Action, Entity, Job, KeySpec, Resource, TenantName},
     rotation::Rotations,
     store::Db,
     telemetry,
@@ -80,6 +80,7 @@ pub async fn run(
     // Caches are empty now, so everything up to here is known.
     let seen = db.audit_head(ADMIN_STREAM).await.map_err(AppError::new)?;
     let authz = Arc::new(Authz::new(policies));
+    tell_if_jobs_are_denied(&authz);
     let (log, writer) = AccessLog::new(db.clone(), &config.audit);
     let gate = Arc::new(Gate::new(
         Arc::clone(&authz),
@@ -358,6 +359,24 @@ pub fn policies(directory: Option<&Path>) -> Result<Policies, AppError> {
         None => Policies::built_in(),
     }
     .map_err(AppError::new)
+}
+
+/// Policies of one's own may be older than the daemon's jobs. What they deny stays denied; somebody should know.
+fn tell_if_jobs_are_denied(authz: &Authz) {
+    let key = Resource {
+        tenant: TenantName::system(),
+        entity: Entity::UnknownKey("any".to_owned()),
+    };
+    let scheduler = Job::Scheduler.principal();
+    if !authz
+        .decide(&scheduler, Action::RotateKey, &key)
+        .is_allowed()
+    {
+        tracing::error!(
+            "the policies of authz.policies deny the daemon's own jobs: keys will not rotate, retire or be destroyed on \
+             time; take the policy `jobs` over from keys.cedar of this release"
+        );
+    }
 }
 
 async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener, AppError> {

@@ -54,7 +54,7 @@ impl Incidents {
         let mut mutation = permit.begin().await?;
         mutation.on("incident", id);
         let tx = mutation.tx();
-        let stopped = declaration.stop_rotation(tx).await?;
+        let mut stopped = declaration.stop_rotation(tx).await?;
         let frozen = declaration.freeze(tx).await;
         let (version, before) = match frozen {
             Ok(frozen) => frozen,
@@ -66,6 +66,10 @@ impl Incidents {
             Err(Frozen::Failed(error)) => return Err(error),
         };
         declaration.now = version.compromised_at.unwrap_or(now);
+        if stopped.is_none() {
+            // Opening a rotation holds the version, so the freeze has waited for one that was being opened.
+            stopped = declaration.stop_rotation(tx).await?;
+        }
         let mut incident = Incident {
             id,
             tenant: key.key.tenant.clone(),

@@ -237,6 +237,10 @@ impl Rotations {
     ) -> Result<Recorded<Rotation>> {
         mutation.on("rotation", rotation.id);
         let tx = mutation.tx();
+        // The device took its time: the version may have been superseded or frozen meanwhile.
+        if !tx.hold_active(&rotation.old_kid).await? {
+            return Err(changed());
+        }
         let inserted = match tx.insert_version(&successor.version).await {
             Ok(()) => tx.insert_rotation(&rotation).await,
             failed => failed,
@@ -247,10 +251,7 @@ impl Rotations {
                 drop(mutation);
                 // Whoever was first opened a rotation, or made a standby version of the same number.
                 self.refuse_open(key).await?;
-                return Err(Error::new(
-                    Reason::Conflict,
-                    "somebody else changed this key; read it again and retry",
-                ));
+                return Err(changed());
             }
             Err(other) => return Err(other.into()),
         }
@@ -429,6 +430,13 @@ fn successor_of<'a>(key: &'a KeySnapshot, rotation: &Rotation) -> Result<&'a Key
     key.version(&rotation.new_kid)
         .map(|v| &v.version)
         .ok_or_else(|| Error::internal(format!("rotation {} lost its version", rotation.id)))
+}
+
+fn changed() -> Error {
+    Error::new(
+        Reason::Conflict,
+        "somebody else changed this key; read it again and retry",
+    )
 }
 
 fn conflict(error: Option<StoreError>) -> Error {

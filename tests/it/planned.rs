@@ -6,6 +6,7 @@ mod ends;
 mod grace;
 mod lists;
 mod policy;
+mod replicas;
 mod standby;
 
 use std::fmt::Debug;
