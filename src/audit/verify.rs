@@ -71,7 +71,16 @@ pub async fn mismatches(db: &Db, expected: Vec<StreamHead>) -> Result<Vec<Mismat
 }
 
 /// Verifies one stream, or all when `stream` is empty.
-pub async fn verify(db: &Db, stream: &str, range: Range) -> Result<Vec<StreamReport>, StoreError> {
+pub async fn verify(db: &Db, stream: &str) -> Result<Vec<StreamReport>, StoreError> {
+    verify_part(db, stream, Range::ALL).await
+}
+
+/// As `verify`, for a part of each stream.
+pub async fn verify_part(
+    db: &Db,
+    stream: &str,
+    range: Range,
+) -> Result<Vec<StreamReport>, StoreError> {
     let streams = match stream {
         "" => db.audit_streams().await?,
         one => vec![one.to_owned()],

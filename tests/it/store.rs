@@ -418,9 +418,7 @@ async fn stream(db: &Db, name: &str) -> Vec<AuditRow> {
 
 /// Where verification stops, if it does.
 async fn problem(db: &Db, stream: &str) -> Option<i64> {
-    let reports = verify::verify(db, stream, verify::Range::ALL)
-        .await
-        .expect("verified");
+    let reports = verify::verify(db, stream).await.expect("verified");
     assert_eq!(reports.len(), 1);
     reports[0].problem.as_ref().map(|(seq, _)| *seq)
 }
@@ -1184,6 +1182,7 @@ fn access(replica: &str, access: AccessMode) -> AccessConfig {
     AccessConfig {
         access,
         replica: replica.into(),
+        checkpoint: None,
     }
 }
 
