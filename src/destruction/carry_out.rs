@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{Destructions, call_off, conflict, needs::Need, version};
 use crate::{
-    error::{Error, Reason, Result},
+    error::Result,
     fault,
     gate::{AdminPermit, Recorded},
     keys::Gone,
@@ -86,12 +86,7 @@ impl Destructions {
             }));
         }
         let mut tx = self.db.begin().await?;
-        if !tx.hold(term).await? {
-            return Err(Error::new(
-                Reason::LeaseLost,
-                "another replica does the scheduled work now",
-            ));
-        }
+        tx.hold(term).await?;
         let backend = &key.key.backend;
         let begun = tx
             .begin_destroy(due.id, &due.kid, backend, &due.tenant)

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Incidents, conflict, promote, reschedule};
 use crate::{
-    error::{Error, Reason, Result},
+    error::Result,
     gate::{AdminPermit, Gate, Recorded},
     keys::KeySnapshot,
     model::{
@@ -50,16 +50,11 @@ impl Incidents {
         };
         let (keys, now, term) = (self.keys.clone(), self.clock.now(), term.cloned());
         let act = async move |permit: AdminPermit| -> Result<Recorded<Incident>> {
-            let mut mutation = permit.begin().await?;
+            let mut mutation = match &term {
+                Some(term) => permit.begin_in(term).await?,
+                None => permit.begin().await?,
+            };
             let tx = mutation.tx();
-            if let Some(term) = &term
-                && !tx.hold(term).await?
-            {
-                return Err(Error::new(
-                    Reason::LeaseLost,
-                    "another replica does the scheduled work now",
-                ));
-            }
             let kid = install(tx, next, now).await?;
             let switched = incident.switch(kid, now)?;
             if !tx.switch_incident(&switched).await? {

@@ -190,10 +190,7 @@ async fn alert(work: &Work, term: &Term, error: &Error) -> Result<()> {
         window_key: format!("CHECKPOINT_FAILED/{}", now.seconds() / 3600),
     };
     let mut tx = work.db.begin().await?;
-    if !tx.hold(term).await? {
-        // Another replica does the work now, and tells people if it fails there.
-        return Ok(());
-    }
+    tx.hold(term).await?;
     tx.raise_alert(&alert).await?;
     Ok(tx.commit().await?)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Rotations;
 use crate::{
-    error::{Error, Reason, Result},
+    error::Result,
     model::{AlertId, KeyId, KeyRef, Rotation, RotationId, RotationState, TenantName},
     store::{Alert, Term},
 };
@@ -88,12 +88,7 @@ impl Rotations {
 
     async fn raise(&self, term: &Term, alert: &Alert) -> Result<()> {
         let mut tx = self.db.begin().await?;
-        if !tx.hold(term).await? {
-            return Err(Error::new(
-                Reason::LeaseLost,
-                "another replica does the scheduled work now; nothing was changed here",
-            ));
-        }
+        tx.hold(term).await?;
         if tx.raise_alert(alert).await? {
             tracing::warn!(
                 kind = alert.kind,

@@ -66,8 +66,10 @@ impl Db {
 }
 
 impl Tx {
-    /// Is the term still on? Then it cannot end for anybody else before this transaction does.
-    pub async fn hold(&mut self, term: &Term) -> Result<bool> {
+    /// Makes sure that the term is still on; then it cannot end for anybody else before this transaction does.
+    ///
+    /// Errors: `LeaseLost`.
+    pub async fn hold(&mut self, term: &Term) -> Result<()> {
         let now = self.now().await?;
         let rows = execute!(
             self,
@@ -77,6 +79,9 @@ impl Tx {
             term.fence,
             now.micros()
         )?;
-        Ok(rows == 1)
+        match rows {
+            1 => Ok(()),
+            _ => Err(StoreError::LeaseLost),
+        }
     }
 }
