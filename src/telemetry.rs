@@ -174,6 +174,14 @@ fn describe() {
         "Reads of the database or the KEK because a cache did not hold what a call needed, by cache."
     );
     describe_counter!(
+        "claviger_audit_checkpoints_total",
+        "Checkpoints of the audit log that were written."
+    );
+    describe_counter!(
+        "claviger_audit_checkpoint_failures_total",
+        "Checkpoints of the audit log that could not be written."
+    );
+    describe_counter!(
         "claviger_requests_shed_total",
         "Calls refused because too many request bytes were in flight."
     );

@@ -97,6 +97,9 @@ pub fn all(forge: &Forge, signer: &Signer) -> Vec<Attack> {
     list.attacks
 }
 
+/// What is done to a right signature.
+type Change = Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>;
+
 struct List<'a> {
     signer: &'a Signer,
     attacks: Vec<Attack>,
@@ -120,7 +123,6 @@ fn signed_with(signer: &Signer, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Stri
 }
 
 /// What an attack does to a good signature.
-type Change = Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>;
 
 impl List<'_> {
     fn add(&mut self, name: impl Into<String>, token: String, why: TokenRejection) {
