@@ -60,7 +60,7 @@ impl Keys {
             .await?;
         fault::point("generate.intended");
         let created = backend
-            .create(spec, intent, &label, self.deadline())
+            .create(spec, intent, &label, self.generation_deadline())
             .await?;
         fault::point("generate.generated");
         let public_key = created

@@ -66,7 +66,8 @@ const OVERDUE: &str = "SELECT k.id, k.tenant FROM keys k WHERE k.next_rotation_a
      WHERE a.window_key = 'KEY_OVERDUE/' || k.id || '/' || CAST(k.next_rotation_at AS TEXT)) ORDER BY k.id LIMIT $3";
 const COUNT_OVERDUE: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM keys WHERE next_rotation_at < $1";
 const HOLD_KEY: &str = "UPDATE keys SET revision = revision WHERE id = $1 AND revision = $2";
-const HOLD_ACTIVE: &str = "UPDATE key_versions SET state = state WHERE kid = $1 AND state = 'ACTIVE'";
+const HOLD_ACTIVE: &str =
+    "UPDATE key_versions SET state = state WHERE kid = $1 AND state = 'ACTIVE'";
 const VERSIONS: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
      created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
      last_token_exp, last_used_at, is_standby FROM key_versions WHERE key_id = $1 ORDER BY number";

@@ -20,6 +20,7 @@ const QUICK: &str = "
 [keys]
 reconcile_after_seconds = 4
 backend_timeout_ms = 3500
+generate_timeout_ms = 3500
 
 [scheduler]
 interval_ms = 50

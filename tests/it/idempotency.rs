@@ -127,7 +127,11 @@ async fn every_mutation_can_be_repeated(engine: Engine) {
             );
         }
         assert_eq!(state(daemon).await, changed, "{path}");
-        let other = case.failing.expect("another request");
+        let other = match world.case(path).await.valid {
+            another if another != case.valid => another,
+            _ => case.failing.expect("another request"),
+        };
+        let changed = state(daemon).await;
         let reused = send_with(&actor, path, &other, &[&key]).await;
         refused(reused, Code::FailedPrecondition, "IDEMPOTENCY_KEY_REUSED");
         assert_eq!(state(daemon).await, changed, "{path}");

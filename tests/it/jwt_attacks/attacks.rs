@@ -122,8 +122,6 @@ fn signed_with(signer: &Signer, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Stri
     format!("{input}.{}", B64.encode(signature))
 }
 
-/// What an attack does to a good signature.
-
 impl List<'_> {
     fn add(&mut self, name: impl Into<String>, token: String, why: TokenRejection) {
         let name = name.into();

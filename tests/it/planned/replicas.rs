@@ -51,15 +51,16 @@ async fn rotated(daemon: &Daemon, keys: &[String], times: usize) {
     ]
     .map(|action| [action.to_owned(), "success".to_owned(), each.clone()]);
     assert_eq!(daemon.rows(steps).await, expected);
-    let failures = "SELECT COUNT(*) FROM audit_events WHERE actor_type = 'job' AND outcome <> 'success'";
+    let failures =
+        "SELECT COUNT(*) FROM audit_events WHERE actor_type = 'job' AND outcome <> 'success'";
     assert_eq!(daemon.rows(failures).await, [["0"]]);
 }
 
 async fn lease(daemon: &Daemon) -> (String, String) {
-    let rows = daemon.rows("SELECT holder, CAST(fence AS TEXT) FROM leases").await;
-    let [row] = &rows[..] else {
-        panic!("{rows:?}")
-    };
+    let rows = daemon
+        .rows("SELECT holder, CAST(fence AS TEXT) FROM leases")
+        .await;
+    let [row] = &rows[..] else { panic!("{rows:?}") };
     (row[0].clone(), row[1].clone())
 }
 
@@ -90,7 +91,9 @@ async fn two_daemons_do_each_job_once_and_the_second_takes_over() {
 /// A leader that was held up past its term, and does not know it.
 async fn a_leader_whose_term_is_over_cannot_commit(daemon: Daemon) {
     let url = Secret::new(daemon.database_url().to_owned());
-    let db = Db::open_beside(&DatabaseConfig::of(url)).await.expect("open");
+    let db = Db::open_beside(&DatabaseConfig::of(url))
+        .await
+        .expect("open");
     let (short, long) = (Duration::from_millis(1), Duration::from_secs(600));
     let old = db.take_lease("test", "old", short).await.expect("take");
     let old = old.expect("nobody has it");
