@@ -18,7 +18,7 @@ use crate::{
         pkcs11::{Modules, Pkcs11Backend},
     },
     clock::Clock,
-    config::{BackendConfig, Config, KekConfig},
+    config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
     gate::{Freshness, Gate},
@@ -80,7 +80,11 @@ pub async fn run(
     // Caches are empty now, so everything up to here is known.
     let seen = db.audit_head(ADMIN_STREAM).await.map_err(AppError::new)?;
     let authz = Arc::new(Authz::new(policies));
-    tell_if_jobs_are_denied(&authz);
+    let jobs = expect_jobs_allowed(&authz);
+    match (jobs, config.environment) {
+        (Err(error), Environment::Dev) => tracing::error!("{error}"),
+        (jobs, _) => jobs?,
+    }
     let (log, writer) = AccessLog::new(db.clone(), &config.audit);
     let gate = Arc::new(Gate::new(
         Arc::clone(&authz),
@@ -120,11 +124,13 @@ pub async fn run(
         config.keys.destruction_wait(),
         config.rotation.clock_skew(),
     ));
+    // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
+    let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
     let incidents = Arc::new(Incidents::new(
         db.clone(),
         Arc::clone(&keys),
         clock.clone(),
-        config.audit.replica.clone(),
+        replica.clone(),
     ));
     let work = Work {
         gate: Arc::clone(&gate),
@@ -178,7 +184,7 @@ pub async fn run(
         authz,
         tokens,
         health: health.component("database"),
-        replica: config.audit.replica.clone(),
+        replica: replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
     };
     // Nobody is let in before the lease has begun.
@@ -291,7 +297,7 @@ pub async fn run(
         tracing::warn!("the audit writer did not end in time");
     }
     // Nothing answers any more, so nobody need wait for this replica.
-    if let Err(error) = db.remove_replica(&config.audit.replica).await {
+    if let Err(error) = db.remove_replica(&replica).await {
         tracing::warn!(%error, "replica not taken off the list; others wait for the end of its lease");
     }
     db.close().await;
@@ -361,22 +367,21 @@ pub fn policies(directory: Option<&Path>) -> Result<Policies, AppError> {
     .map_err(AppError::new)
 }
 
-/// Policies of one's own may be older than the daemon's jobs. What they deny stays denied; somebody should know.
-fn tell_if_jobs_are_denied(authz: &Authz) {
+/// Policies of one's own may be older than the daemon's jobs. Without these, keys neither rotate nor retire on time, and
+/// every attempt leaves a refusal in the log.
+fn expect_jobs_allowed(authz: &Authz) -> Result<(), AppError> {
     let key = Resource {
         tenant: TenantName::system(),
         entity: Entity::UnknownKey("any".to_owned()),
     };
     let scheduler = Job::Scheduler.principal();
-    if !authz
-        .decide(&scheduler, Action::RotateKey, &key)
-        .is_allowed()
-    {
-        tracing::error!(
-            "the policies of authz.policies deny the daemon's own jobs: keys will not rotate, retire or be destroyed on \
-             time; take the policy `jobs` over from keys.cedar of this release"
-        );
-    }
+    let decision = authz.decide(&scheduler, Action::RotateKey, &key);
+    decision.is_allowed().then_some(()).ok_or_else(|| {
+        AppError::new(
+            "authz.policies deny the daemon's own jobs: keys would not rotate, retire or be destroyed on time; take the \
+             policy `jobs` over from keys.cedar of this release",
+        )
+    })
 }
 
 async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener, AppError> {

@@ -141,8 +141,9 @@ impl Destructions {
     ) -> Result<Recorded<KeyDestruction>> {
         let now = self.clock.now();
         let by = permit.caller().principal.id;
+        let key = destruction.key_id;
         let cancelled = destruction.cancel(by, need.to_string(), now)?;
-        let mut mutation = permit.begin_in(term).await?;
+        let mut mutation = permit.begin_on_in(key, term).await?;
         call_off(&mut mutation, &cancelled, DestructionState::Scheduled).await?;
         let alert = Alert {
             id: AlertId::random(),
@@ -170,9 +171,10 @@ impl Destructions {
         term: &Term,
     ) -> Result<Recorded<KeyDestruction>> {
         let now = self.clock.now();
+        let key = destruction.key_id;
         let destroyed = destruction.complete(now)?;
         let before = version.advance(VersionEvent::Destroy, now)?;
-        let mut mutation = permit.begin_in(term).await?;
+        let mut mutation = permit.begin_on_in(key, term).await?;
         let tx = mutation.tx();
         let from = DestructionState::Scheduled;
         let moved = tx.update_destruction(&destroyed, from).await?

@@ -108,6 +108,21 @@ impl AdminPermit {
         })
     }
 
+    /// As `begin`, for a change of a key's life. Each of them locks the key's row before anything else, so two of one
+    /// key come one after the other and cannot wait for each other.
+    pub async fn begin_on(self, key: KeyId) -> Result<Mutation> {
+        let mut mutation = self.begin().await?;
+        mutation.tx.lock_key(key).await?;
+        Ok(mutation)
+    }
+
+    /// As `begin_on`, for scheduled work.
+    pub async fn begin_on_in(self, key: KeyId, term: &Term) -> Result<Mutation> {
+        let mut mutation = self.begin_in(term).await?;
+        mutation.tx.lock_key(key).await?;
+        Ok(mutation)
+    }
+
     /// As `begin`, for scheduled work: the transaction holds the term, so that a replica that lost it cannot commit.
     ///
     /// Errors: LEASE_LOST.

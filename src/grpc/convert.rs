@@ -33,18 +33,23 @@ pub fn tenant(name: &str, caller: &Caller) -> Result<TenantName> {
 /// Free text for people: 1 to `max` characters without control characters.
 pub fn text(field: &str, value: String, max: usize) -> Result<String> {
     let fits = (1..=max).contains(&value.chars().count());
-    if fits && !value.chars().any(char::is_control) {
+    if fits && !value.chars().any(|c| c.is_control() || reorders(c)) {
         return Ok(value);
     }
     Err(invalid(format!(
-        "{field} must be 1 to {max} characters without control characters"
+        "{field} must be 1 to {max} characters without control characters, those of text direction included"
     )))
+}
+
+/// Does the character change the order in which others are shown (Unicode UAX 9)? What is approved must read as it is.
+const fn reorders(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Free text for people that may have several lines: as `text`, with line feeds and tabs.
 pub fn lines(field: &str, value: String, max: usize) -> Result<String> {
     let fits = (1..=max).contains(&value.chars().count());
-    let allowed = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    let allowed = |c: char| !(c.is_control() || reorders(c)) || matches!(c, '\n' | '\t');
     if fits && value.chars().all(allowed) {
         return Ok(value);
     }

@@ -36,7 +36,7 @@ impl Incidents {
         let key = self.keys.fresh(&key.key.tenant, key.key.id).await?;
         let kid = match kid {
             Some(kid) => kid,
-            None => key.active()?.version.kid.clone(),
+            None => self.active_kid(&key).await?,
         };
         match key.version(&kid).map(|v| v.state()) {
             None => return Err(not_found(permit.permit().resource())),
@@ -51,10 +51,10 @@ impl Incidents {
             kid,
             now,
         };
-        let mut mutation = permit.begin().await?;
+        let mut mutation = permit.begin_on(key.key.id).await?;
         mutation.on("incident", id);
         let tx = mutation.tx();
-        let mut stopped = declaration.stop_rotation(tx).await?;
+        let stopped = declaration.stop_rotation(tx).await?;
         let frozen = declaration.freeze(tx).await;
         let (version, before) = match frozen {
             Ok(frozen) => frozen,
@@ -66,10 +66,6 @@ impl Incidents {
             Err(Frozen::Failed(error)) => return Err(error),
         };
         declaration.now = version.compromised_at.unwrap_or(now);
-        if stopped.is_none() {
-            // Opening a rotation holds the version, so the freeze has waited for one that was being opened.
-            stopped = declaration.stop_rotation(tx).await?;
-        }
         let mut incident = Incident {
             id,
             tenant: key.key.tenant.clone(),
@@ -92,7 +88,7 @@ impl Incidents {
         if incident.needs_successor
             && let Some(kid) = declaration.succeed(tx, stopped.as_ref()).await?
         {
-            incident = incident.switch(kid, declaration.now)?;
+            incident = incident.switch(kid, declaration.now);
         }
         let ended = declaration.complete_rotation(tx).await?;
         if let Some((rotation, _)) = &stopped
@@ -118,6 +114,25 @@ impl Incidents {
         });
         self.keys.forget_after(&mut mutation, incident.key_id);
         mutation.record(incident, details).await
+    }
+
+    /// The version that is meant when none is named. Whoever repeats a declaration means the version that it was about,
+    /// and not the healthy one that has taken its place.
+    async fn active_kid(&self, key: &KeySnapshot) -> Result<Kid> {
+        let kid = key.active()?.version.kid.clone();
+        match self.db.open_incident_with_successor(&kid).await? {
+            None => Ok(kid),
+            Some(incident) => Err(Error::new(
+                Reason::IncidentState,
+                format!(
+                    "incident {} about version {} is {}, and the ACTIVE version {kid} is its successor; name the kid to \
+                     declare that one compromised too",
+                    incident.id,
+                    incident.kid,
+                    incident.state.as_str()
+                ),
+            )),
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{Incidents, conflict, promote, reschedule};
 use crate::{
-    error::Result,
+    error::{Error, Reason, Result},
     gate::{AdminPermit, Gate, Recorded},
     keys::KeySnapshot,
     model::{
@@ -42,21 +42,28 @@ impl Incidents {
         if !incident.needs_successor || incident.successor_kid.is_some() {
             return Ok(incident);
         }
-        let key = self.keys.fresh(&incident.tenant, incident.key_id).await?;
-        let next = self.next(&key).await?;
         let resource = Resource {
             tenant: incident.tenant.clone(),
             entity: Entity::Incident(id),
         };
+        // Asked before anything is generated: what a device generated stays.
+        if !gate.may(&Job::Scheduler.caller(), Action::SwitchKey, &resource) {
+            return Err(Error::new(
+                Reason::PermissionDenied,
+                "the policies deny SwitchKey to the daemon's own jobs",
+            ));
+        }
+        let key = self.keys.fresh(&incident.tenant, incident.key_id).await?;
+        let next = self.next(&key).await?;
         let (keys, now, term) = (self.keys.clone(), self.clock.now(), term.cloned());
         let act = async move |permit: AdminPermit| -> Result<Recorded<Incident>> {
             let mut mutation = match &term {
-                Some(term) => permit.begin_in(term).await?,
-                None => permit.begin().await?,
+                Some(term) => permit.begin_on_in(incident.key_id, term).await?,
+                None => permit.begin_on(incident.key_id).await?,
             };
             let tx = mutation.tx();
             let kid = install(tx, next, now).await?;
-            let switched = incident.switch(kid, now)?;
+            let switched = incident.switch(kid, now);
             if !tx.switch_incident(&switched).await? {
                 return Err(conflict());
             }

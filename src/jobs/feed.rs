@@ -141,6 +141,9 @@ impl Feed {
         if row.outcome != Outcome::Success.as_str() {
             return;
         }
+        if row.data.starts_with(REPEATED) {
+            return;
+        }
         match row.entity.as_str() {
             "key" => self.forget_key(&row.entity_id),
             "rotation" => self.forget_key(&named(row, "key_id")),
@@ -189,6 +192,9 @@ impl Feed {
 fn named(row: &AuditRow, field: &str) -> String {
     details(row)[field].as_str().unwrap_or_default().to_owned()
 }
+
+/// How the details of a call begin that was made again and changed nothing.
+const REPEATED: &str = r#"{"repeats":"#;
 
 fn details(row: &AuditRow) -> serde_json::Value {
     serde_json::from_str(&row.data).unwrap_or_default()

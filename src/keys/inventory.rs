@@ -90,6 +90,11 @@ impl Keys {
         if let Some(owner) = change.owner {
             key.owner = owner;
         }
+        if change.rotation_period.is_some() || change.next_rotation_at.is_some() {
+            // A rotation that becomes due by this is one that they ask for, and not what was approved.
+            key.policy.schedule_set_by = Some(permit.caller().principal.id);
+            key.policy.standing_approval = None;
+        }
         let last_rotation = current
             .active()
             .ok()

@@ -26,7 +26,7 @@ impl Keys {
         let found = key.version(&kid).map(|v| v.version.clone());
         let mut version = found.ok_or_else(|| not_found(permit.permit().resource()))?;
         let before = version.advance(event(&version)?, self.clock.now())?;
-        let mut mutation = permit.begin().await?;
+        let mut mutation = permit.begin_on(key.key.id).await?;
         let tx = mutation.tx();
         let open = tx.open_rotation(key.key.id).await?;
         if let Some(rotation) = open.filter(|r| r.new_kid == kid) {

@@ -116,7 +116,7 @@ impl Rotations {
         let requester = permit.caller().principal.id;
         let successor = self.successor(&key).await?;
         let rotation = self.draft(&key, &successor.version, requester, justification)?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         self.record_opened(mutation, &key, successor, rotation)
             .await
     }
@@ -135,7 +135,7 @@ impl Rotations {
         let approver = permit.caller().principal.id;
         let key = self.keys.fresh(&rotation.tenant, rotation.key_id).await?;
         let approved = rotation.approve(approver, digest, self.clock.now())?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         let details = details(&approved);
         self.record_approved(mutation, &key, approved, details)
             .await
@@ -154,7 +154,7 @@ impl Rotations {
         let deployed = rotation.deploy(permit.caller().principal.id, self.clock.now())?;
         let key = self.keys.fresh(&deployed.tenant, deployed.key_id).await?;
         let change = Deployment::new(&key, deployed)?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         self.record_deployed(mutation, change).await
     }
 

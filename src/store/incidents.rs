@@ -24,6 +24,7 @@ const INSERT: &str = "INSERT INTO incidents (id, tenant, key_id, kid, state, rea
      needs_successor, successor_kid, switched_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
 const BY_ID: &str = select!("WHERE i.id = $1");
 const BY_KID: &str = select!("WHERE i.kid = $1");
+const OPEN_BY_SUCCESSOR: &str = select!("WHERE i.successor_kid = $1 AND i.state <> 'CLOSED'");
 const PAGE: &str = select!(
     "WHERE i.tenant = $1 AND i.id < $2 AND ($3 = '' OR i.state = $3) ORDER BY i.id DESC LIMIT $4"
 );
@@ -40,7 +41,7 @@ const INSERT_NOTE: &str =
 const NOTES: &str =
     "SELECT id, author, at, text FROM incident_notes WHERE incident_id = $1 ORDER BY id";
 const TIMELINE: &str = "SELECT stream, seq, at, tenant, actor, actor_type, action, entity, entity_id, outcome, \
-     request_id, data, prev_hash, hash FROM audit_events WHERE stream = 'admin' AND tenant = $1 AND at >= $2 \
+     request_id, data, prev_hash, hash FROM audit_events WHERE stream = 'admin' AND outcome = 'success' AND tenant = $1 AND at >= $2 \
      AND entity_id IN (SELECT id FROM incidents WHERE id = $3 UNION ALL SELECT id FROM keys WHERE id = $4 \
      UNION ALL SELECT id FROM rotations WHERE key_id = $4 \
      UNION ALL SELECT id FROM key_destructions WHERE key_id = $4) ORDER BY seq LIMIT $5";
@@ -148,6 +149,12 @@ impl Db {
     /// The incident about this version.
     pub async fn incident_about(&self, kid: &Kid) -> Result<Option<Incident>> {
         let row = fetch_optional!(self, Row, BY_KID, kid.as_str())?;
+        row.map(Incident::try_from).transpose()
+    }
+
+    /// The incident that made this version ACTIVE and is not closed yet.
+    pub async fn open_incident_with_successor(&self, kid: &Kid) -> Result<Option<Incident>> {
+        let row = fetch_optional!(self, Row, OPEN_BY_SUCCESSOR, kid.as_str())?;
         row.map(Incident::try_from).transpose()
     }
 

@@ -19,6 +19,7 @@
 mod actor;
 mod database;
 mod http;
+mod rotated;
 mod setup;
 mod teardown;
 

@@ -102,6 +102,16 @@ fn refused(result: Result<Bytes, Status>, code: Code, why: &str) {
 }
 
 /// Every mutating RPC of the table.
+/// The answer without the one field that is measured anew each time: whether the freeze holds everywhere now.
+fn timeless(path: &str, answer: Bytes) -> Bytes {
+    if !path.ends_with("/DeclareCompromise") {
+        return answer;
+    }
+    let mut answer = DeclareCompromiseResponse::decode(answer).expect("an answer");
+    answer.freeze_duration = None;
+    answer.encode_to_vec().into()
+}
+
 async fn every_mutation_can_be_repeated(engine: Engine) {
     let world = World::new(engine).await;
     let daemon = &world.daemon;
@@ -119,7 +129,8 @@ async fn every_mutation_can_be_repeated(engine: Engine) {
         let changed = state(daemon).await;
         for times in 1..=2 {
             let again = send_with(&actor, path, &case.valid, &[&key]).await;
-            assert_eq!(again.unwrap_or_else(|e| panic!("{path}: {e}")), first);
+            let again = again.unwrap_or_else(|e| panic!("{path}: {e}"));
+            assert_eq!(timeless(path, again), timeless(path, first.clone()));
             assert_eq!(
                 rows(daemon, action).await,
                 (changes + 1, repeats + times),

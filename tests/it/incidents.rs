@@ -845,3 +845,53 @@ async fn a_version_is_revoked_before_its_time_on_sqlite() {
 async fn a_version_is_revoked_before_its_time_on_postgres() {
     a_version_is_revoked_before_its_time(Engine::Postgres).await;
 }
+
+/// A replica whose clock was two hours ahead has deployed; whose clock is right freezes all the same.
+async fn a_clock_that_was_ahead_stops_no_freeze(engine: Engine) {
+    let daemon = Daemon::start(engine).await;
+    token_key(&daemon, "jwt").await;
+    let old = issued(&daemon, "jwt").await;
+    let ahead = claviger::clock::Clock::System.now().micros() + 7_200_000_000;
+    let skew = format!(
+        "UPDATE key_versions SET activated_at = {ahead}, announced_at = {ahead} WHERE kid = '{}'",
+        old.kid
+    );
+    daemon.execute(&skew).await;
+    let answer = declared(&daemon, "jwt", "").await;
+    assert!(answer.frozen_everywhere);
+    let rejected = verdict(&daemon, &old.token).await;
+    assert_eq!(rejected.rejection(), TokenRejection::CompromisedKid);
+    let new = issued(&daemon, "jwt").await;
+    assert_ne!(new.kid, old.kid);
+    daemon.stop().await;
+}
+
+// R-EMER-1
+#[tokio::test]
+async fn a_clock_that_was_ahead_stops_no_freeze_on_sqlite() {
+    a_clock_that_was_ahead_stops_no_freeze(Engine::Sqlite).await;
+}
+
+// R-EMER-1
+#[tokio::test]
+async fn a_clock_that_was_ahead_stops_no_freeze_on_postgres() {
+    a_clock_that_was_ahead_stops_no_freeze(Engine::Postgres).await;
+}
+
+// R-EMER-1: two officers with one line of the runbook burn one version, not two.
+#[tokio::test]
+async fn a_declaration_without_a_kid_spares_the_successor_of_the_last_one() {
+    let daemon = Daemon::start(Engine::Sqlite).await;
+    token_key(&daemon, "jwt").await;
+    let first = declared(&daemon, "jwt", "").await.incident.expect("one");
+    let officer = daemon.actor("officer");
+    let again = officer.incidents().declare_compromise(declare("jwt", ""));
+    let status = again.await.expect_err("the successor is healthy");
+    assert_eq!(reason(&status), "INCIDENT_STATE");
+    assert!(status.message().contains(&first.id), "{}", status.message());
+    assert_eq!(issued(&daemon, "jwt").await.kid, first.successor_kid);
+    // By name it is what somebody means.
+    let second = declared(&daemon, "jwt", &first.successor_kid).await;
+    assert_ne!(second.incident.expect("another").id, first.id);
+    daemon.stop().await;
+}

@@ -38,7 +38,6 @@ mod smoke;
 mod softhsm;
 mod store;
 mod stumbles;
-mod three_people;
 mod three_roles;
 mod tls;
 mod warm_path;

@@ -239,3 +239,31 @@ async fn a_device_that_is_away_delays_a_rotation_and_leaves_nothing() {
     until(&daemon, open, "1").await;
     daemon.stop().await;
 }
+
+// R-LIFE-7: the scheduler is nobody's stand-in. Whoever moves the date has asked for the rotation.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_moves_the_date_has_asked_for_the_rotation() {
+    let daemon = setup(Engine::Sqlite).start().await;
+    token_key(&daemon, "jwt").await;
+    let judge = person(&daemon, "judge");
+    let created = get_key(&daemon, "jwt").await.create_time;
+    let request = UpdateKeyRequest {
+        tenant: "acme".into(),
+        key: "jwt".into(),
+        next_rotation_time: created,
+        ..Default::default()
+    };
+    let moved = judge.keys().update_key(request).await;
+    moved.expect("UpdateKey");
+    let query = "SELECT COUNT(*) FROM rotations WHERE state = 'REQUESTED'";
+    until(&daemon, query, "1").await;
+    let open = rotations_of(&daemon, "jwt").await.remove(0);
+    assert!(open.scheduled);
+    assert_eq!(open.requester, daemon.id_of("judge").await);
+    denied(judge.rotations().approve_rotation(approve(&open)).await);
+    let approver = daemon.actor("approver");
+    let approved = approver.rotations().approve_rotation(approve(&open)).await;
+    approved.expect("ApproveRotation");
+    denied(judge.rotations().deploy_rotation(deploy(&open)).await);
+    daemon.stop().await;
+}

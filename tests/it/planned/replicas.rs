@@ -86,6 +86,8 @@ async fn two_daemons_do_each_job_once_and_the_second_takes_over() {
     let number = |fence: &str| fence.parse::<i64>().expect("a fence");
     assert!(number(&later) > number(&fence));
     second.stop().await;
+    first.restart().await;
+    first.stop().await;
 }
 
 /// A leader that was held up past its term, and does not know it.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use claviger::grpc::proto::*;
 use tokio::time::{Instant, sleep};
 
-use crate::daemon::{Daemon, PATIENCE, reason};
+use super::{Daemon, PATIENCE, reason};
 
 impl Daemon {
     /// Requested by the issuer, approved by the approver, deployed by the deployer as soon as the soak is over.
