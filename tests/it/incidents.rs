@@ -884,9 +884,9 @@ async fn a_declaration_without_a_kid_spares_the_successor_of_the_last_one() {
     let daemon = Daemon::start(Engine::Sqlite).await;
     token_key(&daemon, "jwt").await;
     let first = declared(&daemon, "jwt", "").await.incident.expect("one");
-    let officer = daemon.actor("officer");
-    let again = officer.incidents().declare_compromise(declare("jwt", ""));
-    let status = again.await.expect_err("the successor is healthy");
+    let mut officer = daemon.actor("officer").incidents();
+    let again = officer.declare_compromise(declare("jwt", "")).await;
+    let status = again.expect_err("the successor is healthy");
     assert_eq!(reason(&status), "INCIDENT_STATE");
     assert!(status.message().contains(&first.id), "{}", status.message());
     assert_eq!(issued(&daemon, "jwt").await.kid, first.successor_kid);
