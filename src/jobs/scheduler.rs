@@ -163,7 +163,7 @@ pub async fn run_scheduler(
 ) {
     let mut shutdown = std::pin::pin!(shutdown);
     let ttl = Duration::from_secs(config.lease_seconds);
-    let mut leader = Leader::new(work.db.clone(), &replica, ttl);
+    let mut leader = Leader::new(work.db.clone(), work.clock.clone(), &replica, ttl);
     let mut jobs = jobs();
     let mut tick = interval(Duration::from_millis(config.interval_ms));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
