@@ -214,6 +214,7 @@ mod tests {
             "key list --overdue --due-within 7d --compromised --owner o",
             "key get k --kid -_kid",
             "key approve-policy k --tenant acme",
+            "key approve-policy k --revision 3",
             "key revoke-version k --kid -_kid --reason r",
             "key destroy request k --kid -_kid --reason r",
             "key destroy approve ID --kid -_kid",

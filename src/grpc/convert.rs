@@ -372,6 +372,7 @@ pub fn key_row(key: &Key, active: Option<&Kid>, compromised: bool, now: Timestam
         active_kid: active.map(ToString::to_string).unwrap_or_default(),
         rotation_policy: Some(rotation_policy(&key.policy)),
         compromised,
+        revision: key.revision,
     }
 }
 

@@ -203,6 +203,11 @@ impl KeyApi {
     ) -> Result<proto::ApproveRotationPolicyResponse> {
         let tenant = convert::tenant(&r.tenant, &caller)?;
         let key: KeyRef = r.key.parse()?;
+        if r.revision < 1 {
+            return Err(convert::invalid(
+                "revision must be the key's revision that you have read, 1 or more",
+            ));
+        }
         let target = self.parts.keys.find(&tenant, &key).await?;
         let resource = target.resource();
         let keys = Arc::clone(&self.parts.keys);
@@ -214,7 +219,7 @@ impl KeyApi {
             };
         let act = async move |permit| {
             let current = Arc::clone(target.snapshot()?);
-            keys.approve_policy(permit, current).await
+            keys.approve_policy(permit, current, r.revision).await
         };
         let gate = &self.parts.gate;
         gate.mutate(

@@ -386,14 +386,57 @@ async fn an_automatic_policy_is_approved_by_somebody_else() {
     let made = says(&daemon, "issuer", &create).await;
     contains(
         &made,
-        &["until an approver runs `key approve-policy`", "2 d"],
+        &[
+            "until an approver runs `key approve-policy vault --tenant acme`",
+            "2 d",
+        ],
     );
+    // Without a revision there is only something to read, and the command to type.
     let approve = ["key", "approve-policy", "vault", "--tenant", "acme"];
-    let shown = says(&daemon, "approver", &approve).await;
+    let read = run(&daemon, "approver", &approve).await;
+    assert_eq!(read.status.code(), Some(2), "{}", text(&read.stderr));
+    let command = "key approve-policy vault --tenant acme --revision 1";
+    let judged = [
+        "every 180 d",
+        "next rotation",
+        "2 d, and until",
+        "Nothing is approved yet",
+        command,
+    ];
+    contains(&text(&read.stdout), &judged);
+    let update = ["key", "update", "vault", "--tenant", "acme", "--grace"];
+    says(&daemon, "issuer", &[&update[..], &["3d"]].concat()).await;
+    let command: Vec<_> = command.split(' ').collect();
+    fails(&daemon, "approver", 5, &command, "PLAN_CHANGED").await;
+    let command = [&approve[..], &["--revision", "2"]].concat();
+    let shown = says(&daemon, "approver", &command).await;
     contains(&shown, &["automatic, approved"]);
     let update = ["key", "update", "vault", "--tenant", "acme", "--approvals"];
     let one = [&update[..], &["2"]].concat();
     fails(&daemon, "issuer", 5, &one, "ROTATION_POLICY").await;
+    daemon.stop().await;
+}
+
+/// People of the platform live in another tenant than the keys: an empty listing of theirs is no all-clear.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_empty_listing_says_where_it_has_looked() {
+    let daemon = Daemon::start(Engine::Sqlite).await;
+    for listing in [
+        &["key", "list", "--compromised"][..],
+        &["key", "destroy", "list"],
+        &["rotation", "list"],
+        &["incident", "list"],
+    ] {
+        let said = run(&daemon, "officer", listing).await;
+        assert!(said.status.success(), "{listing:?}");
+        let hint = "nothing in your own tenant; name another with --tenant";
+        contains(&text(&said.stderr), &[hint]);
+        for silent in [["--tenant", "acme"], ["--output", "json"]] {
+            let said = run(&daemon, "officer", &[listing, &silent].concat()).await;
+            assert!(said.status.success(), "{listing:?}");
+            assert_eq!(text(&said.stderr), "", "{listing:?} {silent:?}");
+        }
+    }
     daemon.stop().await;
 }
 

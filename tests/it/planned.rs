@@ -162,6 +162,15 @@ async fn get_key(daemon: &Daemon, key: &str) -> Key {
     answer.expect("GetKey").into_inner().key.expect("a key")
 }
 
+/// The approval of the key's rotation policy as it is now.
+async fn approve_policy(daemon: &Daemon, key: &str) -> ApproveRotationPolicyRequest {
+    ApproveRotationPolicyRequest {
+        tenant: "acme".into(),
+        key: key.into(),
+        revision: get_key(daemon, key).await.revision,
+    }
+}
+
 async fn state_of(daemon: &Daemon, kid: &str) -> String {
     let query = format!("SELECT state FROM key_versions WHERE kid = '{kid}'");
     daemon.rows(&query).await[0][0].clone()

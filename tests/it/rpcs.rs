@@ -384,15 +384,16 @@ impl World {
     }
 
     async fn policy(&self) -> Case {
-        let approve = |key: &str| ApproveRotationPolicyRequest {
+        let approve = |key: &str, revision| ApproveRotationPolicyRequest {
             tenant: "acme".into(),
             key: key.into(),
+            revision,
         };
         let key = fresh("automatic");
         let (purpose, algorithm) = (KeyPurpose::Encryption, Algorithm::A256gcm);
-        self.daemon.key("acme", &key, purpose, algorithm).await;
+        let made = self.daemon.key("acme", &key, purpose, algorithm).await;
         // "orders" rotates MANUAL.
-        case(&approve(&key)).or(&approve("orders"))
+        case(&approve(&key, made.revision)).or(&approve("orders", 1))
     }
 
     async fn destruction(&self, name: &str) -> Case {

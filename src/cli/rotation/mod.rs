@@ -214,6 +214,7 @@ async fn list(args: List, session: &Session) -> Result<()> {
         ..Default::default()
     };
     let all = pages(&filter, args.limit, session).await?;
+    session.explain_nothing(all.rotations.len(), &filter.tenant);
     let waiting = match session.format() {
         Format::Json => BTreeSet::new(),
         Format::Table if all.rotations.iter().any(is_open) => {

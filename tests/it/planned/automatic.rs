@@ -44,10 +44,7 @@ async fn a_due_key_rotates_by_itself_only_under_a_standing_approval(engine: Engi
         assert!(rotations_of(&daemon, key).await.is_empty(), "not due");
     }
 
-    let request = ApproveRotationPolicyRequest {
-        tenant: "acme".into(),
-        key: "vault".into(),
-    };
+    let request = approve_policy(&daemon, "vault").await;
     let approver = daemon.actor("approver");
     let standing = approver.keys().approve_rotation_policy(request).await;
     standing.expect("ApproveRotationPolicy");
@@ -172,14 +169,8 @@ async fn a_standing_approval_that_is_taken_back_deploys_nothing() {
     };
     let set = issuer.keys().update_key(automatic.clone()).await;
     set.expect("UpdateKey");
-    let request = ApproveRotationPolicyRequest {
-        tenant: "acme".into(),
-        key: "jwt".into(),
-    };
-    let standing = approver
-        .keys()
-        .approve_rotation_policy(request.clone())
-        .await;
+    let request = approve_policy(&daemon, "jwt").await;
+    let standing = approver.keys().approve_rotation_policy(request).await;
     standing.expect("ApproveRotationPolicy");
     make_due(&daemon, "jwt").await;
     until(&daemon, "SELECT state FROM rotations", "APPROVED").await;
@@ -202,6 +193,7 @@ async fn a_standing_approval_that_is_taken_back_deploys_nothing() {
     set.expect("UpdateKey");
     looked(&daemon).await;
     assert_eq!(read(&daemon, &rotation).await.state(), state);
+    let request = approve_policy(&daemon, "jwt").await;
     let standing = approver.keys().approve_rotation_policy(request).await;
     standing.expect("ApproveRotationPolicy");
     until(&daemon, "SELECT deployer FROM rotations", DEPLOYER).await;

@@ -11,13 +11,6 @@ fn update(key: &str) -> UpdateKeyRequest {
     }
 }
 
-fn approve_policy(key: &str) -> ApproveRotationPolicyRequest {
-    ApproveRotationPolicyRequest {
-        tenant: "acme".into(),
-        key: key.into(),
-    }
-}
-
 async fn updated(daemon: &Daemon, request: UpdateKeyRequest) -> RotationPolicy {
     let answer = daemon.actor("issuer").keys().update_key(request).await;
     let key = answer.expect("UpdateKey").into_inner().key.expect("a key");
@@ -153,7 +146,7 @@ async fn a_policy_gets_stricter_and_never_laxer(engine: Engine) {
     let answer = issuer.keys().update_key(automatic("jwt")).await;
     refused(answer, "ROTATION_POLICY");
     let mut keys = approver.keys();
-    let answer = keys.approve_rotation_policy(approve_policy("jwt"));
+    let answer = keys.approve_rotation_policy(approve_policy(&daemon, "jwt").await);
     refused(answer.await, "ROTATION_POLICY");
     assert_eq!(get_key(&daemon, "jwt").await.rotation_policy, Some(policy));
     assert_eq!(opened(&daemon, "jwt").await.approvals_needed, 3);
@@ -169,11 +162,11 @@ async fn a_policy_gets_stricter_and_never_laxer(engine: Engine) {
     let answer = judge.keys().update_key(automatic("vault")).await;
     answer.expect("UpdateKey");
     let mut keys = judge.keys();
-    let answer = keys.approve_rotation_policy(approve_policy("vault"));
+    let answer = keys.approve_rotation_policy(approve_policy(&daemon, "vault").await);
     denied(answer.await);
     let standing = async || {
         let mut keys = approver.keys();
-        let answer = keys.approve_rotation_policy(approve_policy("vault"));
+        let answer = keys.approve_rotation_policy(approve_policy(&daemon, "vault").await);
         let key = answer.await.expect("approved").into_inner().key;
         let policy = key.expect("a key").rotation_policy.expect("a policy");
         assert!(policy.approve_time.is_some());
@@ -220,5 +213,68 @@ async fn a_policy_gets_stricter_and_never_laxer(engine: Engine) {
     assert_eq!(back.approvals_needed, 2);
     assert!(back.standby);
     assert_eq!(back.grace, Some(seconds(60)));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_was_changed_is_not_approved_unread_on_sqlite() {
+    a_policy_that_was_changed_is_not_approved_unread(Engine::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_that_was_changed_is_not_approved_unread_on_postgres() {
+    a_policy_that_was_changed_is_not_approved_unread(Engine::Postgres).await;
+}
+
+// R-LIFE-3: what is approved is what the approver has read.
+async fn a_policy_that_was_changed_is_not_approved_unread(engine: Engine) {
+    let daemon = unscheduled(engine).start().await;
+    let made = data_key(&daemon, "vault").await;
+    let approver = daemon.actor("approver");
+    let seen = approve_policy(&daemon, "vault").await;
+    assert_eq!(seen.revision, made.revision);
+    // While the approver types.
+    let changes = [
+        UpdateKeyRequest {
+            rotation_period: Some(seconds(3600)),
+            ..update("vault")
+        },
+        UpdateKeyRequest {
+            grace: Some(seconds(60)),
+            ..update("vault")
+        },
+    ];
+    for change in changes {
+        updated(&daemon, change).await;
+        let before = get_key(&daemon, "vault").await;
+        assert!(before.revision > seen.revision);
+        for revision in [seen.revision, before.revision + 1] {
+            let request = ApproveRotationPolicyRequest {
+                revision,
+                ..seen.clone()
+            };
+            let answer = approver.keys().approve_rotation_policy(request).await;
+            refused(answer, "PLAN_CHANGED");
+        }
+        for revision in [0, -1, i64::MIN] {
+            let request = ApproveRotationPolicyRequest {
+                revision,
+                ..seen.clone()
+            };
+            let answer = approver.keys().approve_rotation_policy(request).await;
+            refused(answer, "INVALID_FIELD");
+        }
+        assert_eq!(get_key(&daemon, "vault").await, before);
+    }
+    let read = approve_policy(&daemon, "vault").await;
+    let answer = approver.keys().approve_rotation_policy(read.clone()).await;
+    let key = answer.expect("approved").into_inner().key.expect("a key");
+    assert_eq!(key.revision, read.revision + 1);
+    assert!(
+        !key.rotation_policy
+            .expect("a policy")
+            .approved_by
+            .is_empty()
+    );
     daemon.stop().await;
 }

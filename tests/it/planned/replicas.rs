@@ -15,10 +15,10 @@ async fn automatic_keys(daemon: &Daemon) -> Vec<String> {
     let mut keys = Vec::new();
     for number in 0..KEYS {
         let name = format!("vault-{number}");
-        data_key(daemon, &name).await;
         let request = ApproveRotationPolicyRequest {
             tenant: "acme".into(),
             key: name.clone(),
+            revision: data_key(daemon, &name).await.revision,
         };
         let approver = daemon.actor("approver");
         let standing = approver.keys().approve_rotation_policy(request).await;
