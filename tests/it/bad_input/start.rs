@@ -198,6 +198,21 @@ async fn a_wrong_configuration_stops_the_start() {
     )
     .expect("written");
     case.fails(&wrong, &["wrong.cedar"]).await;
+
+    // Policies from before the daemon had jobs: keys would not rotate on time, and nobody would know.
+    fs::remove_file(policies.join("wrong.cedar")).expect("removed");
+    let keys = fs::read_to_string(policies.join("keys.cedar")).expect("keys.cedar");
+    let (old, _) = keys
+        .split_once("// What the daemon does by itself.")
+        .expect("the jobs");
+    fs::write(policies.join("keys.cedar"), old).expect("written");
+    let production = case
+        .with(dev, "environment = \"production\"")
+        .replace("max_age_seconds = 1", "max_age_seconds = 600")
+        .replace("clock_skew_seconds = 0", "clock_skew_seconds = 60");
+    let old = format!("{production}\n[authz]\npolicies = {policies:?}");
+    case.fails(&old, &["authz.policies", "jobs", "keys.cedar"])
+        .await;
     case.daemon.stop().await;
 }
 
