@@ -19,16 +19,17 @@ use crate::{
         pkcs11::{Modules, Pkcs11Backend},
     },
     clock::Clock,
-    config::{BackendConfig, Config, KekConfig},
+    config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
-    jobs::{Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
+    incidents::Incidents,
+    jobs::{Checkpoints, Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
     keys::{Backends, Kek, Keys},
-    model::KeySpec,
+    model::{Action, Entity, Job, KeySpec, Resource, TenantName},
     rotation::Rotations,
     store::Db,
     telemetry,
@@ -80,6 +81,11 @@ pub async fn run(
     // Caches are empty now, so everything up to here is known.
     let seen = db.audit_head(ADMIN_STREAM).await.map_err(AppError::new)?;
     let authz = Arc::new(Authz::new(policies));
+    let jobs = expect_jobs_allowed(&authz);
+    match (jobs, config.environment) {
+        (Err(error), Environment::Dev) => tracing::error!("{error}"),
+        (jobs, _) => jobs?,
+    }
     let (log, writer) = AccessLog::new(db.clone(), &config.audit);
     let gate = Arc::new(Gate::new(
         Arc::clone(&authz),
@@ -119,6 +125,14 @@ pub async fn run(
         config.keys.destruction_wait(),
         config.rotation.clock_skew(),
     ));
+    // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
+    let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
+    let incidents = Arc::new(Incidents::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        replica.clone(),
+    ));
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
@@ -128,6 +142,12 @@ pub async fn run(
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
         idempotency: config.idempotency,
+        incidents: Arc::clone(&incidents),
+        checkpoints: config
+            .audit
+            .checkpoint
+            .clone()
+            .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -142,26 +162,34 @@ pub async fn run(
         keys: Arc::clone(&keys),
         rotations,
         destructions,
+        incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
     };
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
+    // Behind the head of the feed: what is revoked from here on comes with it.
+    tokens.load_revocations().await.map_err(AppError::new)?;
+    let published = Arc::clone(&tokens);
     let jwks: JwksSource = Arc::new(move || {
-        let tokens = Arc::clone(&tokens);
+        let tokens = Arc::clone(&published);
         Box::pin(async move { tokens.jwks().await })
     });
     let uses = Arc::clone(&keys);
-    let feed = Feed {
+    let mut feed = Feed {
         db: db.clone(),
         freshness,
         keys,
         directory,
         authz,
+        tokens,
         health: health.component("database"),
+        replica: replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
     };
+    // Nobody is let in before the lease has begun.
+    feed.round().await.map_err(AppError::new)?;
     let probed = backends
         .iter()
         .map(|(name, backend)| {
@@ -269,6 +297,10 @@ pub async fn run(
     {
         tracing::warn!("the audit writer did not end in time");
     }
+    // Nothing answers any more, so nobody need wait for this replica.
+    if let Err(error) = db.remove_replica(&replica).await {
+        tracing::warn!(%error, "replica not taken off the list; others wait for the end of its lease");
+    }
     db.close().await;
     ops_stop.cancel();
     let _ = ops_task.await;
@@ -341,6 +373,23 @@ pub fn policies(directory: Option<&Path>) -> Result<Policies, AppError> {
         None => Policies::built_in(),
     }
     .map_err(AppError::new)
+}
+
+/// Policies of one's own may be older than the daemon's jobs. Without these, keys neither rotate nor retire on time, and
+/// every attempt leaves a refusal in the log.
+fn expect_jobs_allowed(authz: &Authz) -> Result<(), AppError> {
+    let key = Resource {
+        tenant: TenantName::system(),
+        entity: Entity::UnknownKey("any".to_owned()),
+    };
+    let scheduler = Job::Scheduler.principal();
+    let decision = authz.decide(&scheduler, Action::RotateKey, &key);
+    decision.is_allowed().then_some(()).ok_or_else(|| {
+        AppError::new(
+            "authz.policies deny the daemon's own jobs: keys would not rotate, retire or be destroyed on time; take the \
+             policy `jobs` over from keys.cedar of this release",
+        )
+    })
 }
 
 async fn bind(name: &str, address: SocketAddr) -> Result<TcpListener, AppError> {

@@ -206,6 +206,11 @@ impl Config {
         if let Err(e) = self.idempotency.check().and_then(|()| self.keys.check()) {
             return wrong(e);
         }
+        if let Some(checkpoint) = &self.audit.checkpoint
+            && let Err(e) = checkpoint.check(&self.tokens.issuer)
+        {
+            return wrong(e);
+        }
         if let Err(e) = self.bootstrap.check() {
             return wrong(e.message().to_owned());
         }

@@ -174,6 +174,14 @@ fn describe() {
         "Reads of the database or the KEK because a cache did not hold what a call needed, by cache."
     );
     describe_counter!(
+        "claviger_audit_checkpoints_total",
+        "Checkpoints of the audit log that were written."
+    );
+    describe_counter!(
+        "claviger_audit_checkpoint_failures_total",
+        "Checkpoints of the audit log that could not be written."
+    );
+    describe_counter!(
         "claviger_requests_shed_total",
         "Calls refused because too many request bytes were in flight."
     );
@@ -220,6 +228,10 @@ fn describe() {
     describe_counter!(
         "claviger_token_marks_total",
         "Times the high-water mark of issued tokens was raised in the database."
+    );
+    describe_gauge!(
+        "claviger_leftovers_quarantined",
+        "Leftovers of interrupted key generation on the devices, as the replica that does the scheduled work saw it last."
     );
     describe_gauge!(
         "claviger_backend_up",

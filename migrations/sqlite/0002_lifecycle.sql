@@ -2,6 +2,7 @@
 -- Only additions, so the release before this one still runs on this schema.
 
 -- How a key rotates. approvals_needed is never lowered. policy_approved_by is the standing approval of AUTOMATIC.
+-- schedule_set_by changed period or date last: rotations that are due because of it count as asked for by them.
 ALTER TABLE keys ADD COLUMN rotation_mode TEXT NOT NULL DEFAULT 'MANUAL';
 ALTER TABLE keys ADD COLUMN approvals_needed BIGINT NOT NULL DEFAULT 1 CHECK (approvals_needed >= 1);
 ALTER TABLE keys ADD COLUMN standby BIGINT NOT NULL DEFAULT 0;
@@ -9,6 +10,7 @@ ALTER TABLE keys ADD COLUMN grace BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE keys ADD COLUMN policy_set_by TEXT REFERENCES principals (id);
 ALTER TABLE keys ADD COLUMN policy_approved_by TEXT REFERENCES principals (id);
 ALTER TABLE keys ADD COLUMN policy_approved_at BIGINT;
+ALTER TABLE keys ADD COLUMN schedule_set_by TEXT REFERENCES principals (id);
 CREATE INDEX keys_by_next_rotation ON keys (next_rotation_at);
 
 -- A time for every transition. last_token_exp: no token under this version expires later. A destroyed data key keeps

@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Outcome, Record, chain};
+use super::{CheckpointConfig, Outcome, Record, chain};
 use crate::{
     error::{Error, Reason, Result},
     store::{Db, Head, StoreError},
@@ -26,6 +26,8 @@ pub struct AccessConfig {
     pub access: AccessMode,
     /// Name of this replica's stream, `access/<replica>`. Default: the host name.
     pub replica: String,
+    /// Where the ends of the chains are written down; nowhere when left out.
+    pub checkpoint: Option<CheckpointConfig>,
 }
 
 impl Default for AccessConfig {
@@ -39,6 +41,7 @@ impl Default for AccessConfig {
         Self {
             access: AccessMode::Required,
             replica,
+            checkpoint: None,
         }
     }
 }

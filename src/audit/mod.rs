@@ -2,18 +2,21 @@
 //!
 //! Stream `admin` is written inside the mutation's own transaction (`admin::append`), stream `access/<replica>` by
 //! one group-committing writer per replica (`access::AccessLog`). `verify` recomputes chains; it needs nothing but
-//! the rows. Only `gate` writes; nothing here decides who may do what.
+//! the rows. `checkpoint` writes down elsewhere where they ended. Only `gate` writes; nothing here decides who may do
+//! what.
 
 pub mod access;
 pub mod admin;
 mod chain;
+pub mod checkpoint;
 mod reader;
 pub mod verify;
 
 pub use access::{AccessConfig, AccessLog, AccessMode};
 pub use chain::GENESIS;
-pub use reader::{AuditFilter, AuditRow, Reader};
-pub use verify::StreamReport;
+pub use checkpoint::{Checkpoint, CheckpointConfig, StreamHead};
+pub use reader::{AuditFilter, AuditRow, Head, Reader};
+pub use verify::{Mismatch, Range, StreamReport};
 
 /// The stream of every administrative change.
 pub const ADMIN_STREAM: &str = "admin";

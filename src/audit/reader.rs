@@ -1,7 +1,7 @@
 //! Reading the log: filtered pages, and verification on demand.
 
-use super::{StreamReport, verify};
-pub use crate::store::{AuditFilter, AuditRow};
+use super::{Mismatch, Range, StreamHead, StreamReport, verify};
+pub use crate::store::{AuditFilter, AuditRow, Head};
 use crate::{error::Result, store::Db};
 
 /// Reads the log.
@@ -21,7 +21,12 @@ impl Reader {
     }
 
     /// Recomputes the chain of one stream, or of all when `stream` is empty.
-    pub async fn verify(&self, stream: &str) -> Result<Vec<StreamReport>> {
-        Ok(verify::verify(&self.db, stream).await?)
+    pub async fn verify(&self, stream: &str, range: Range) -> Result<Vec<StreamReport>> {
+        Ok(verify::verify_part(&self.db, stream, range).await?)
+    }
+
+    /// The rows that are not what checkpoints say.
+    pub async fn mismatches(&self, expected: Vec<StreamHead>) -> Result<Vec<Mismatch>> {
+        Ok(verify::mismatches(&self.db, expected).await?)
     }
 }

@@ -1,9 +1,9 @@
 //! Recomputes a stream's chain. Finds changed, removed, swapped and inserted rows, and a tail that was cut off.
 //!
 //! It trusts nothing in the row but what the hash covers. Whoever can rewrite a whole stream and its head can still
-//! make a consistent one: keep a head hash (every admin reply carries one) outside the database.
+//! make a consistent one; checkpoints, kept outside the database, say what hashes must be there (`mismatches`).
 
-use super::chain;
+use super::{StreamHead, chain};
 use crate::store::{AuditRow, Db, Head, StoreError};
 
 /// Rows read at a time.
@@ -20,22 +20,79 @@ pub struct StreamReport {
     pub head: Head,
     /// The first row that does not fit, and why; None when the chain is whole.
     pub problem: Option<(i64, String)>,
+    /// seq to go on from; None when the end was reached.
+    pub next: Option<i64>,
+}
+
+/// Which rows to look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    /// seq of the first; the row before it is taken as it is. 0 and 1 mean the beginning.
+    pub from: i64,
+    /// At most so many rows of each stream; None for all.
+    pub rows: Option<i64>,
+}
+
+impl Range {
+    /// Every row.
+    pub const ALL: Self = Self {
+        from: 0,
+        rows: None,
+    };
+}
+
+/// A row that is not what a checkpoint says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mismatch {
+    /// Its stream.
+    pub stream: String,
+    /// Its seq.
+    pub seq: i64,
+    /// What is wrong, in words.
+    pub problem: String,
+}
+
+/// Compares stored hashes with those of checkpoints. What a stored hash is worth, `verify` says.
+pub async fn mismatches(db: &Db, expected: Vec<StreamHead>) -> Result<Vec<Mismatch>, StoreError> {
+    let mut found = Vec::new();
+    for StreamHead { stream, head } in expected {
+        let problem = match db.audit_row_hash(&stream, head.seq).await? {
+            Some(hash) if hash == head.hash => continue,
+            Some(_) => "the row has another hash: the stream was rewritten",
+            None => "the row is not there: the stream was cut off or rewritten",
+        };
+        found.push(Mismatch {
+            stream,
+            seq: head.seq,
+            problem: problem.to_owned(),
+        });
+    }
+    Ok(found)
 }
 
 /// Verifies one stream, or all when `stream` is empty.
 pub async fn verify(db: &Db, stream: &str) -> Result<Vec<StreamReport>, StoreError> {
+    verify_part(db, stream, Range::ALL).await
+}
+
+/// As `verify`, for a part of each stream.
+pub async fn verify_part(
+    db: &Db,
+    stream: &str,
+    range: Range,
+) -> Result<Vec<StreamReport>, StoreError> {
     let streams = match stream {
         "" => db.audit_streams().await?,
         one => vec![one.to_owned()],
     };
     let mut reports = Vec::with_capacity(streams.len());
     for stream in streams {
-        reports.push(verify_stream(db, stream).await?);
+        reports.push(verify_stream(db, stream, range).await?);
     }
     Ok(reports)
 }
 
-async fn verify_stream(db: &Db, stream: String) -> Result<StreamReport, StoreError> {
+async fn verify_stream(db: &Db, stream: String, range: Range) -> Result<StreamReport, StoreError> {
     // Read before the rows: rows that are added meanwhile lie behind it and are verified too.
     let stored = db.audit_head(&stream).await?;
     let mut report = StreamReport {
@@ -43,12 +100,30 @@ async fn verify_stream(db: &Db, stream: String) -> Result<StreamReport, StoreErr
         rows: 0,
         head: chain::empty_head(),
         problem: None,
+        next: None,
     };
     let mut stored_hash_at_head = None;
     // From below the first row on: one that was slipped in before it does not fit either.
     let mut from = i64::MIN;
+    if range.from > 1 {
+        let before = range.from - 1;
+        let Some(hash) = db.audit_row_hash(&report.stream, before).await? else {
+            report.problem = Some((before, "the row is not there".into()));
+            return Ok(report);
+        };
+        report.head = Head { seq: before, hash };
+        if stored.as_ref().is_some_and(|head| head.seq == before) {
+            stored_hash_at_head = Some(report.head.hash.clone());
+        }
+        from = range.from;
+    }
     loop {
-        let page = db.audit_chain(&report.stream, from, PAGE).await?;
+        let left = range.rows.map_or(PAGE, |rows| rows - report.rows);
+        if left <= 0 {
+            report.next = Some(report.head.seq + 1);
+            return Ok(report);
+        }
+        let page = db.audit_chain(&report.stream, from, PAGE.min(left)).await?;
         if page.is_empty() {
             break;
         }

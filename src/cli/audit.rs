@@ -1,5 +1,7 @@
 //! `claviger audit`: read the log, and prove that nobody changed it.
 
+mod verify;
+
 use clap::{Args, Subcommand};
 
 use super::{
@@ -10,8 +12,7 @@ use super::{
     pages::Limit,
 };
 use crate::grpc::proto::{
-    AuditEvent, AuditOutcome, AuditStreamReport, ListAuditEventsRequest, ListAuditEventsResponse,
-    VerifyAuditRequest,
+    AuditEvent, AuditOutcome, ListAuditEventsRequest, ListAuditEventsResponse,
 };
 
 /// Read and prove the audit log
@@ -20,7 +21,7 @@ pub enum Command {
     /// List events, newest first
     List(List),
     /// Recompute the hash chains; exit code 0 when they are whole, 1 when not
-    Verify(Verify),
+    Verify(verify::Verify),
 }
 
 #[derive(Args, Debug)]
@@ -53,26 +54,11 @@ pub struct List {
     limit: Limit,
 }
 
-#[derive(Args, Debug)]
-pub struct Verify {
-    /// Only this stream; all of them when left out
-    #[arg(long, default_value = "", hide_default_value = true)]
-    stream: String,
-}
-
 /// Runs `claviger audit …`.
 pub async fn run(command: Command, session: &Session) -> Result<Exit> {
     match command {
         Command::List(args) => list(args, session).await,
-        Command::Verify(Verify { stream }) => {
-            let request = VerifyAuditRequest { stream };
-            let answer = session.audit().verify_audit(request).await?.into_inner();
-            session.show(&answer, |answer| reports(&answer.streams))?;
-            Ok(match answer.intact {
-                true => Exit::Ok,
-                false => Exit::No,
-            })
-        }
+        Command::Verify(args) => verify::run(args, session).await,
     }
 }
 
@@ -128,20 +114,4 @@ fn events(events: &[AuditEvent]) -> String {
 /// How an event ended, in a word.
 pub fn outcome(event: &AuditEvent) -> String {
     output::short(event.outcome().as_str_name(), "AUDIT_OUTCOME_")
-}
-
-fn reports(streams: &[AuditStreamReport]) -> String {
-    let rows = streams.iter().map(|report| {
-        let verdict = match report.intact {
-            true => "intact".to_owned(),
-            false => format!("BROKEN at {}: {}", report.broken_at, report.problem),
-        };
-        [
-            report.stream.clone(),
-            report.rows.to_string(),
-            report.head_hash.clone(),
-            verdict,
-        ]
-    });
-    output::table(["STREAM", "ROWS", "HEAD", "VERDICT"], rows)
 }

@@ -187,4 +187,85 @@ mod tests {
             assert_eq!(cli.options.dir.as_deref(), Some(std::path::Path::new("d")));
         }
     }
+
+    fn parses(line: &str) -> std::result::Result<(), String> {
+        let words = std::iter::once("claviger").chain(line.split_whitespace());
+        let parsed = Cli::try_parse_from(words);
+        parsed.map(drop).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_security_teams_commands_parse() {
+        for line in [
+            "rotation list --waiting-for me --state completed --key k",
+            "rotation reject ID --reason r",
+            "rotation cancel ID --reason r",
+            "incident declare --key k --kid -_kid --reason r",
+            "incident get ID",
+            "incident list --state closing",
+            "incident note ID --text t",
+            "incident close ID --postmortem PM-1",
+            "key create k --purpose signing --algorithm es256 --owner o --rotation-mode automatic --approvals 2 --standby --grace 7d",
+            "key adopt k --uri u --purpose signing --algorithm es256 --owner o --approvals 2 --standby --grace 7d",
+            "key update k --standby",
+            "key update k --standby=false",
+            "key update k --approvals 3",
+            "key update k --rotation-mode manual --grace 1h",
+            "key list --overdue --due-within 7d --compromised --owner o",
+            "key get k --kid -_kid",
+            "key approve-policy k --tenant acme",
+            "key approve-policy k --revision 3",
+            "key revoke-version k --kid -_kid --reason r",
+            "key destroy request k --kid -_kid --reason r",
+            "key destroy approve ID --kid -_kid",
+            "key destroy cancel ID --reason r",
+            "key destroy list --state scheduled",
+            "token revoke --jti J --reason r --expires 15min",
+            "verify --key k --kid -_kid --signature -_sig",
+            "incident close ID --postmortem PM-1 --idempotency-key pm-1",
+        ] {
+            assert_eq!(parses(line), Ok(()), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_security_team_must_say_is_asked_for() {
+        for (line, missing) in [
+            ("rotation reject ID", "--reason"),
+            ("rotation list --waiting-for you", "[possible values: me]"),
+            ("rotation list --state done", "completed"),
+            ("incident declare --key k", "--reason"),
+            ("incident declare --reason r", "--key"),
+            ("incident close ID", "--postmortem"),
+            ("incident note ID", "--text"),
+            ("key update k", "--grace"),
+            ("key update k --standby=maybe", "true"),
+            ("key revoke-version k --kid x", "--reason"),
+            ("key destroy request k --reason r", "--kid"),
+            ("key destroy approve ID", "--kid"),
+            ("key list --due-within soon", "90d"),
+            ("token revoke --jti J", "--reason"),
+            ("tenant create t --idempotency-key schlüssel", "ASCII"),
+        ] {
+            let said = parses(line).expect_err(line);
+            assert!(said.contains(missing), "{line}: {said}");
+        }
+    }
+
+    #[test]
+    fn every_command_is_on_its_page() {
+        fn walk(command: &clap::Command, path: &str, page: &str) {
+            for sub in command
+                .get_subcommands()
+                .filter(|sub| sub.get_name() != "help")
+            {
+                let path = format!("{path} {}", sub.get_name());
+                let name = path.trim_start();
+                let leaf = sub.get_subcommands().next().is_none();
+                assert!(!leaf || page.contains(&format!("`{name}")), "{name}");
+                walk(sub, &path, page);
+            }
+        }
+        walk(&Cli::command(), "", include_str!("../../docs/cli.md"));
+    }
 }

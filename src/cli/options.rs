@@ -1,6 +1,7 @@
 //! The options that every RPC command shares, and the session they open.
 
 use std::{
+    io::{self, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -73,7 +74,7 @@ pub struct Options {
         help_heading = "Connection"
     )]
     pub dir: Option<PathBuf>,
-    /// Identity in that directory: admin, issuer, approver, deployer, officer, auditor, service, other, stranger
+    /// Identity in that directory: admin, issuer, approver, deployer, officer, deputy, auditor, service, other, stranger
     #[arg(
         long = "as",
         global = true,
@@ -278,6 +279,17 @@ impl Session {
         call: impl AsyncFn(Request<M>) -> std::result::Result<Response<A>, Status>,
     ) -> Result<A> {
         self.retry.call(message, call).await
+    }
+
+    /// Tells a person whose listing is empty that they looked into their own tenant only, on stderr.
+    pub fn explain_nothing(&self, rows: usize, tenant: &str) {
+        if self.format == Format::Table && rows == 0 && tenant.is_empty() {
+            // Nobody is left to tell when stderr is closed.
+            let _ = writeln!(
+                io::stderr(),
+                "claviger: nothing in your own tenant; name another with --tenant"
+            );
+        }
     }
 
     /// Prints an answer as proto JSON or in the form for people.

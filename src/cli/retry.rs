@@ -90,7 +90,11 @@ impl Retry {
 
     /// A refusal is final. After anything else the change may be there or not.
     fn failure(&self, status: Status) -> Failure {
+        let unknown_rpc = status.code() == Code::Unimplemented;
         let failure = Failure::from(status);
+        if unknown_rpc {
+            return failure;
+        }
         match failure.exit() {
             Exit::Unavailable | Exit::Other => failure.and(&format!(
                 "to repeat it safely: the same command with --idempotency-key {}",

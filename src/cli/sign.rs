@@ -51,10 +51,20 @@ pub struct VerifyArgs {
     #[arg(long, default_value = "", hide_default_value = true)]
     tenant: String,
     /// kid that made the signature; every version that may verify is tried when left out
-    #[arg(long, default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        default_value = "",
+        hide_default_value = true,
+        allow_hyphen_values = true
+    )]
     kid: String,
     /// The signature: a file, raw or as base64url, or the base64url text itself
-    #[arg(long, value_name = "FILE|TEXT", required_unless_present = "batch")]
+    #[arg(
+        long,
+        value_name = "FILE|TEXT",
+        required_unless_present = "batch",
+        allow_hyphen_values = true
+    )]
     signature: Option<String>,
     /// The input is the digest, not the message
     #[arg(long)]

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::{Destructions, call_off, conflict, needs::Need, version};
 use crate::{
-    error::{Error, Reason, Result},
+    error::Result,
     fault,
     gate::{AdminPermit, Recorded},
     keys::Gone,
@@ -86,12 +86,7 @@ impl Destructions {
             }));
         }
         let mut tx = self.db.begin().await?;
-        if !tx.hold(term).await? {
-            return Err(Error::new(
-                Reason::LeaseLost,
-                "another replica does the scheduled work now",
-            ));
-        }
+        tx.hold(term).await?;
         let backend = &key.key.backend;
         let begun = tx
             .begin_destroy(due.id, &due.kid, backend, &due.tenant)
@@ -146,9 +141,9 @@ impl Destructions {
     ) -> Result<Recorded<KeyDestruction>> {
         let now = self.clock.now();
         let by = permit.caller().principal.id;
+        let key = destruction.key_id;
         let cancelled = destruction.cancel(by, need.to_string(), now)?;
-        let mut mutation = permit.begin().await?;
-        hold(mutation.tx(), term).await?;
+        let mut mutation = permit.begin_on_in(key, term).await?;
         call_off(&mut mutation, &cancelled, DestructionState::Scheduled).await?;
         let alert = Alert {
             id: AlertId::random(),
@@ -176,11 +171,11 @@ impl Destructions {
         term: &Term,
     ) -> Result<Recorded<KeyDestruction>> {
         let now = self.clock.now();
+        let key = destruction.key_id;
         let destroyed = destruction.complete(now)?;
         let before = version.advance(VersionEvent::Destroy, now)?;
-        let mut mutation = permit.begin().await?;
+        let mut mutation = permit.begin_on_in(key, term).await?;
         let tx = mutation.tx();
-        hold(tx, term).await?;
         let from = DestructionState::Scheduled;
         let moved = tx.update_destruction(&destroyed, from).await?
             && tx.update_version(&version, before).await?;
@@ -203,14 +198,4 @@ impl Destructions {
             .forget_data_key_after(&mut mutation, &destroyed.kid);
         mutation.record(destroyed, details).await
     }
-}
-
-async fn hold(tx: &mut crate::store::Tx, term: &Term) -> Result<()> {
-    if tx.hold(term).await? {
-        return Ok(());
-    }
-    Err(Error::new(
-        Reason::LeaseLost,
-        "another replica does the scheduled work now",
-    ))
 }

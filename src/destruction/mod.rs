@@ -108,7 +108,7 @@ impl Destructions {
             cancelled_by: None,
             cancel_reason: String::new(),
         };
-        let mut mutation = permit.begin().await?;
+        let mut mutation = permit.begin_on(key.key.id).await?;
         mutation.on("destruction", destruction.id);
         let inserted = mutation.tx().insert_destruction(&destruction).await;
         inserted.map_err(|e| match e {
@@ -136,7 +136,7 @@ impl Destructions {
         let approved = destruction.approve(approver, &kid, self.wait, self.clock.now())?;
         let key = self.fresh(&approved.tenant, approved.key_id).await?;
         self.refuse_needed(version(&key, &approved.kid)?).await?;
-        let mut mutation = permit.begin().await?;
+        let mut mutation = permit.begin_on(key.key.id).await?;
         let from = DestructionState::Requested;
         if !mutation.tx().update_destruction(&approved, from).await? {
             return Err(conflict());
@@ -157,7 +157,7 @@ impl Destructions {
         let from = destruction.state;
         let by = permit.caller().principal.id;
         let cancelled = destruction.cancel(by, reason, self.clock.now())?;
-        let mut mutation = permit.begin().await?;
+        let mut mutation = permit.begin_on(cancelled.key_id).await?;
         call_off(&mut mutation, &cancelled, from).await?;
         self.record(mutation, cancelled).await
     }

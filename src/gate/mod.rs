@@ -8,6 +8,7 @@
 mod crowd;
 mod freshness;
 mod permit;
+mod release;
 mod replay;
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
@@ -64,9 +65,10 @@ impl Gate {
     }
 
     /// Uses a key, or reads administrative state. `act` returns the answer and details for the audit row, a JSON
-    /// object or nothing. The answer leaves only when its row is durable.
+    /// object or nothing. The answer leaves only when its row is durable, the replica still fresh, and every condition
+    /// of `Permit::release_if` still true.
     ///
-    /// Errors: what `act` fails with; PERMISSION_DENIED, or NOT_FOUND where the caller may not know; REPLICA_STALE;
+    /// Errors: what `act` or a condition fails with; PERMISSION_DENIED, or NOT_FOUND where the caller may not know; REPLICA_STALE;
     /// AUDIT_UNAVAILABLE.
     pub async fn access<T, F, Fut>(
         &self,
@@ -87,8 +89,12 @@ impl Gate {
             log: &self.log,
             record: Some(record),
         };
+        let conditions = release::Conditions::default();
         let answer = match permitted {
-            Ok(()) => act(Permit::new(action, resource)).await,
+            Ok(()) => match act(Permit::new(action, resource, conditions.clone())).await {
+                Ok(answer) => self.releasable(&conditions).await.map(|()| answer),
+                Err(error) => Err(error),
+            },
             Err(refusal) => Err(refusal),
         };
         let Some(mut record) = unfinished.record.take() else {
@@ -102,6 +108,8 @@ impl Gate {
                     }
                     self.log.append(record).await?;
                 }
+                // An error from here has a row of its own, beside the one that says it worked.
+                self.releasable(&conditions).await?;
                 Ok(value)
             }
             Err(error) => {
@@ -110,6 +118,12 @@ impl Gate {
                 Err(error.recorded())
             }
         }
+    }
+
+    /// The lease comes last: a condition may have waited for a database that this replica has lost sight of.
+    async fn releasable(&self, conditions: &release::Conditions) -> Result<()> {
+        conditions.hold().await?;
+        self.freshness.check()
     }
 
     /// Records a call of a known caller that failed on its way to `access` or `mutate`: a malformed request, or a
@@ -247,7 +261,7 @@ impl Gate {
         let allowed = self.authorize(caller, action, &resource);
         let unsuccessful = record(caller, action, &resource);
         let permit = AdminPermit::new(
-            Permit::new(action, resource),
+            Permit::new(action, resource, release::Conditions::default()),
             caller.clone(),
             self.changes(),
             unsuccessful.clone(),

@@ -1,12 +1,18 @@
 //! What the gate hands out. No `Clone`, no public constructor.
 
+use std::sync::Arc;
+
+use futures_util::FutureExt;
 use serde_json::Value;
 
-use super::crowd::{Changes, Turn};
+use super::{
+    crowd::{Changes, Turn},
+    release::Conditions,
+};
 use crate::{
     audit::{Receipt, Record, admin},
     error::{Error, Reason, Result},
-    model::{Action, Caller, Entity, KeyId, Resource},
+    model::{Action, Caller, Entity, KeyId, Resource, TenantName},
     store::{StoreError, Term, Tx},
 };
 
@@ -14,16 +20,39 @@ use crate::{
 pub struct Permit {
     action: Action,
     resource: Resource,
+    conditions: Conditions,
 }
 
 impl Permit {
-    pub(super) const fn new(action: Action, resource: Resource) -> Self {
-        Self { action, resource }
+    pub(super) const fn new(action: Action, resource: Resource, conditions: Conditions) -> Self {
+        Self {
+            action,
+            resource,
+            conditions,
+        }
+    }
+
+    /// Lets the answer leave only if `condition` holds then too. It is asked twice: before the call is recorded, so that
+    /// the record is right, and after, because recording takes time.
+    pub fn release_if<F, Fut>(&self, condition: F)
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<()>> + Send + 'static,
+    {
+        self.conditions.add(Arc::new(move || condition().boxed()));
     }
 
     /// The permitted resource.
     pub const fn resource(&self) -> &Resource {
         &self.resource
+    }
+
+    /// Errors: INTERNAL unless this permit is for `action` on the tenant itself. A guard against our own mistakes.
+    pub fn covers_tenant(&self, action: Action, tenant: &TenantName) -> Result<()> {
+        let same = self.resource.entity == Entity::Tenant && self.resource.tenant == *tenant;
+        (same && self.action == action)
+            .then_some(())
+            .ok_or_else(|| Error::internal("a permit was used for something else"))
     }
 
     /// Errors: INTERNAL unless this permit is for `action` on this key. A guard against our own mistakes.
@@ -79,18 +108,28 @@ impl AdminPermit {
         })
     }
 
+    /// As `begin`, for a change of a key's life. Each of them locks the key's row before anything else, so two of one
+    /// key come one after the other and cannot wait for each other.
+    pub async fn begin_on(self, key: KeyId) -> Result<Mutation> {
+        let mut mutation = self.begin().await?;
+        mutation.tx.lock_key(key).await?;
+        Ok(mutation)
+    }
+
+    /// As `begin_on`, for scheduled work.
+    pub async fn begin_on_in(self, key: KeyId, term: &Term) -> Result<Mutation> {
+        let mut mutation = self.begin_in(term).await?;
+        mutation.tx.lock_key(key).await?;
+        Ok(mutation)
+    }
+
     /// As `begin`, for scheduled work: the transaction holds the term, so that a replica that lost it cannot commit.
     ///
     /// Errors: LEASE_LOST.
     pub async fn begin_in(self, term: &Term) -> Result<Mutation> {
         let mut mutation = self.begin().await?;
-        if mutation.tx.hold(term).await? {
-            return Ok(mutation);
-        }
-        Err(Error::new(
-            Reason::LeaseLost,
-            "another replica does the scheduled work now; nothing was changed here",
-        ))
+        mutation.tx.hold(term).await?;
+        Ok(mutation)
     }
 }
 

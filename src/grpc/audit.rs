@@ -8,7 +8,7 @@ use super::{
     proto::{self, audit_service_server::AuditService},
 };
 use crate::{
-    audit::{self, AuditFilter, StreamReport},
+    audit::{self, AuditFilter, Range, StreamHead, StreamReport},
     error::{Error, Reason, Result},
     model::{Action, Caller, Resource, Scope, TenantName},
 };
@@ -19,6 +19,7 @@ pub struct AuditApi(pub Parts);
 type Answer<T> = Result<Response<T>, Status>;
 
 const LISTING: &str = "audit";
+const MAX_EXPECTED: usize = 5000;
 
 impl AuditApi {
     async fn list(
@@ -82,15 +83,23 @@ impl AuditApi {
         caller: Caller,
         r: proto::VerifyAuditRequest,
     ) -> Result<proto::VerifyAuditResponse> {
+        let range = range(&r)?;
         let stream = convert::filter("stream", r.stream)?;
+        if r.expect.len() > MAX_EXPECTED {
+            return Err(convert::invalid("expect must have at most 5000 entries"));
+        }
+        let expected = r.expect.into_iter().map(head).collect::<Result<_>>()?;
         let act = async |_permit| {
-            let reports = self.0.audit.verify(&stream).await?;
+            let reports = self.0.audit.verify(&stream, range).await?;
+            // After the rehashing: what grew meanwhile is there, and what is missing now is missing.
+            let mismatches = self.0.audit.mismatches(expected).await?;
             // A misspelt name must not look like an intact stream.
             let nothing = |r: &StreamReport| r.rows == 0 && r.head.seq == 0 && r.problem.is_none();
             if !stream.is_empty() && reports.iter().all(nothing) {
                 return Err(convert::invalid("there is no audit stream with this name"));
             }
-            let intact = reports.iter().all(|report| report.problem.is_none());
+            let whole = reports.iter().all(|report| report.problem.is_none());
+            let intact = whole && mismatches.is_empty();
             let answer = proto::VerifyAuditResponse {
                 intact,
                 streams: reports
@@ -103,6 +112,15 @@ impl AuditApi {
                         intact: report.problem.is_none(),
                         broken_at: report.problem.as_ref().map_or(0, |(seq, _)| *seq),
                         problem: report.problem.map_or_else(String::new, |(_, why)| why),
+                        next_seq: report.next.unwrap_or(0),
+                    })
+                    .collect(),
+                mismatches: mismatches
+                    .into_iter()
+                    .map(|mismatch| proto::AuditMismatch {
+                        stream: mismatch.stream,
+                        seq: mismatch.seq,
+                        problem: mismatch.problem,
                     })
                     .collect(),
             };
@@ -113,6 +131,36 @@ impl AuditApi {
         gate.access(&caller, Action::VerifyAudit, resource, act)
             .await
     }
+}
+
+fn range(r: &proto::VerifyAuditRequest) -> Result<Range> {
+    if r.from_seq < 0 || r.max_rows < 0 {
+        return Err(convert::invalid(
+            "from_seq and max_rows must not be negative",
+        ));
+    }
+    if r.from_seq > 1 && r.stream.is_empty() {
+        return Err(convert::invalid("from_seq needs the name of a stream"));
+    }
+    Ok(Range {
+        from: r.from_seq,
+        rows: (r.max_rows > 0).then_some(r.max_rows),
+    })
+}
+
+fn head(expected: proto::AuditHead) -> Result<StreamHead> {
+    let hash = audit::checkpoint::unhex(&expected.hash);
+    let hash = hash.filter(|_| expected.seq > 0 && !expected.stream.is_empty());
+    let hash = hash.ok_or_else(|| {
+        convert::invalid("expect must name a stream, a seq from 1 on, and a hash of 64 hex digits")
+    })?;
+    Ok(StreamHead {
+        stream: convert::filter("expect.stream", expected.stream)?,
+        head: audit::Head {
+            seq: expected.seq,
+            hash,
+        },
+    })
 }
 
 /// Where the page before ended: time, seq, stream.

@@ -16,8 +16,9 @@ use crate::{
     authn::{Authn, ConnectedPeer},
     destruction::Destructions,
     directory::Directory,
-    error::{Error, Reason, Result},
+    error::Result,
     gate::Gate,
+    incidents::Incidents,
     keys::Keys,
     model::{AccessKind, Action, Caller, Idempotency},
     rotation::Rotations,
@@ -53,6 +54,8 @@ pub struct Parts {
     pub rotations: Arc<Rotations>,
     /// Destructions of key versions.
     pub destructions: Arc<Destructions>,
+    /// Incidents.
+    pub incidents: Arc<Incidents>,
     /// Tokens.
     pub tokens: Arc<Tokens>,
     /// Tenants and principals.
@@ -151,9 +154,4 @@ fn idempotency(
         key: text.into(),
         request_hash,
     })
-}
-
-/// An RPC that is declared and not there yet.
-pub async fn unfinished<M, T>(_caller: Caller, _message: M) -> Result<T> {
-    Err(Error::new(Reason::UnknownMethod, "not implemented yet"))
 }

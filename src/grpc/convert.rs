@@ -10,9 +10,10 @@ use crate::{
     error::{Error, Reason, Result},
     keys::KeySnapshot,
     model::{
-        Algorithm, Caller, DestructionState, Key, KeyDestruction, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, Purpose, Rotation, RotationMode, RotationPolicy, RotationState,
-        TenantName, Timestamp, VersionState, key::Material,
+        Algorithm, Caller, DestructionState, Incident, IncidentNote, IncidentState, Key,
+        KeyDestruction, KeyVersion, Kid, Principal, PrincipalId, PrincipalKind, Purpose, Rotation,
+        RotationMode, RotationPolicy, RotationState, TenantName, Timestamp, VersionState,
+        key::Material,
     },
 };
 
@@ -32,11 +33,28 @@ pub fn tenant(name: &str, caller: &Caller) -> Result<TenantName> {
 /// Free text for people: 1 to `max` characters without control characters.
 pub fn text(field: &str, value: String, max: usize) -> Result<String> {
     let fits = (1..=max).contains(&value.chars().count());
-    if fits && !value.chars().any(char::is_control) {
+    if fits && !value.chars().any(|c| c.is_control() || reorders(c)) {
         return Ok(value);
     }
     Err(invalid(format!(
-        "{field} must be 1 to {max} characters without control characters"
+        "{field} must be 1 to {max} characters without control characters, those of text direction included"
+    )))
+}
+
+/// Does the character change the order in which others are shown (Unicode UAX 9)? What is approved must read as it is.
+const fn reorders(c: char) -> bool {
+    matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Free text for people that may have several lines: as `text`, with line feeds and tabs.
+pub fn lines(field: &str, value: String, max: usize) -> Result<String> {
+    let fits = (1..=max).contains(&value.chars().count());
+    let allowed = |c: char| !(c.is_control() || reorders(c)) || matches!(c, '\n' | '\t');
+    if fits && value.chars().all(allowed) {
+        return Ok(value);
+    }
+    Err(invalid(format!(
+        "{field} must be 1 to {max} characters without control characters other than line feed and tab"
     )))
 }
 
@@ -185,6 +203,18 @@ pub fn destruction_state(number: i32) -> Result<Option<DestructionState>> {
         Ok(P::Scheduled) => Ok(Some(DestructionState::Scheduled)),
         Ok(P::Destroyed) => Ok(Some(DestructionState::Destroyed)),
         Ok(P::Cancelled) => Ok(Some(DestructionState::Cancelled)),
+        Ok(P::Unspecified) => Ok(None),
+        Err(_) => Err(invalid("state is unknown")),
+    }
+}
+
+/// An incident state for a filter; None when unspecified.
+pub fn incident_state(number: i32) -> Result<Option<IncidentState>> {
+    use proto::IncidentState as P;
+    match P::try_from(number) {
+        Ok(P::Open) => Ok(Some(IncidentState::Open)),
+        Ok(P::Closing) => Ok(Some(IncidentState::Closing)),
+        Ok(P::Closed) => Ok(Some(IncidentState::Closed)),
         Ok(P::Unspecified) => Ok(None),
         Err(_) => Err(invalid("state is unknown")),
     }
@@ -342,6 +372,7 @@ pub fn key_row(key: &Key, active: Option<&Kid>, compromised: bool, now: Timestam
         active_kid: active.map(ToString::to_string).unwrap_or_default(),
         rotation_policy: Some(rotation_policy(&key.policy)),
         compromised,
+        revision: key.revision,
     }
 }
 
@@ -446,6 +477,49 @@ pub fn destruction(d: &KeyDestruction) -> proto::KeyDestruction {
         end_time: d.ended_at.and_then(time),
         cancelled_by: person(d.cancelled_by),
         cancel_reason: d.cancel_reason.clone(),
+    }
+}
+
+/// An incident.
+pub fn incident(i: &Incident) -> proto::Incident {
+    use proto::IncidentState as P;
+    let state = match i.state {
+        IncidentState::Open => P::Open,
+        IncidentState::Closing => P::Closing,
+        IncidentState::Closed => P::Closed,
+    };
+    let person = |id: Option<PrincipalId>| id.map(|id| id.to_string()).unwrap_or_default();
+    proto::Incident {
+        id: i.id.to_string(),
+        tenant: i.tenant.to_string(),
+        key_id: i.key_id.to_string(),
+        key_name: i.key_name.to_string(),
+        kid: i.kid.to_string(),
+        state: state as i32,
+        reason: i.reason.clone(),
+        declared_by: i.declared_by.to_string(),
+        declare_time: time(i.declared_at),
+        successor_kid: i
+            .successor_kid
+            .as_ref()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        switch_time: i.switched_at.and_then(time),
+        postmortem: i.postmortem.clone(),
+        close_requested_by: person(i.close_requested_by),
+        close_request_time: i.close_requested_at.and_then(time),
+        closed_by: person(i.closed_by),
+        close_time: i.closed_at.and_then(time),
+    }
+}
+
+/// A note in an incident.
+pub fn incident_note(note: &IncidentNote) -> proto::IncidentNote {
+    proto::IncidentNote {
+        id: note.id.to_string(),
+        author: note.author.to_string(),
+        time: time(note.at),
+        text: note.text.clone(),
     }
 }
 

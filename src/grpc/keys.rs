@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Parts, unfinished},
+    call::Parts,
     convert, destructions,
     proto::{self, key_service_server::KeyService},
 };
@@ -14,7 +14,7 @@ use crate::{
     clock::Clock,
     error::Result,
     keys::{AdoptKey, CreateKey, KeyFilter, KeySnapshot, UpdateKey},
-    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Purpose, Resource},
+    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Purpose, Resource},
 };
 
 /// KeyService over these parts.
@@ -203,6 +203,11 @@ impl KeyApi {
     ) -> Result<proto::ApproveRotationPolicyResponse> {
         let tenant = convert::tenant(&r.tenant, &caller)?;
         let key: KeyRef = r.key.parse()?;
+        if r.revision < 1 {
+            return Err(convert::invalid(
+                "revision must be the key's revision that you have read, 1 or more",
+            ));
+        }
         let target = self.parts.keys.find(&tenant, &key).await?;
         let resource = target.resource();
         let keys = Arc::clone(&self.parts.keys);
@@ -214,7 +219,7 @@ impl KeyApi {
             };
         let act = async move |permit| {
             let current = Arc::clone(target.snapshot()?);
-            keys.approve_policy(permit, current).await
+            keys.approve_policy(permit, current, r.revision).await
         };
         let gate = &self.parts.gate;
         gate.mutate(
@@ -225,6 +230,33 @@ impl KeyApi {
             act,
         )
         .await
+    }
+
+    async fn revoke(
+        &self,
+        caller: Caller,
+        r: proto::RevokeKeyVersionRequest,
+    ) -> Result<proto::RevokeKeyVersionResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let key: KeyRef = r.key.parse()?;
+        let kid: Kid = r.kid.parse()?;
+        let reason = convert::text("reason", r.reason, 512)?;
+        let target = self.parts.keys.find(&tenant, &key).await?;
+        let resource = target.resource();
+        let keys = Arc::clone(&self.parts.keys);
+        let now = self.clock.now();
+        let answer =
+            move |key: &Arc<KeySnapshot>, receipt: &Receipt| proto::RevokeKeyVersionResponse {
+                key: Some(convert::key(key, now)),
+                receipt: convert::receipt(receipt),
+            };
+        let act = async move |permit| {
+            let current = Arc::clone(target.snapshot()?);
+            keys.revoke(permit, current, kid, reason).await
+        };
+        let gate = &self.parts.gate;
+        gate.mutate(&caller, Action::RevokeKeyVersion, resource, answer, act)
+            .await
     }
 }
 
@@ -291,9 +323,8 @@ impl KeyService for KeyApi {
         &self,
         r: Request<proto::RevokeKeyVersionRequest>,
     ) -> Answer<proto::RevokeKeyVersionResponse> {
-        self.parts
-            .call(r, Action::RevokeKeyVersion, unfinished)
-            .await
+        let act = async |caller, m| self.revoke(caller, m).await;
+        self.parts.call(r, Action::RevokeKeyVersion, act).await
     }
 
     async fn destroy_key_version(

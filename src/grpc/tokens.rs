@@ -1,16 +1,19 @@
 //! TokenService.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Parts, unfinished},
+    call::Parts,
     convert,
     proto::{self, token_service_server::TokenService},
 };
 use crate::{
-    error::Result,
+    audit::Receipt,
+    error::{Kind, Result},
     model::{Action, Caller, KeyRef, PrincipalKind, Resource, Timestamp},
-    tokens::{Claims, Expectation, IssueToken, Rejection},
+    tokens::{Claims, Expectation, IssueToken, Rejection, RevokeToken},
 };
 
 /// TokenService over these parts.
@@ -80,9 +83,26 @@ impl TokenApi {
         if r.token.is_empty() {
             return Err(convert::invalid("token is required"));
         }
+        match self.verdict(&caller, &r.token, &expected).await {
+            // Overtaken by a freeze or a revocation: the second look gives the reason as a verdict.
+            Err(error)
+                if error.kind() == Kind::FailedPrecondition || error.kind() == Kind::Aborted =>
+            {
+                self.verdict(&caller, &r.token, &expected).await
+            }
+            verdict => verdict,
+        }
+    }
+
+    async fn verdict(
+        &self,
+        caller: &Caller,
+        token: &str,
+        expected: &Expectation,
+    ) -> Result<proto::VerifyTokenResponse> {
         let act = async |permit| {
             let tokens = &self.0.tokens;
-            Ok(match tokens.verify(&permit, &r.token, &expected).await? {
+            Ok(match tokens.verify(&permit, token, expected).await? {
                 Ok((claims, kid)) => {
                     // Signed by the key, but an adopted key may have signed anything: escape it.
                     let jti = serde_json::Value::from(claims.jti.as_str());
@@ -107,7 +127,30 @@ impl TokenApi {
         };
         let resource = Resource::tenant(expected.tenant.clone());
         let gate = &self.0.gate;
-        gate.access(&caller, Action::VerifyToken, resource, act)
+        gate.access(caller, Action::VerifyToken, resource, act)
+            .await
+    }
+
+    async fn revoke(
+        &self,
+        caller: Caller,
+        r: proto::RevokeTokenRequest,
+    ) -> Result<proto::RevokeTokenResponse> {
+        let request = RevokeToken {
+            tenant: convert::tenant(&r.tenant, &caller)?,
+            jti: r.jti.parse()?,
+            expires_at: convert::timestamp("expire_time", r.expire_time)?,
+            reason: convert::text("reason", r.reason, 512)?,
+        };
+        let resource = Resource::tenant(request.tenant.clone());
+        let tokens = Arc::clone(&self.0.tokens);
+        let answer = |keep_until: &Timestamp, receipt: &Receipt| proto::RevokeTokenResponse {
+            keep_until_time: convert::time(*keep_until),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| tokens.revoke(permit, request).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::RevokeToken, resource, answer, act)
             .await
     }
 
@@ -186,6 +229,7 @@ const fn rejection_number(rejection: Rejection) -> i32 {
         Rejection::Expired => P::Expired,
         Rejection::NotYetValid => P::NotYetValid,
         Rejection::InsufficientScope => P::InsufficientScope,
+        Rejection::Revoked => P::Revoked,
     };
     number as i32
 }
@@ -217,6 +261,7 @@ impl TokenService for TokenApi {
         &self,
         r: Request<proto::RevokeTokenRequest>,
     ) -> Answer<proto::RevokeTokenResponse> {
-        self.0.call(r, Action::RevokeToken, unfinished).await
+        let act = async |caller, m| self.revoke(caller, m).await;
+        self.0.call(r, Action::RevokeToken, act).await
     }
 }

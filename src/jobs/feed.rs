@@ -1,21 +1,28 @@
 //! Follows the admin stream, which is also the change feed: what other replicas changed is forgotten here.
 //!
-//! Polled, because a notification is only a hint. Each successful read renews the freshness lease (R-EMER-3); a replica
-//! whose reads fail goes on until the lease ends and then refuses to use keys.
+//! Polled, because a notification is only a hint. Each round reads, forgets, reports how far it has come, and only then
+//! renews the freshness lease, counted from the beginning of the read (R-EMER-3). So whoever waits for this replica can
+//! rely on its report, and a replica whose rounds fail goes on until the lease ends and then refuses to use keys.
 
 use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval, timeout},
+};
 
 use crate::{
     audit::{ADMIN_STREAM, Outcome},
     authz::Authz,
     directory::Directory,
+    error::{Error, Reason, Result},
     gate::Freshness,
     health::Component,
     keys::Keys,
-    store::{AuditRow, Db, StoreError},
+    model::Timestamp,
+    store::{AuditRow, Db, TokenRevocation},
+    tokens::Tokens,
 };
 
 /// Section `[feed]`.
@@ -52,8 +59,12 @@ pub struct Feed {
     pub directory: Arc<Directory>,
     /// Forgets decisions.
     pub authz: Arc<Authz>,
+    /// Learns which tokens are revoked.
+    pub tokens: Arc<Tokens>,
     /// Says whether the database answers.
     pub health: Component,
+    /// Name that this replica reports itself under.
+    pub replica: String,
     /// Last row that was seen.
     pub seen: i64,
 }
@@ -62,38 +73,64 @@ impl Feed {
     /// Follows until `shutdown` ends.
     pub async fn run(mut self, config: FeedConfig, shutdown: impl Future<Output = ()>) {
         let mut shutdown = std::pin::pin!(shutdown);
+        let (db, woken) = (self.db.clone(), Notify::new());
+        let mut listen = std::pin::pin!(db.listen_to_admin_stream(&woken));
         let mut tick = interval(Duration::from_millis(config.poll_interval_ms.max(10)));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = &mut shutdown => return,
+                () = &mut listen => {}
+                () = woken.notified() => {}
                 _ = tick.tick() => {}
             }
-            let began = Instant::now();
-            match self.catch_up().await {
-                Ok(()) => {
-                    self.freshness.observe(began);
-                    self.health.up();
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "change feed not read");
-                    self.health.down("the database does not answer");
-                }
+            if let Err(error) = self.round().await {
+                tracing::warn!(%error, "change feed not followed");
             }
         }
     }
 
-    async fn catch_up(&mut self) -> Result<(), StoreError> {
+    /// Follows to the end of the stream, once. Errors: the database does not answer in time to be of use.
+    pub async fn round(&mut self) -> Result<()> {
+        // A database that hangs must not hang us: the lease would be over anyway.
+        let patience = self.freshness.max_staleness();
+        let done = timeout(patience, self.follow()).await;
+        let done = done.unwrap_or_else(|_| {
+            Err(Error::new(
+                Reason::DatabaseUnavailable,
+                "the database does not answer in time",
+            ))
+        });
+        match &done {
+            Ok(()) => self.health.up(),
+            Err(_) => self.health.down("the database does not answer"),
+        }
+        done
+    }
+
+    async fn follow(&mut self) -> Result<()> {
+        loop {
+            let began = Instant::now();
+            self.catch_up().await?;
+            let lease = self.freshness.max_staleness();
+            let report = self.db.report_replica(&self.replica, self.seen, lease);
+            if report.await? {
+                self.freshness.observe(began);
+                return Ok(());
+            }
+            // Nobody waited for this replica while it read. Now they do: read what it may have missed.
+        }
+    }
+
+    async fn catch_up(&mut self) -> Result<()> {
         loop {
             let next = self.seen + 1;
             let rows = self.db.audit_chain(ADMIN_STREAM, next, PAGE).await?;
-            let Some(last) = rows.last() else {
-                return Ok(());
-            };
-            self.seen = last.seq;
-            let full = rows.len() as i64 == PAGE;
-            rows.iter().for_each(|row| self.apply(row));
-            if !full {
+            for row in &rows {
+                self.apply(row);
+                self.seen = row.seq;
+            }
+            if (rows.len() as i64) < PAGE {
                 return Ok(());
             }
         }
@@ -104,10 +141,13 @@ impl Feed {
         if row.outcome != Outcome::Success.as_str() {
             return;
         }
+        if row.data.starts_with(REPEATED) {
+            return;
+        }
         match row.entity.as_str() {
             "key" => self.forget_key(&row.entity_id),
-            "rotation" | "incident" => self.forget_key(&named(row, "key_id")),
-            "destruction" => {
+            "rotation" => self.forget_key(&named(row, "key_id")),
+            "incident" | "destruction" => {
                 self.forget_key(&named(row, "key_id"));
                 if let Ok(kid) = named(row, "kid").parse() {
                     self.keys.forget_data_key(&kid);
@@ -115,12 +155,28 @@ impl Feed {
             }
             // Says what is on a device, and nothing that is cached.
             "intent" => {}
+            "token" => self.learn_revocation(row),
+            // A checkpoint changes nothing that is cached.
+            "audit" => {}
             // Tenants, principals, and whatever a newer release may add.
             _ => {
                 self.directory.forget();
                 self.authz.forget();
             }
         }
+    }
+
+    fn learn_revocation(&self, row: &AuditRow) {
+        let (Ok(tenant), Ok(jti)) = (row.tenant.parse(), row.entity_id.parse()) else {
+            tracing::error!(seq = row.seq, "a revocation names no token");
+            return;
+        };
+        let keep_until = details(row)["keep_until"].as_i64().unwrap_or(i64::MAX);
+        self.tokens.revoked_elsewhere(TokenRevocation {
+            tenant,
+            jti,
+            keep_until: Timestamp::from_micros(keep_until),
+        });
     }
 
     fn forget_key(&self, id: &str) {
@@ -134,6 +190,12 @@ impl Feed {
 
 /// A text in the details of a row; empty when it has none.
 fn named(row: &AuditRow, field: &str) -> String {
-    let details: serde_json::Value = serde_json::from_str(&row.data).unwrap_or_default();
-    details[field].as_str().unwrap_or_default().to_owned()
+    details(row)[field].as_str().unwrap_or_default().to_owned()
+}
+
+/// How the details of a call begin that was made again and changed nothing.
+const REPEATED: &str = r#"{"repeats":"#;
+
+fn details(row: &AuditRow) -> serde_json::Value {
+    serde_json::from_str(&row.data).unwrap_or_default()
 }

@@ -4,13 +4,20 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::store::{Db, StoreError, Term};
+use crate::{
+    clock::Clock,
+    store::{Db, StoreError, Term},
+};
 
 const LEASE: &str = "scheduler";
+/// How far this daemon's clock may be from the database's. What is due is reckoned by the former, and a leader that is
+/// a week ahead would destroy what may still be called off.
+const MAX_DRIFT: Duration = Duration::from_secs(60);
 
 /// This daemon's wish to be the one.
 pub struct Leader {
     db: Db,
+    clock: Clock,
     holder: String,
     ttl: Duration,
     /// The term, and when it was taken or renewed.
@@ -19,9 +26,10 @@ pub struct Leader {
 
 impl Leader {
     /// For the replica of this name; terms last `ttl` and are renewed by `term` when a third of that is over.
-    pub fn new(db: Db, replica: &str, ttl: Duration) -> Self {
+    pub fn new(db: Db, clock: Clock, replica: &str, ttl: Duration) -> Self {
         Self {
             db,
+            clock,
             // A daemon that was restarted is another holder: its predecessor's transactions must not pass for its own.
             holder: format!("{replica}/{}", uuid::Uuid::now_v7()),
             ttl,
@@ -38,7 +46,17 @@ impl Leader {
         }
         let before = self.term.take();
         let now = Instant::now();
-        let term = self.db.take_lease(LEASE, &self.holder, self.ttl).await?;
+        let mut term = self.db.take_lease(LEASE, &self.holder, self.ttl).await?;
+        if let Some(taken) = &term
+            && self.drift(taken) > MAX_DRIFT
+        {
+            tracing::error!(
+                drift_seconds = self.drift(taken).as_secs(),
+                "this daemon's clock is not the database's; it does no scheduled work until it is set right"
+            );
+            self.db.release_lease(taken).await?;
+            term = None;
+        }
         match (&before, &term) {
             (None, Some(_)) => tracing::info!("this replica does the scheduled work now"),
             (Some(_), None) => tracing::warn!("another replica does the scheduled work now"),
@@ -47,6 +65,11 @@ impl Leader {
         metrics::gauge!("claviger_scheduler_leader").set(f64::from(u8::from(term.is_some())));
         self.term = term.clone().map(|term| (term, now));
         Ok(term)
+    }
+
+    fn drift(&self, term: &Term) -> Duration {
+        let now = self.clock.now();
+        now.since(term.taken_at).max(term.taken_at.since(now))
     }
 
     /// Lets go, so that another replica takes over at once.

@@ -1,5 +1,6 @@
 //! R5: what the daemon does without being asked: `run(…, shutdown)` on every replica, and scheduled work on one of them.
 
+mod checkpoint_audit;
 mod complete_grace;
 mod destroy_due;
 mod expire_requests;
@@ -14,8 +15,10 @@ mod rotate_due;
 mod rotation_steps;
 mod round;
 mod scheduler;
+mod switch_key;
 mod uses;
 
+pub use checkpoint_audit::Checkpoints;
 pub use feed::{Feed, FeedConfig};
 pub use probe::probe_backends;
 pub use prune::IdempotencyConfig;

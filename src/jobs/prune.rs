@@ -1,10 +1,10 @@
-//! Forgets answers that nobody will ask for again.
+//! Forgets answers that nobody will ask for again, and revocations of tokens that have expired.
 
 use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Work, scheduler::hold};
+use super::Work;
 use crate::{
     error::Result,
     model::{Timestamp, time::micros},
@@ -42,16 +42,20 @@ impl IdempotencyConfig {
     }
 }
 
-/// Forgets the answers to mutating calls that are older than the retention, by database time.
+/// Forgets the answers to mutating calls that are older than the retention, and revocations that are over, by database
+/// time.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let mut tx = work.db.begin().await?;
-    hold(&mut tx, term).await?;
-    let now = tx.now().await?.micros();
-    let before = now.saturating_sub(micros(work.idempotency.retention()));
-    let pruned = tx.prune_answers(Timestamp::from_micros(before)).await?;
+    tx.hold(term).await?;
+    let now = tx.now().await?;
+    let before = now
+        .micros()
+        .saturating_sub(micros(work.idempotency.retention()));
+    let answers = tx.prune_answers(Timestamp::from_micros(before)).await?;
+    let revocations = tx.prune_revocations(now).await?;
     tx.commit().await?;
-    if pruned > 0 {
-        tracing::debug!(pruned, "old answers forgotten");
+    if answers + revocations > 0 {
+        tracing::debug!(answers, revocations, "forgot what is over");
     }
     Ok(())
 }

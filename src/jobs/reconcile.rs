@@ -6,7 +6,7 @@
 
 use serde_json::json;
 
-use super::{Work, scheduler::hold};
+use super::Work;
 use crate::{
     audit,
     error::{Error, Reason, Result},
@@ -61,10 +61,9 @@ async fn record(
     now: Timestamp,
     term: Term,
 ) -> Result<Recorded<()>> {
-    let mut mutation = permit.begin().await?;
+    let mut mutation = permit.begin_in(&term).await?;
     mutation.on("intent", intent.id);
     let tx = mutation.tx();
-    hold(tx, &term).await?;
     let (state, is_settled) = if found.is_empty() {
         let settled = tx.settle_open_intent(intent.id, IntentState::Failed);
         ("FAILED", settled.await?)

@@ -12,17 +12,19 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    IdempotencyConfig, complete_grace, destroy_due, expire_requests, keep_standby, leader::Leader,
-    overdue, prune, reconcile, rotate_due, round::Patience,
+    Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, expire_requests,
+    keep_standby, leader::Leader, overdue, prune, reconcile, rotate_due, round::Patience,
+    switch_key,
 };
 use crate::{
     clock::Clock,
     destruction::Destructions,
-    error::{Error, Reason, Result},
+    error::{Reason, Result},
     gate::Gate,
+    incidents::Incidents,
     keys::Keys,
     rotation::Rotations,
-    store::{Db, Term, Tx},
+    store::{Db, Term},
 };
 
 /// Section `[scheduler]`.
@@ -79,6 +81,10 @@ pub struct Work {
     pub destructions: Arc<Destructions>,
     /// How long answers are kept.
     pub idempotency: IdempotencyConfig,
+    /// Incidents.
+    pub incidents: Arc<Incidents>,
+    /// Writes checkpoints of the audit log, where that is configured.
+    pub checkpoints: Option<Checkpoints>,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -113,6 +119,10 @@ const fn job(name: &'static str, every: Duration, run: Run) -> Job {
 fn jobs() -> Vec<Job> {
     let at_every_look = Duration::ZERO;
     vec![
+        // First: a key without an ACTIVE version serves nobody.
+        job("switch_key", at_every_look, |work, term| {
+            Box::pin(switch_key::run(work, term))
+        }),
         job("expire_requests", at_every_look, |work, term| {
             Box::pin(expire_requests::run(work, term))
         }),
@@ -135,21 +145,13 @@ fn jobs() -> Vec<Job> {
         job("destroy_due", Duration::ZERO, |work, term| {
             Box::pin(destroy_due::run(work, term))
         }),
+        job("checkpoint_audit", at_every_look, |work, term| {
+            Box::pin(checkpoint_audit::run(work, term))
+        }),
         job("prune", Duration::from_secs(60), |work, term| {
             Box::pin(prune::run(work, term))
         }),
     ]
-}
-
-/// Errors: LEASE_LOST unless the term is on until this transaction ends.
-pub(super) async fn hold(tx: &mut Tx, term: &Term) -> Result<()> {
-    match tx.hold(term).await? {
-        true => Ok(()),
-        false => Err(Error::new(
-            Reason::LeaseLost,
-            "another replica does the scheduled work now",
-        )),
-    }
 }
 
 /// Does scheduled work until `shutdown` ends.
@@ -161,7 +163,7 @@ pub async fn run_scheduler(
 ) {
     let mut shutdown = std::pin::pin!(shutdown);
     let ttl = Duration::from_secs(config.lease_seconds);
-    let mut leader = Leader::new(work.db.clone(), &replica, ttl);
+    let mut leader = Leader::new(work.db.clone(), work.clock.clone(), &replica, ttl);
     let mut jobs = jobs();
     let mut tick = interval(Duration::from_millis(config.interval_ms));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -1,10 +1,11 @@
 //! Key snapshots in memory, bounded, loaded on demand.
 //!
-//! A load that began before a change must not be kept after it: the generation is read before the rows and compared
-//! before the snapshot is kept.
+//! A load that began before a change must not be kept after it, not for a moment: the generation is read before the
+//! rows and compared, under the lock that forgetting takes too, when the snapshot is kept. So a snapshot that is here is
+//! as true as the change feed (R-EMER-3).
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -25,6 +26,8 @@ pub struct KeyCache {
     kids: Cache<Kid, KeyId>,
     snapshots: Cache<KeyId, Arc<KeySnapshot>>,
     generation: AtomicU64,
+    /// Held by whoever keeps or forgets; never across a wait.
+    change: Mutex<()>,
 }
 
 impl KeyCache {
@@ -35,6 +38,7 @@ impl KeyCache {
             kids: Cache::new(capacity),
             snapshots: Cache::new(capacity),
             generation: AtomicU64::new(0),
+            change: Mutex::new(()),
         }
     }
 
@@ -59,11 +63,21 @@ impl KeyCache {
         let snapshot = Arc::new(KeySnapshot::new(row, versions)?);
         let id = snapshot.key.id;
         self.ids.insert(name, id);
-        self.snapshots.insert(id, Arc::clone(&snapshot));
-        if self.generation() != generation {
-            self.snapshots.remove(&id);
-        }
+        self.keep(id, &snapshot, generation);
         Ok(Some(snapshot))
+    }
+
+    fn keep(&self, id: KeyId, snapshot: &Arc<KeySnapshot>, generation: u64) {
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.generation() == generation {
+            self.snapshots.insert(id, Arc::clone(snapshot));
+        }
+    }
+
+    /// Is this the picture of the key that is held, so that nothing has happened to the key since?
+    pub fn holds(&self, id: KeyId, identity: &Arc<()>) -> bool {
+        let held = self.snapshots.peek(&id);
+        held.is_some_and(|held| Arc::ptr_eq(held.identity(), identity))
     }
 
     /// The key of the tenant that has this kid, from memory or from the database.
@@ -93,12 +107,14 @@ impl KeyCache {
 
     /// Forgets one key.
     pub fn forget(&self, key: KeyId) {
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.snapshots.remove(&key);
     }
 
     /// Forgets every key.
     pub fn forget_all(&self) {
+        let _change = self.change.lock().unwrap_or_else(PoisonError::into_inner);
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.snapshots.clear();
     }

@@ -215,13 +215,13 @@ impl Keys {
             ),
             other => other.into(),
         })?;
-        if let Some(intent) = generated.intent {
-            if !tx.settle_open_intent(intent, IntentState::Done).await? {
-                return Err(Error::new(
-                    Reason::Conflict,
-                    "somebody else adopted this leftover meanwhile",
-                ));
-            }
+        if let Some(intent) = generated.intent
+            && !tx.settle_open_intent(intent, IntentState::Done).await?
+        {
+            return Err(Error::new(
+                Reason::Conflict,
+                "somebody else adopted this leftover meanwhile",
+            ));
         }
         let id = key.id;
         let snapshot = Arc::new(KeySnapshot::new(key, vec![version])?);

@@ -146,3 +146,42 @@ fn binding(tenant: &TenantName, key: KeyId, kid: &Kid) -> Vec<u8> {
     }
     aad
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(300);
+
+    /// Asks for the data key, and counts when it has to be unwrapped.
+    async fn load(keys: &DataKeys, kid: &Kid, loads: &AtomicU64) {
+        let unwrap = async {
+            loads.fetch_add(1, Ordering::SeqCst);
+            Ok(Secret::new([7; 32]))
+        };
+        assert!(keys.get(kid, unwrap).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_forgotten_data_key_is_unwrapped_again() {
+        let (keys, kid, loads) = (DataKeys::new(8, TTL), Kid::random(), AtomicU64::new(0));
+        load(&keys, &kid, &loads).await;
+        load(&keys, &kid, &loads).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+        keys.forget(&kid);
+        load(&keys, &kid, &loads).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn what_was_being_unwrapped_when_it_was_forgotten_is_not_kept() {
+        let (keys, kid, loads) = (DataKeys::new(8, TTL), Kid::random(), AtomicU64::new(0));
+        let unwrap = async {
+            keys.forget(&kid);
+            Ok(Secret::new([7; 32]))
+        };
+        assert!(keys.get(&kid, unwrap).await.is_ok());
+        load(&keys, &kid, &loads).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 1, "it was not in memory");
+    }
+}

@@ -27,6 +27,7 @@ impl Keys {
         permit.covers_key(Action::Encrypt, key.key.id)?;
         key.expect(Purpose::Encryption, "Encrypt")?;
         let version = key.active()?;
+        self.release_while(permit, key, &version.version.kid, VersionState::decrypts);
         let ciphertext = self.seal(key, version, plaintext, aad).await?;
         Ok((ciphertext, version.version.kid.clone()))
     }
@@ -44,6 +45,7 @@ impl Keys {
         permit.covers_key(Action::Decrypt, key.key.id)?;
         key.expect(Purpose::Encryption, "Decrypt")?;
         let version = version_of(key, ciphertext, VersionState::decrypts)?;
+        self.release_while(permit, key, &version.version.kid, VersionState::decrypts);
         let plaintext = self.unseal(key, version, ciphertext, aad).await?;
         Ok((plaintext, version.version.kid.clone()))
     }
@@ -63,6 +65,7 @@ impl Keys {
         key.expect(Purpose::Encryption, "Rewrap")?;
         let old = version_of(key, ciphertext, VersionState::rewraps)?;
         let new = key.active()?;
+        self.release_while(permit, key, &new.version.kid, VersionState::decrypts);
         let plaintext = crate::model::Secret::new(self.unseal(key, old, ciphertext, aad).await?);
         let (old_kid, new_kid) = (old.version.kid.clone(), new.version.kid.clone());
         if old_kid == new_kid {

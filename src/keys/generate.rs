@@ -36,6 +36,15 @@ impl Keys {
         }
     }
 
+    /// Does the device answer that generates or wraps the material of `key`?
+    pub async fn ready(&self, key: &Key) -> Result<()> {
+        let backend = match key.purpose {
+            Purpose::Encryption => &self.kek.backend,
+            Purpose::Signing | Purpose::TokenSigning => self.backend(&key.backend)?,
+        };
+        Ok(backend.ready(self.deadline()).await?)
+    }
+
     async fn generate_pair(&self, key: &Key, number: u32) -> Result<Generated> {
         let backend = self.backend(&key.backend)?;
         let spec = key
@@ -51,7 +60,7 @@ impl Keys {
             .await?;
         fault::point("generate.intended");
         let created = backend
-            .create(spec, intent, &label, self.deadline())
+            .create(spec, intent, &label, self.generation_deadline())
             .await?;
         fault::point("generate.generated");
         let public_key = created

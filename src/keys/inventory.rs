@@ -8,7 +8,7 @@ use super::{KeySnapshot, Keys, create::rotation_period};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Mutation, Permit, Recorded},
-    model::{Key, PrincipalId, RotationMode, RotationPolicy, TenantName, Timestamp},
+    model::{Key, KeyRef, PrincipalId, RotationMode, RotationPolicy, TenantName, Timestamp},
     store::{KeyFilter, ListedKey},
 };
 
@@ -90,6 +90,11 @@ impl Keys {
         if let Some(owner) = change.owner {
             key.owner = owner;
         }
+        if change.rotation_period.is_some() || change.next_rotation_at.is_some() {
+            // A rotation that becomes due by this is one that they ask for, and not what was approved.
+            key.policy.schedule_set_by = Some(permit.caller().principal.id);
+            key.policy.standing_approval = None;
+        }
         let last_rotation = current
             .active()
             .ok()
@@ -114,16 +119,26 @@ impl Keys {
         self.record_changed(mutation, key, &current).await
     }
 
-    /// Gives the standing approval to AUTOMATIC rotation.
+    /// Gives the standing approval to AUTOMATIC rotation, for the key as it was at `revision`: what the approver read.
     ///
-    /// Errors: ROTATION_POLICY unless AUTOMATIC, SEPARATION_OF_DUTIES for who set the policy, CONFLICT.
+    /// Errors: PLAN_CHANGED when the key was changed since, ROTATION_POLICY unless AUTOMATIC, SEPARATION_OF_DUTIES for
+    /// who set the policy, CONFLICT.
     pub async fn approve_policy(
         &self,
         permit: AdminPermit,
         current: Arc<KeySnapshot>,
+        revision: i64,
     ) -> Result<Recorded<Arc<KeySnapshot>>> {
         let approver = permit.caller().principal.id;
-        let mut key = current.key.clone();
+        // From the database: memory may be behind another replica, where the approver has read.
+        let stored = KeyRef::Id(current.key.id);
+        let stored = self.db.key(&current.key.tenant, &stored).await?;
+        let Some(mut key) = stored.filter(|key| key.revision == revision) else {
+            return Err(Error::new(
+                Reason::PlanChanged,
+                "the key was changed since you read it; read its policy again before approving",
+            ));
+        };
         key.policy = key.policy.approve(approver, self.clock.now())?;
         let mutation = permit.begin().await?;
         self.record_changed(mutation, key, &current).await

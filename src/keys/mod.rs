@@ -10,6 +10,8 @@ mod encrypt;
 mod generate;
 mod inventory;
 mod leftovers;
+mod release;
+mod revoke;
 mod sign;
 mod snapshot;
 mod standby;
@@ -52,11 +54,14 @@ pub struct KeysConfig {
     pub verify_after_sign: VerifyAfterSign,
     /// How long one backend call may take, in milliseconds. Default 5000.
     pub backend_timeout_ms: u64,
+    /// How long the generation of a key pair may take, in milliseconds: minutes are not unheard of for RSA on a small or
+    /// busy device. A caller who does not wait that long asks again with the same idempotency key. Default 25,000.
+    pub generate_timeout_ms: u64,
     /// Time between the approval of a destruction and the destruction, in seconds. Within it the destruction can be
     /// called off, and data that is still used under the version keeps it alive. Default 7 days.
     pub destruction_wait_seconds: u64,
     /// How old an attempt to generate a key pair is before what it may have left on the device is looked for, in
-    /// seconds; longer than a backend call takes. Default 30.
+    /// seconds; longer than that may take. Default 30.
     pub reconcile_after_seconds: u64,
     /// Time between two writes of when versions were last used, in seconds. Default 60.
     pub last_used_interval_seconds: u64,
@@ -65,9 +70,11 @@ pub struct KeysConfig {
 impl KeysConfig {
     /// Errors: a sentence that names the setting.
     pub fn check(&self) -> std::result::Result<(), String> {
-        if self.reconcile_after_seconds.saturating_mul(1000) <= self.backend_timeout_ms {
+        let slowest = self.backend_timeout_ms.max(self.generate_timeout_ms);
+        if self.reconcile_after_seconds.saturating_mul(1000) <= slowest {
             return Err(
-                "keys.reconcile_after_seconds must be longer than keys.backend_timeout_ms".into(),
+                "keys.reconcile_after_seconds must be longer than keys.generate_timeout_ms and keys.backend_timeout_ms"
+                    .into(),
             );
         }
         if !(1..=3600).contains(&self.last_used_interval_seconds) {
@@ -90,6 +97,7 @@ impl Default for KeysConfig {
             data_key_ttl_seconds: 300,
             verify_after_sign: VerifyAfterSign::Sampled,
             backend_timeout_ms: 5000,
+            generate_timeout_ms: 25_000,
             destruction_wait_seconds: 7 * 24 * 60 * 60,
             reconcile_after_seconds: 30,
             last_used_interval_seconds: 60,
@@ -219,6 +227,10 @@ impl Keys {
         self.backends
             .get(name)
             .ok_or_else(|| Error::internal(format!("no backend {name:?} is configured")))
+    }
+
+    fn generation_deadline(&self) -> Instant {
+        Instant::now() + Duration::from_millis(self.config.generate_timeout_ms)
     }
 
     fn deadline(&self) -> Instant {

@@ -8,7 +8,7 @@ use super::{KeySnapshot, Keys, VerifyAfterSign, snapshot::Version};
 use crate::{
     error::{Error, Reason, Result},
     gate::Permit,
-    model::{Action, Algorithm, Kid, Purpose, SignInput, key::Material},
+    model::{Action, Algorithm, Kid, Purpose, SignInput, VersionState, key::Material},
 };
 
 /// A signature and who made it.
@@ -52,7 +52,7 @@ impl Keys {
         permit.covers_key(Action::Sign, key.key.id)?;
         key.expect(Purpose::Signing, "Sign")?;
         check_digest(key.key.algorithm, input)?;
-        self.sign_active(key, input).await
+        self.sign_active(permit, key, input).await
     }
 
     /// Signs a token's signing input with the ACTIVE version of a TOKEN_SIGNING key. `tokens/` composed it.
@@ -65,7 +65,22 @@ impl Keys {
     ) -> Result<Vec<u8>> {
         permit.covers_key(Action::IssueToken, key.key.id)?;
         key.expect(Purpose::TokenSigning, "IssueToken")?;
-        self.sign_with(key, version, SignInput::Message(signing_input))
+        self.sign_with(permit, key, version, SignInput::Message(signing_input))
+            .await
+    }
+
+    /// Signs a checkpoint of the audit log with the ACTIVE version of a SIGNING key of tenant `system`.
+    ///
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, and the backend's.
+    pub async fn sign_checkpoint(
+        &self,
+        permit: &Permit,
+        key: &KeySnapshot,
+        text: &str,
+    ) -> Result<Signed> {
+        permit.covers_tenant(Action::CheckpointAudit, &key.key.tenant)?;
+        key.expect(Purpose::Signing, "CheckpointAudit")?;
+        self.sign_active(permit, key, SignInput::Message(text.as_bytes()))
             .await
     }
 
@@ -91,15 +106,22 @@ impl Keys {
                     .as_ref()
                     .is_some_and(|verifier| verifier.verifies(input, signature))
             });
-        Ok(verified.map(|v| {
-            self.note_use(&v.version.kid);
-            v.version.kid.clone()
-        }))
+        let verified = verified.map(|v| v.version.kid.clone());
+        if let Some(kid) = &verified {
+            self.note_use(kid);
+            self.release_while(permit, key, kid, VersionState::verifies);
+        }
+        Ok(verified)
     }
 
-    async fn sign_active(&self, key: &KeySnapshot, input: SignInput<'_>) -> Result<Signed> {
+    async fn sign_active(
+        &self,
+        permit: &Permit,
+        key: &KeySnapshot,
+        input: SignInput<'_>,
+    ) -> Result<Signed> {
         let version = key.active()?;
-        let signature = self.sign_with(key, version, input).await?;
+        let signature = self.sign_with(permit, key, version, input).await?;
         Ok(Signed {
             signature,
             kid: version.version.kid.clone(),
@@ -109,6 +131,7 @@ impl Keys {
     /// The one place that asks a backend for a signature: the version must be one that makes them.
     async fn sign_with(
         &self,
+        permit: &Permit,
         key: &KeySnapshot,
         version: &Version,
         input: SignInput<'_>,
@@ -126,6 +149,8 @@ impl Keys {
         else {
             return Err(Error::internal(format!("version {kid} has no key pair")));
         };
+        // Superseded meanwhile is fine: what it signed while it was ACTIVE stays valid.
+        self.release_while(permit, key, kid, VersionState::verifies);
         let backend = self.backend(&key.key.backend)?;
         let deadline = self.deadline();
         self.note_use(kid);

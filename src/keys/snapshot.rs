@@ -1,5 +1,7 @@
 //! A key with all its versions, as one immutable picture that data-plane calls share.
 
+use std::sync::Arc;
+
 use crate::{
     error::{Error, Reason, Result},
     model::{Key, KeyVersion, Kid, Purpose, Verifier, VersionState},
@@ -11,6 +13,8 @@ pub struct KeySnapshot {
     pub key: Key,
     versions: Vec<Version>,
     active: Option<usize>,
+    /// Equal for this picture and no other.
+    identity: Arc<()>,
 }
 
 /// A version with its public key parsed.
@@ -39,7 +43,13 @@ impl KeySnapshot {
             key,
             versions,
             active,
+            identity: Arc::new(()),
         })
+    }
+
+    /// What tells this picture from any other of the same key, as long as somebody holds it.
+    pub const fn identity(&self) -> &Arc<()> {
+        &self.identity
     }
 
     /// Every version, oldest first.
@@ -47,19 +57,29 @@ impl KeySnapshot {
         &self.versions
     }
 
-    /// The version that signs and encrypts. Errors: NO_USABLE_VERSION.
+    /// The version that signs and encrypts. Errors: KEY_COMPROMISED, NO_USABLE_VERSION.
     pub fn active(&self) -> Result<&Version> {
         self.active
             .and_then(|index| self.versions.get(index))
-            .ok_or_else(|| {
-                Error::new(
-                    Reason::NoUsableVersion,
-                    format!(
-                        "key {} has no ACTIVE version; deploy a rotation first",
-                        self.key.name
-                    ),
-                )
-            })
+            .ok_or_else(|| self.inactive())
+    }
+
+    fn inactive(&self) -> Error {
+        let name = &self.key.name;
+        let lost = |v: &Version| v.state() == VersionState::Compromised;
+        if self.versions.iter().any(lost) {
+            return Error::new(
+                Reason::KeyCompromised,
+                format!(
+                    "key {name} was declared compromised and has no successor yet; the daemon makes one as soon as its \
+                     backend answers, see the incident"
+                ),
+            );
+        }
+        Error::new(
+            Reason::NoUsableVersion,
+            format!("key {name} has no ACTIVE version; deploy a rotation first"),
+        )
     }
 
     /// The number that the key's next version gets.

@@ -64,7 +64,7 @@ impl Keys {
             KeyVersion::pre_active(id, number, generated.kid, generated.material, now);
         version.announced_at = Some(now);
         version.is_standby = true;
-        let mut mutation = permit.begin_in(&term).await?;
+        let mut mutation = permit.begin_on_in(key.key.id, &term).await?;
         let tx = mutation.tx();
         if !tx.hold_key(&key.key).await? {
             return Err(changed());
@@ -97,7 +97,7 @@ impl Keys {
             return Err(changed());
         };
         let before = version.advance(VersionEvent::Withdraw, self.clock.now())?;
-        let mut mutation = permit.begin_in(&term).await?;
+        let mut mutation = permit.begin_on_in(key.key.id, &term).await?;
         let tx = mutation.tx();
         if !tx.hold_key(&key.key).await? || !tx.update_version(&version, before).await? {
             return Err(changed());
@@ -129,7 +129,7 @@ impl Keys {
             return Err(changed());
         }
         let before = version.advance(VersionEvent::GraceOver, now)?;
-        let mut mutation = permit.begin_in(&term).await?;
+        let mut mutation = permit.begin_on_in(key.key.id, &term).await?;
         if !mutation.tx().update_version(&version, before).await? {
             return Err(changed());
         }

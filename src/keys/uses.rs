@@ -52,29 +52,25 @@ impl Keys {
         self.uses.last(kid).max(stored)
     }
 
-    /// Writes what was noted since the last time. What cannot be written is kept for the next time.
+    /// Writes what was noted since the last time, each version in a transaction of its own: one that held several rows
+    /// could wait for a deployment that waits for it. What cannot be written is kept for the next time.
     pub async fn flush_uses(&self) -> Result<()> {
-        let uses = self.uses.take();
-        if uses.is_empty() {
-            return Ok(());
-        }
-        // In one order on every replica, so that two of them cannot wait for each other's rows.
-        let mut sorted: Vec<_> = uses.iter().collect();
-        sorted.sort_unstable_by_key(|(kid, _)| kid.as_str());
-        let written = async {
-            let mut tx = self.db.begin().await?;
-            for (kid, at) in sorted {
-                tx.note_use(kid, *at).await?;
+        let mut outcome = Ok(());
+        for (kid, at) in self.uses.take() {
+            if outcome.is_ok() {
+                outcome = self.write_use(&kid, at).await;
             }
-            tx.commit().await
-        };
-        let written = written.await;
-        if written.is_err() {
-            for (kid, at) in uses {
+            if outcome.is_err() {
                 self.uses.note(&kid, at);
             }
         }
-        Ok(written?)
+        outcome
+    }
+
+    async fn write_use(&self, kid: &Kid, at: Timestamp) -> Result<()> {
+        let mut tx = self.db.begin().await?;
+        tx.note_use(kid, at).await?;
+        Ok(tx.commit().await?)
     }
 }
 

@@ -83,6 +83,10 @@ uuid_id!(
     NoteId, "note"
 );
 uuid_id!(
+    /// Identifies a token: its `jti`.
+    TokenId, "token"
+);
+uuid_id!(
     /// Names something we are about to create in a backend: its `CKA_ID` or KMS tag.
     IntentId, "intent"
 );

@@ -72,11 +72,11 @@ pub struct IncidentNote {
 
 impl Incident {
     /// Records the switch to a successor.
-    pub fn switch(mut self, successor: Kid, now: Timestamp) -> Result<Self> {
-        let at = following(self.declared_at, now)?;
+    #[must_use]
+    pub fn switch(mut self, successor: Kid, now: Timestamp) -> Self {
         self.successor_kid = Some(successor);
-        self.switched_at = Some(at);
-        Ok(self)
+        self.switched_at = Some(now.max(self.declared_at));
+        self
     }
 
     /// Errors: INCIDENT_STATE when it is closed.

@@ -57,6 +57,8 @@ pub struct RotationPolicy {
     pub set_by: Option<PrincipalId>,
     /// The standing approval of AUTOMATIC.
     pub standing_approval: Option<Approval>,
+    /// Who changed period or date last; None while they are as they were created.
+    pub schedule_set_by: Option<PrincipalId>,
 }
 
 /// Who starts a key's rotations.
@@ -271,7 +273,16 @@ impl KeyVersion {
     pub fn advance(&mut self, event: VersionEvent, now: Timestamp) -> Result<VersionState> {
         let before = self.state;
         let after = before.after(event)?;
-        let at = Some(following(self.last_step(), now)?);
+        let at = Some(match event {
+            // What takes a version out of use must not fail because some clock was ahead.
+            VersionEvent::Compromise | VersionEvent::Revoke | VersionEvent::Withdraw => {
+                now.max(self.last_step())
+            }
+            VersionEvent::Deploy
+            | VersionEvent::Supersede
+            | VersionEvent::GraceOver
+            | VersionEvent::Destroy => following(self.last_step(), now)?,
+        });
         match event {
             VersionEvent::Deploy => {
                 self.activated_at = at;
@@ -395,6 +406,7 @@ impl RotationPolicy {
             grace: Duration::from_secs(grace_days * 24 * 60 * 60),
             set_by: None,
             standing_approval: None,
+            schedule_set_by: None,
         }
     }
 

@@ -22,7 +22,7 @@ pub use algorithm::{Algorithm, KeySpec, Purpose};
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
     AlertId, DestructionId, IncidentId, IntentId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId,
-    RotationId, TenantName,
+    RotationId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use key::{Key, KeyVersion, RotationMode, RotationPolicy, VersionState};

@@ -188,6 +188,26 @@ impl PublicKey {
         }
     }
 
+    /// Reads a SubjectPublicKeyInfo of a NIST curve or Ed25519; None for anything else.
+    pub fn from_spki_der(der: &[u8]) -> Option<Self> {
+        if let Some(bytes) = der.strip_prefix(&ED25519_SPKI_PREFIX) {
+            return Some(Self::Ed25519(bytes.try_into().ok()?));
+        }
+        [Curve::P256, Curve::P384, Curve::P521]
+            .into_iter()
+            .find_map(|curve| {
+                let point = der
+                    .strip_prefix(curve.spki_prefix())?
+                    .strip_prefix(&[0x04])?;
+                let (x, y) = point.split_at_checked(curve.width())?;
+                (y.len() == curve.width()).then(|| Self::Ec {
+                    curve,
+                    x: x.to_vec(),
+                    y: y.to_vec(),
+                })
+            })
+    }
+
     /// SubjectPublicKeyInfo in PEM (RFC 7468).
     pub fn spki_pem(&self) -> String {
         let text = BASE64_STANDARD.encode(self.spki_der());
@@ -244,6 +264,16 @@ impl Verifier {
                 .is_some_and(|digest| self.key.verify_digest_sig(&digest, signature).is_ok()),
         }
     }
+}
+
+/// An ECDSA signature in its JOSE form, as ASN.1 DER (RFC 3279 section 2.2.3).
+pub fn ecdsa_der(raw: &[u8]) -> Vec<u8> {
+    let integer = |half: &[u8]| {
+        let zeros = half.iter().take_while(|byte| **byte == 0).count();
+        der_uint(&half[zeros.min(half.len().saturating_sub(1))..])
+    };
+    let (r, s) = raw.split_at(raw.len() / 2);
+    der(0x30, &[integer(r), integer(s)].concat())
 }
 
 fn der(tag: u8, content: &[u8]) -> Vec<u8> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::Rotations;
 use crate::{
-    error::{Error, Reason, Result},
+    error::Result,
     model::{AlertId, KeyId, KeyRef, Rotation, RotationId, RotationState, TenantName},
     store::{Alert, Term},
 };
@@ -44,13 +44,14 @@ impl Rotations {
         let due = key.next_rotation_at;
         let alert = Alert {
             id: AlertId::random(),
-            tenant: key.tenant,
+            tenant: key.tenant.clone(),
             kind: "KEY_OVERDUE".to_owned(),
             entity: "key".to_owned(),
             entity_id: key.id.to_string(),
             text: format!(
-                "key {} of {} should have been rotated by {due}; `claviger rotation list --key {}` shows what it waits for",
-                key.name, key.owner, key.name
+                "key {} of {} should have been rotated by {due}; `claviger rotation list --tenant {} --key {}` \
+                 shows what it waits for",
+                key.name, key.owner, key.tenant, key.name
             ),
             raised_at: self.clock.now(),
             window_key: format!("KEY_OVERDUE/{}/{}", key.id, due.micros()),
@@ -77,7 +78,8 @@ impl Rotations {
             entity: "rotation".to_owned(),
             entity_id: id.to_string(),
             text: format!(
-                "rotation {id} of key {} has been waiting for {whom} for over a day; it expires at {}",
+                "rotation {id} of key {} has been waiting for {whom} for over a day; it expires at {}; \
+                 `claviger rotation get {id}` shows it",
                 rotation.key_name, rotation.expires_at
             ),
             raised_at: self.clock.now(),
@@ -88,12 +90,7 @@ impl Rotations {
 
     async fn raise(&self, term: &Term, alert: &Alert) -> Result<()> {
         let mut tx = self.db.begin().await?;
-        if !tx.hold(term).await? {
-            return Err(Error::new(
-                Reason::LeaseLost,
-                "another replica does the scheduled work now; nothing was changed here",
-            ));
-        }
+        tx.hold(term).await?;
         if tx.raise_alert(alert).await? {
             tracing::warn!(
                 kind = alert.kind,

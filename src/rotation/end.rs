@@ -26,7 +26,7 @@ impl Rotations {
         let (was, by) = (open.state, permit.caller().principal.id);
         let rejected = open.reject(by, reason, self.clock.now())?;
         let key = self.keys.fresh(&rejected.tenant, rejected.key_id).await?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         self.record_withdrawn(mutation, &key, was, rejected).await
     }
 
@@ -43,7 +43,7 @@ impl Rotations {
         let (was, by) = (open.state, permit.caller().principal.id);
         let cancelled = open.cancel(by, reason, self.clock.now())?;
         let key = self.keys.fresh(&cancelled.tenant, cancelled.key_id).await?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         self.record_withdrawn(mutation, &key, was, cancelled).await
     }
 
@@ -59,7 +59,7 @@ impl Rotations {
         let was = rotation.state;
         let expired = rotation.expire(self.clock.now())?;
         let key = self.keys.fresh(&expired.tenant, expired.key_id).await?;
-        let mutation = permit.begin_in(&term).await?;
+        let mutation = permit.begin_on_in(key.key.id, &term).await?;
         self.record_withdrawn(mutation, &key, was, expired).await
     }
 
@@ -90,7 +90,7 @@ impl Rotations {
             ));
         }
         let completed = rotation.complete(now)?;
-        let mut mutation = permit.begin_in(&term).await?;
+        let mut mutation = permit.begin_on_in(key.key.id, &term).await?;
         let tx = mutation.tx();
         moved(tx, &completed, RotationState::Deployed).await?;
         if in_grace {

@@ -116,7 +116,7 @@ impl Rotations {
         let requester = permit.caller().principal.id;
         let successor = self.successor(&key).await?;
         let rotation = self.draft(&key, &successor.version, requester, justification)?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         self.record_opened(mutation, &key, successor, rotation)
             .await
     }
@@ -135,7 +135,7 @@ impl Rotations {
         let approver = permit.caller().principal.id;
         let key = self.keys.fresh(&rotation.tenant, rotation.key_id).await?;
         let approved = rotation.approve(approver, digest, self.clock.now())?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         let details = details(&approved);
         self.record_approved(mutation, &key, approved, details)
             .await
@@ -154,7 +154,7 @@ impl Rotations {
         let deployed = rotation.deploy(permit.caller().principal.id, self.clock.now())?;
         let key = self.keys.fresh(&deployed.tenant, deployed.key_id).await?;
         let change = Deployment::new(&key, deployed)?;
-        let mutation = permit.begin().await?;
+        let mutation = permit.begin_on(key.key.id).await?;
         self.record_deployed(mutation, change).await
     }
 
@@ -237,6 +237,10 @@ impl Rotations {
     ) -> Result<Recorded<Rotation>> {
         mutation.on("rotation", rotation.id);
         let tx = mutation.tx();
+        // The device took its time: the version may have been superseded or frozen meanwhile.
+        if !tx.hold_active(&rotation.old_kid).await? {
+            return Err(changed());
+        }
         let inserted = match tx.insert_version(&successor.version).await {
             Ok(()) => tx.insert_rotation(&rotation).await,
             failed => failed,
@@ -247,10 +251,7 @@ impl Rotations {
                 drop(mutation);
                 // Whoever was first opened a rotation, or made a standby version of the same number.
                 self.refuse_open(key).await?;
-                return Err(Error::new(
-                    Reason::Conflict,
-                    "somebody else changed this key; read it again and retry",
-                ));
+                return Err(changed());
             }
             Err(other) => return Err(other.into()),
         }
@@ -429,6 +430,13 @@ fn successor_of<'a>(key: &'a KeySnapshot, rotation: &Rotation) -> Result<&'a Key
     key.version(&rotation.new_kid)
         .map(|v| &v.version)
         .ok_or_else(|| Error::internal(format!("rotation {} lost its version", rotation.id)))
+}
+
+fn changed() -> Error {
+    Error::new(
+        Reason::Conflict,
+        "somebody else changed this key; read it again and retry",
+    )
 }
 
 fn conflict(error: Option<StoreError>) -> Error {

@@ -72,11 +72,13 @@ impl Rotations {
             return Err(conflict(None));
         }
         let scheduler = permit.caller().principal.id;
+        // Whoever moved the date has asked for this rotation, and can neither approve nor deploy it (R-LIFE-7).
+        let requester = key.key.policy.schedule_set_by.unwrap_or(scheduler);
         let successor = self.successor(&key).await?;
         let why = format!("due on {due}");
-        let mut rotation = self.draft(&key, &successor.version, scheduler, why)?;
+        let mut rotation = self.draft(&key, &successor.version, requester, why)?;
         rotation.scheduled = true;
-        let mutation = permit.begin_in(&term).await?;
+        let mutation = permit.begin_on_in(key.key.id, &term).await?;
         self.record_opened(mutation, &key, successor, rotation)
             .await
     }
@@ -98,7 +100,7 @@ impl Rotations {
         let mut details = details(&approved);
         details["standing_approval_of"] = approver.to_string().into();
         details["standing_approval_at"] = given.to_string().into();
-        let mut mutation = permit.begin_in(&term).await?;
+        let mut mutation = permit.begin_on_in(key.key.id, &term).await?;
         // A standing approval that is taken back at this moment approves nothing.
         if !mutation.tx().hold_key(&key.key).await? {
             return Err(conflict(None));
@@ -121,7 +123,7 @@ impl Rotations {
         let deployer = permit.caller().principal.id;
         let deployed = rotation.deploy(deployer, self.clock.now())?;
         let change = Deployment::new(&key, deployed)?;
-        let mutation = permit.begin_in(&term).await?;
+        let mutation = permit.begin_on_in(key.key.id, &term).await?;
         self.record_deployed(mutation, change).await
     }
 }

@@ -15,6 +15,8 @@ const INSERT_HEAD: &str = "INSERT INTO audit_heads (stream, seq, hash) VALUES ($
 const MOVE_HEAD: &str = "UPDATE audit_heads SET seq = $3, hash = $4 WHERE stream = $1 AND seq = $2";
 const INSERT: &str = "INSERT INTO audit_events (stream, seq, at, tenant, actor, actor_type, action, entity, \
      entity_id, outcome, request_id, data, prev_hash, hash) VALUES ";
+/// The stream that every replica follows.
+const ADMIN_STREAM: &str = "admin";
 const COLUMNS: usize = 14;
 /// Rows of one INSERT; 14 binds each stay below SQLite's 32,766 and PostgreSQL's 65,535.
 const MAX_ROWS: usize = 512;
@@ -26,6 +28,7 @@ const LIST: &str = "SELECT stream, seq, at, tenant, actor, actor_type, action, e
      AND ($4 = '' OR action = $4) AND ($5 = '' OR entity_id = $5) AND ($6 = '' OR outcome = $6) \
      AND at >= $7 AND at < $8 AND (at < $9 OR (at = $9 AND (stream > $10 OR (stream = $10 AND seq < $11)))) \
      ORDER BY at DESC, stream, seq DESC LIMIT $12";
+const ROW_HASH: &str = "SELECT hash FROM audit_events WHERE stream = $1 AND seq = $2";
 const STREAMS: &str = "SELECT DISTINCT stream FROM audit_events ORDER BY stream";
 
 /// A row of the log, exactly as stored.
@@ -114,6 +117,9 @@ impl Tx {
             0 => execute!(self, INSERT_HEAD, &last.stream, last.seq, &last.hash)?,
             _ => execute!(self, MOVE_HEAD, &last.stream, from, last.seq, &last.hash)?,
         };
+        if last.stream == ADMIN_STREAM {
+            self.notify_admin_stream().await?;
+        }
         Ok(moved == 1)
     }
 
@@ -154,6 +160,19 @@ impl Db {
     /// The last row of a stream; None for a stream that has none.
     pub async fn audit_head(&self, stream: &str) -> Result<Option<Head>> {
         fetch_optional!(self, Head, HEAD, stream)
+    }
+
+    /// The last row of every stream, at one moment, by name.
+    pub async fn audit_heads(&self) -> Result<Vec<(String, Head)>> {
+        let heads = fetch_all!(self, (String, i64, Vec<u8>), HEADS)?;
+        let named = |(stream, seq, hash)| (stream, Head { seq, hash });
+        Ok(heads.into_iter().map(named).collect())
+    }
+
+    /// The stored hash of one row; None when it is not there.
+    pub async fn audit_row_hash(&self, stream: &str, seq: i64) -> Result<Option<Vec<u8>>> {
+        let row = fetch_optional!(self, (Vec<u8>,), ROW_HASH, stream, seq)?;
+        Ok(row.map(|(hash,)| hash))
     }
 
     /// Every stream that has rows or a head.

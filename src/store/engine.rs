@@ -114,6 +114,19 @@ macro_rules! fetch_in {
     };
 }
 
+/// Reads all rows inside a transaction.
+macro_rules! fetch_all_in {
+    ($tx:expr, $row:ty, $sql:expr $(, $bind:expr)* $(,)?) => {
+        match $tx {
+            $crate::store::Tx::Sqlite(tx) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
+                .fetch_all(&mut **tx).await,
+            $crate::store::Tx::Postgres(tx) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
+                .fetch_all(&mut **tx).await,
+        }
+        .map_err($crate::store::StoreError::from)
+    };
+}
+
 /// Reads at most one row outside any transaction.
 macro_rules! fetch_optional {
     ($db:expr, $row:ty, $sql:expr $(, $bind:expr)* $(,)?) => {
@@ -140,7 +153,7 @@ macro_rules! fetch_all {
     };
 }
 
-pub(super) use {execute, fetch_all, fetch_in, fetch_optional};
+pub(super) use {execute, fetch_all, fetch_all_in, fetch_in, fetch_optional};
 
 impl Db {
     /// Opens the database of a daemon. On SQLite the file is created if it is missing and locked against a

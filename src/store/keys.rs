@@ -16,11 +16,11 @@ use crate::model::{
 
 const INSERT_KEY: &str = "INSERT INTO keys (id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, \
      created_at, rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, \
-     policy_set_by, policy_approved_by, policy_approved_at) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)";
+     policy_set_by, policy_approved_by, policy_approved_at, schedule_set_by) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
 const UPDATE_KEY: &str = "UPDATE keys SET owner = $3, rotation_period = $4, next_rotation_at = $5, rotation_mode = $6, \
      approvals_needed = $7, standby = $8, grace = $9, policy_set_by = $10, policy_approved_by = $11, \
-     policy_approved_at = $12, revision = revision + 1 WHERE id = $1 AND revision = $2";
+     policy_approved_at = $12, schedule_set_by = $13, revision = revision + 1 WHERE id = $1 AND revision = $2";
 const INSERT_VERSION: &str = "INSERT INTO key_versions (kid, key_id, number, state, backend_ref, public_jwk, \
      kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at, is_standby) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
@@ -29,14 +29,14 @@ const UPDATE_VERSION: &str = "UPDATE key_versions SET state = $3, announced_at =
      WHERE kid = $1 AND state = $2";
 const KEY_BY_ID: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
      rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
-     policy_approved_by, policy_approved_at FROM keys WHERE id = $1";
+     policy_approved_by, policy_approved_at, schedule_set_by FROM keys WHERE id = $1";
 const KEY_BY_NAME: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
      rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
-     policy_approved_by, policy_approved_at FROM keys WHERE tenant = $1 AND name = $2";
+     policy_approved_by, policy_approved_at, schedule_set_by FROM keys WHERE tenant = $1 AND name = $2";
 // The ACTIVE kid and the flag come with the row, whatever the length of the page.
 const KEY_PAGE: &str = "SELECT k.id, k.tenant, k.name, k.purpose, k.algorithm, k.rsa_bits, k.backend, k.owner, \
      k.created_at, k.rotation_period, k.next_rotation_at, k.revision, k.rotation_mode, k.approvals_needed, k.standby, \
-     k.grace, k.policy_set_by, k.policy_approved_by, k.policy_approved_at, v.kid AS active_kid, \
+     k.grace, k.policy_set_by, k.policy_approved_by, k.policy_approved_at, k.schedule_set_by, v.kid AS active_kid, \
      CASE WHEN EXISTS (SELECT 1 FROM key_versions c WHERE c.key_id = k.id AND c.state = 'COMPROMISED') \
      THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END AS compromised \
      FROM keys k LEFT JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
@@ -66,9 +66,19 @@ const OVERDUE: &str = "SELECT k.id, k.tenant FROM keys k WHERE k.next_rotation_a
      WHERE a.window_key = 'KEY_OVERDUE/' || k.id || '/' || CAST(k.next_rotation_at AS TEXT)) ORDER BY k.id LIMIT $3";
 const COUNT_OVERDUE: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM keys WHERE next_rotation_at < $1";
 const HOLD_KEY: &str = "UPDATE keys SET revision = revision WHERE id = $1 AND revision = $2";
+const LOCK_KEY: &str = "UPDATE keys SET revision = revision WHERE id = $1";
+const HOLD_ACTIVE: &str =
+    "UPDATE key_versions SET state = state WHERE kid = $1 AND state = 'ACTIVE'";
 const VERSIONS: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
      created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
      last_token_exp, last_used_at, is_standby FROM key_versions WHERE key_id = $1 ORDER BY number";
+const VERSION: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
+     created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
+     last_token_exp, last_used_at, is_standby FROM key_versions WHERE kid = $1";
+const STANDBY: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
+     created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
+     last_token_exp, last_used_at, is_standby FROM key_versions \
+     WHERE key_id = $1 AND state = 'PRE_ACTIVE' AND is_standby = 1 ORDER BY number DESC LIMIT 1";
 const LAST_TOKEN_EXP: &str = "SELECT last_token_exp FROM key_versions WHERE kid = $1";
 const RAISE_LAST_TOKEN_EXP: &str = "UPDATE key_versions SET last_token_exp = $2 \
      WHERE kid = $1 AND state = 'ACTIVE' AND (last_token_exp IS NULL OR last_token_exp < $2)";
@@ -103,6 +113,7 @@ struct KeyRow {
     policy_set_by: Option<String>,
     policy_approved_by: Option<String>,
     policy_approved_at: Option<i64>,
+    schedule_set_by: Option<String>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -186,6 +197,7 @@ impl Tx {
             key.policy.set_by.map(|id| id.to_string()),
             standing.map(|a| a.approver.to_string()),
             standing.map(|a| a.at.micros()),
+            key.policy.schedule_set_by.map(|id| id.to_string()),
         )
         .map(|_| ())
     }
@@ -208,6 +220,7 @@ impl Tx {
             key.policy.set_by.map(|id| id.to_string()),
             standing.map(|a| a.approver.to_string()),
             standing.map(|a| a.at.micros()),
+            key.policy.schedule_set_by.map(|id| id.to_string()),
         )?;
         Ok(rows == 1)
     }
@@ -215,6 +228,17 @@ impl Tx {
     /// False when the row has not `key.revision` any more. True: nobody changes it before this transaction ends.
     pub async fn hold_key(&mut self, key: &Key) -> Result<bool> {
         let rows = execute!(self, HOLD_KEY, key.id.to_string(), key.revision)?;
+        Ok(rows == 1)
+    }
+
+    /// Waits until no other change of this key's life is open, and keeps others waiting until this one ends.
+    pub async fn lock_key(&mut self, key: KeyId) -> Result<()> {
+        execute!(self, LOCK_KEY, key.to_string()).map(|_| ())
+    }
+
+    /// False when the version is not ACTIVE any more. True: nobody supersedes or freezes it before this transaction ends.
+    pub async fn hold_active(&mut self, kid: &Kid) -> Result<bool> {
+        let rows = execute!(self, HOLD_ACTIVE, kid.as_str())?;
         Ok(rows == 1)
     }
 
@@ -281,6 +305,24 @@ impl Tx {
 }
 
 impl Tx {
+    /// A key, as this transaction sees it.
+    pub async fn key(&mut self, id: KeyId) -> Result<Option<Key>> {
+        let row = fetch_in!(self, KeyRow, KEY_BY_ID, id.to_string())?;
+        row.map(Key::try_from).transpose()
+    }
+
+    /// A version, as this transaction sees it.
+    pub async fn version(&mut self, kid: &Kid) -> Result<Option<KeyVersion>> {
+        let row = fetch_in!(self, VersionRow, VERSION, kid.as_str())?;
+        row.map(KeyVersion::try_from).transpose()
+    }
+
+    /// The version of a key that is kept for a compromise, as this transaction sees it.
+    pub async fn standby(&mut self, key: KeyId) -> Result<Option<KeyVersion>> {
+        let row = fetch_in!(self, VersionRow, STANDBY, key.to_string())?;
+        row.map(KeyVersion::try_from).transpose()
+    }
+
     /// The high-water mark of a version, as this transaction sees it.
     pub async fn last_token_exp(&mut self, kid: &Kid) -> Result<Option<Timestamp>> {
         let row = fetch_in!(self, (Option<i64>,), LAST_TOKEN_EXP, kid.as_str())?;
@@ -509,6 +551,10 @@ impl TryFrom<KeyRow> for Key {
                 set_by: row
                     .policy_set_by
                     .map(|id| parse("policy_set_by", &id))
+                    .transpose()?,
+                schedule_set_by: row
+                    .schedule_set_by
+                    .map(|id| parse("schedule_set_by", &id))
                     .transpose()?,
                 standing_approval: match (row.policy_approved_by, row.policy_approved_at) {
                     (Some(approver), Some(at)) => Some(Approval {

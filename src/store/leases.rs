@@ -10,6 +10,7 @@ use super::{
     Db, Result, StoreError, Tx,
     engine::{execute, fetch_in},
 };
+use crate::model::Timestamp;
 
 const ADD: &str = "INSERT INTO leases (name, holder, fence, expires_at) VALUES ($1, '', 0, 0) \
      ON CONFLICT (name) DO NOTHING";
@@ -29,6 +30,8 @@ pub struct Term {
     holder: String,
     /// Grows with every new holder.
     fence: i64,
+    /// Database time at which it was taken or renewed.
+    pub taken_at: Timestamp,
 }
 
 impl Db {
@@ -54,6 +57,7 @@ impl Db {
             name,
             holder: holder.to_owned(),
             fence,
+            taken_at: now,
         }))
     }
 
@@ -66,8 +70,10 @@ impl Db {
 }
 
 impl Tx {
-    /// Is the term still on? Then it cannot end for anybody else before this transaction does.
-    pub async fn hold(&mut self, term: &Term) -> Result<bool> {
+    /// Makes sure that the term is still on; then it cannot end for anybody else before this transaction does.
+    ///
+    /// Errors: `LeaseLost`.
+    pub async fn hold(&mut self, term: &Term) -> Result<()> {
         let now = self.now().await?;
         let rows = execute!(
             self,
@@ -77,6 +83,9 @@ impl Tx {
             term.fence,
             now.micros()
         )?;
-        Ok(rows == 1)
+        match rows {
+            1 => Ok(()),
+            _ => Err(StoreError::LeaseLost),
+        }
     }
 }

@@ -9,10 +9,14 @@ mod audit;
 mod destructions;
 mod engine;
 mod idempotency;
+mod incidents;
 mod intents;
 mod keys;
 mod leases;
+mod notify;
 mod principals;
+mod replicas;
+mod revocations;
 mod rotations;
 mod tenants;
 
@@ -25,6 +29,7 @@ pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
 pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
+pub use revocations::TokenRevocation;
 
 use crate::error::{Error, Reason};
 
@@ -39,6 +44,8 @@ pub enum StoreError {
     Corrupt(String),
     /// The configuration or the schema does not fit; the text says what to do.
     Setup(String),
+    /// The term under which this is done is over.
+    LeaseLost,
 }
 
 /// Result of a store call.
@@ -51,6 +58,7 @@ impl fmt::Display for StoreError {
             Self::Unavailable(cause) => write!(f, "database: {cause}"),
             Self::Corrupt(what) => write!(f, "stored value is corrupt: {what}"),
             Self::Setup(what) => f.write_str(what),
+            Self::LeaseLost => f.write_str("another replica does the scheduled work now"),
         }
     }
 }
@@ -86,6 +94,10 @@ impl From<StoreError> for Error {
             .retry_after(std::time::Duration::from_secs(1))
             .because(error),
             StoreError::Corrupt(_) => Self::internal(error),
+            StoreError::LeaseLost => Self::new(
+                Reason::LeaseLost,
+                "another replica does the scheduled work now; nothing was changed here",
+            ),
         }
     }
 }

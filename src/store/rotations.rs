@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::{
     Db, Result, StoreError, Tx,
-    engine::{execute, fetch_all, fetch_in, fetch_optional},
+    engine::{execute, fetch_all, fetch_all_in, fetch_in, fetch_optional},
     parse, unsigned,
 };
 use crate::model::{
-    Approval, KeyId, Rotation, RotationId, RotationState, TenantName, Timestamp, time::micros,
+    Approval, KeyId, Kid, Rotation, RotationId, RotationState, TenantName, Timestamp, time::micros,
 };
 
 const INSERT: &str = "INSERT INTO rotations (id, tenant, key_id, state, old_kid, new_kid, justification, plan, soak, \
@@ -49,6 +49,15 @@ const UNANSWERED: &str = "SELECT r.id FROM rotations r WHERE r.state IN ('REQUES
      ORDER BY r.id LIMIT $3";
 const COUNT_APPROVALS: &str =
     "SELECT CAST(COUNT(*) AS BIGINT) FROM rotation_approvals WHERE rotation_id = $1";
+const OPEN: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.state, r.old_kid, r.new_kid, \
+     r.justification, r.plan, r.soak, r.requester, r.approvals_needed, r.deployer, r.requested_at, \
+     r.announced_at, r.deployed_at, r.grace, r.scheduled, r.expires_at, r.grace_ends_at, r.ended_at, r.ended_by, \
+     r.end_reason FROM rotations r JOIN keys k ON k.id = r.key_id \
+     WHERE r.key_id = $1 AND r.state IN ('REQUESTED', 'APPROVED')";
+const DEPLOYED: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.state, r.old_kid, r.new_kid, \
+     r.justification, r.plan, r.soak, r.requester, r.approvals_needed, r.deployer, r.requested_at, \
+     r.announced_at, r.deployed_at, r.grace, r.scheduled, r.expires_at, r.grace_ends_at, r.ended_at, r.ended_by, \
+     r.end_reason FROM rotations r JOIN keys k ON k.id = r.key_id WHERE r.old_kid = $1 AND r.state = 'DEPLOYED'";
 const APPROVALS: &str =
     "SELECT approver, at FROM rotation_approvals WHERE rotation_id = $1 ORDER BY at, approver";
 
@@ -157,6 +166,26 @@ impl Tx {
     pub async fn count_approvals(&mut self, id: RotationId) -> Result<i64> {
         let row = fetch_in!(self, (i64,), COUNT_APPROVALS, id.to_string())?;
         Ok(row.map_or(0, |(count,)| count))
+    }
+}
+
+impl Tx {
+    /// The open rotation of a key, as this transaction sees it.
+    pub async fn open_rotation(&mut self, key: KeyId) -> Result<Option<Rotation>> {
+        let row = fetch_in!(self, Row, OPEN, key.to_string())?;
+        self.with_approvals(row).await
+    }
+
+    /// The rotation that took a version out of use and whose grace window is not over, as this transaction sees it.
+    pub async fn deployed_rotation_from(&mut self, old_kid: &Kid) -> Result<Option<Rotation>> {
+        let row = fetch_in!(self, Row, DEPLOYED, old_kid.as_str())?;
+        self.with_approvals(row).await
+    }
+
+    async fn with_approvals(&mut self, row: Option<Row>) -> Result<Option<Rotation>> {
+        let Some(row) = row else { return Ok(None) };
+        let approvals = fetch_all_in!(self, (String, i64), APPROVALS, &row.id)?;
+        rotation(row, approvals).map(Some)
     }
 }
 
@@ -280,43 +309,48 @@ impl Db {
     }
 
     async fn with_approvals(&self, row: Row) -> Result<Rotation> {
-        let approvals = fetch_all!(self, (String, i64), APPROVALS, &row.id)?
-            .into_iter()
-            .map(|(approver, at)| {
-                Ok(Approval {
-                    approver: parse("approver", &approver)?,
-                    at: Timestamp::from_micros(at),
-                })
-            })
-            .collect::<Result<_>>()?;
-        let needed: u32 = unsigned("approvals_needed", row.approvals_needed)?;
-        Ok(Rotation {
-            id: parse("rotation id", &row.id)?,
-            tenant: parse("tenant", &row.tenant)?,
-            key_id: parse("key id", &row.key_id)?,
-            key_name: parse("key name", &row.key_name)?,
-            state: parse("rotation state", &row.state)?,
-            old_kid: parse("old kid", &row.old_kid)?,
-            new_kid: parse("new kid", &row.new_kid)?,
-            justification: row.justification,
-            plan: row.plan,
-            soak: Duration::from_micros(unsigned("soak", row.soak)?),
-            requester: parse("requester", &row.requester)?,
-            approvals,
-            approvals_needed: needed
-                .try_into()
-                .map_err(|_| StoreError::Corrupt("approvals_needed is 0".into()))?,
-            deployer: row.deployer.map(|id| parse("deployer", &id)).transpose()?,
-            requested_at: Timestamp::from_micros(row.requested_at),
-            announced_at: row.announced_at.map(Timestamp::from_micros),
-            deployed_at: row.deployed_at.map(Timestamp::from_micros),
-            grace: Duration::from_micros(unsigned("grace", row.grace)?),
-            scheduled: row.scheduled != 0,
-            expires_at: Timestamp::from_micros(row.expires_at),
-            grace_ends_at: row.grace_ends_at.map(Timestamp::from_micros),
-            ended_at: row.ended_at.map(Timestamp::from_micros),
-            ended_by: row.ended_by.map(|id| parse("ended_by", &id)).transpose()?,
-            end_reason: row.end_reason,
-        })
+        let approvals = fetch_all!(self, (String, i64), APPROVALS, &row.id)?;
+        rotation(row, approvals)
     }
+}
+
+fn rotation(row: Row, approvals: Vec<(String, i64)>) -> Result<Rotation> {
+    let approvals = approvals
+        .into_iter()
+        .map(|(approver, at)| {
+            Ok(Approval {
+                approver: parse("approver", &approver)?,
+                at: Timestamp::from_micros(at),
+            })
+        })
+        .collect::<Result<_>>()?;
+    let needed: u32 = unsigned("approvals_needed", row.approvals_needed)?;
+    Ok(Rotation {
+        id: parse("rotation id", &row.id)?,
+        tenant: parse("tenant", &row.tenant)?,
+        key_id: parse("key id", &row.key_id)?,
+        key_name: parse("key name", &row.key_name)?,
+        state: parse("rotation state", &row.state)?,
+        old_kid: parse("old kid", &row.old_kid)?,
+        new_kid: parse("new kid", &row.new_kid)?,
+        justification: row.justification,
+        plan: row.plan,
+        soak: Duration::from_micros(unsigned("soak", row.soak)?),
+        requester: parse("requester", &row.requester)?,
+        approvals,
+        approvals_needed: needed
+            .try_into()
+            .map_err(|_| StoreError::Corrupt("approvals_needed is 0".into()))?,
+        deployer: row.deployer.map(|id| parse("deployer", &id)).transpose()?,
+        requested_at: Timestamp::from_micros(row.requested_at),
+        announced_at: row.announced_at.map(Timestamp::from_micros),
+        deployed_at: row.deployed_at.map(Timestamp::from_micros),
+        grace: Duration::from_micros(unsigned("grace", row.grace)?),
+        scheduled: row.scheduled != 0,
+        expires_at: Timestamp::from_micros(row.expires_at),
+        grace_ends_at: row.grace_ends_at.map(Timestamp::from_micros),
+        ended_at: row.ended_at.map(Timestamp::from_micros),
+        ended_by: row.ended_by.map(|id| parse("ended_by", &id)).transpose()?,
+        end_reason: row.end_reason,
+    })
 }

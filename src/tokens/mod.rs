@@ -8,6 +8,7 @@ mod issue;
 mod json;
 mod jwks;
 mod marks;
+mod revoke;
 mod verify;
 
 use std::{sync::Arc, time::Duration};
@@ -19,6 +20,7 @@ use tokio::sync::Mutex;
 pub use claims::Claims;
 pub use issue::{IssueToken, Issued};
 pub use jwks::{JwksConfig, JwksDocument};
+pub use revoke::RevokeToken;
 pub use verify::{Expectation, Rejection};
 
 use crate::{clock::Clock, keys::Keys, store::Db};
@@ -85,6 +87,7 @@ pub struct Tokens {
     /// One rebuild of the set at a time.
     rebuild: Mutex<()>,
     marks: marks::Marks,
+    revocations: Arc<revoke::Revocations>,
 }
 
 impl Tokens {
@@ -105,6 +108,7 @@ impl Tokens {
             published: ArcSwapOption::empty(),
             rebuild: Mutex::new(()),
             marks: marks::Marks::new(),
+            revocations: Arc::default(),
         }
     }
 }

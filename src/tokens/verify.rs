@@ -64,6 +64,8 @@ pub enum Rejection {
     NotYetValid,
     /// A required scope is missing.
     InsufficientScope,
+    /// The `jti` was revoked.
+    Revoked,
 }
 
 /// What the caller requires of a token.
@@ -106,6 +108,7 @@ impl Rejection {
             Self::Expired => "EXPIRED",
             Self::NotYetValid => "NOT_YET_VALID",
             Self::InsufficientScope => "INSUFFICIENT_SCOPE",
+            Self::Revoked => "REVOKED",
         }
     }
 }
@@ -114,7 +117,7 @@ impl Tokens {
     /// The claims and the kid of a valid token, or why it is rejected. Errors only when nothing can be said.
     pub async fn verify(
         &self,
-        _permit: &Permit,
+        permit: &Permit,
         token: &str,
         expected: &Expectation,
     ) -> Result<Result<(Claims, Kid), Rejection>> {
@@ -149,9 +152,18 @@ impl Tokens {
             }
         };
         let now = self.clock.now().seconds();
-        Ok(signed()
+        let verified = signed()
             .and_then(|()| check_claims(&parsed.claims, expected, &self.config, now))
-            .map(|claims| (claims, parsed.kid.clone())))
+            .and_then(|claims| {
+                self.check_revoked(&expected.tenant, &claims.jti)?;
+                Ok((claims, parsed.kid.clone()))
+            });
+        if let Ok((claims, kid)) = &verified {
+            self.keys
+                .release_while(permit, &key, kid, VersionState::verifies);
+            self.release_unless_revoked(permit, &expected.tenant, &claims.jti);
+        }
+        Ok(verified)
     }
 }
 

@@ -94,6 +94,9 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "DestroyKeyVersion"
         | "CancelKeyDestruction" => ("issuer", Some("auditor")),
         "ApproveKeyDestruction" => ("approver", Some("auditor")),
+        "DeclareCompromise" | "AddIncidentNote" | "CloseIncident" | "RevokeToken"
+        | "RevokeKeyVersion" => ("officer", Some("auditor")),
+        "GetIncident" | "ListIncidents" => ("auditor", Some("admin")),
         "CreateTenant" | "CreatePrincipal" | "GrantRole" | "RevokeRole" => {
             ("admin", Some("auditor"))
         }

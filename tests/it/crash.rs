@@ -20,6 +20,7 @@ const QUICK: &str = "
 [keys]
 reconcile_after_seconds = 4
 backend_timeout_ms = 3500
+generate_timeout_ms = 3500
 
 [scheduler]
 interval_ms = 50
@@ -212,16 +213,16 @@ impl Stage {
         let mut class = "";
         for line in text.lines() {
             if let Some((name, _)) = line.split_once(" Key Object") {
+                assert!(class.is_empty(), "{point}: an object without id: {text}");
                 class = name;
-            } else if let Some(id) = line.trim().strip_prefix("ID:")
-                && ["Private", "Public"].contains(&class)
-            {
-                objects.insert((class.to_owned(), id.trim().to_ascii_lowercase()));
+            } else if let Some(id) = line.trim().strip_prefix("ID:") {
+                if ["Private", "Public"].contains(&class) {
+                    objects.insert((class.to_owned(), id.trim().to_ascii_lowercase()));
+                }
                 class = "";
-            } else if class != "" && line.trim().is_empty() {
-                panic!("{point}: an object without id: {text}");
             }
         }
+        assert!(class.is_empty(), "{point}: an object without id: {text}");
         let intents = "SELECT id FROM backend_intents WHERE kind = 'CREATE'";
         let named: BTreeSet<_> = self.daemon.rows(intents).await.into_iter().collect();
         let named: BTreeSet<_> = named.iter().map(|row| row[0].replace('-', "")).collect();
@@ -439,6 +440,15 @@ async fn destroyed(engine: Engine) {
             (changes + 1, 0),
             "{point}"
         );
+        // Found missing only where the crash came between the device and the database.
+        let data = format!(
+            "SELECT data FROM audit_events WHERE action = 'DestroyMaterial' AND outcome = 'success' \
+             AND entity_id = '{id}'"
+        );
+        let data = stage.daemon.rows(&data).await;
+        let was_gone = ["destroy.destroyed", "DestroyMaterial.before_commit"].contains(&point);
+        let expected = format!(r#""was_gone":{was_gone}"#);
+        assert!(data[0][0].contains(&expected), "{point}: {data:?}");
         stage.intact(&before, point).await;
     }
     stage.daemon.stop().await;

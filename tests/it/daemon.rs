@@ -19,6 +19,7 @@
 mod actor;
 mod database;
 mod http;
+mod rotated;
 mod setup;
 mod teardown;
 
@@ -27,7 +28,7 @@ use std::{
     fs::{self, OpenOptions},
     path::{Path, PathBuf},
     process::{ExitStatus, Output, Stdio},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -42,7 +43,7 @@ use tokio::{
 
 pub use self::{
     actor::{Actor, reason},
-    http::Answer,
+    http::{Answer, https},
     setup::{Engine, Setup, TOKEN},
 };
 use crate::pki::{Ca, Leaf};
@@ -62,8 +63,8 @@ pub struct Daemon {
     url: String,
     /// Further variables of its environment.
     env: Vec<(String, String)>,
-    pub ca: Ca,
-    leaves: BTreeMap<&'static str, Leaf>,
+    pub ca: Arc<Ca>,
+    leaves: Arc<BTreeMap<&'static str, Leaf>>,
     /// What must never be in the log.
     secrets: Vec<String>,
     child: Option<Child>,
@@ -71,7 +72,8 @@ pub struct Daemon {
     channels: Mutex<BTreeMap<String, Actor>>,
     tampered: bool,
     finished: bool,
-    _turn: SemaphorePermit<'static>,
+    /// None for a second daemon beside one that has it.
+    _turn: Option<SemaphorePermit<'static>>,
 }
 
 /// The bound addresses, as the daemon writes them.
@@ -106,6 +108,11 @@ impl Daemon {
 
     pub fn config_path(&self) -> PathBuf {
         self.path("claviger.toml")
+    }
+
+    /// Where its database is.
+    pub fn database_url(&self) -> &str {
+        &self.url
     }
 
     /// Changes the configuration; `restart` makes it hold.

@@ -204,11 +204,14 @@ impl Stage {
         (kid, sealed)
     }
 
-    /// Waits until the row knows of a use, then moves it, and everything that was noted, before the waiting period.
-    async fn age_uses(&self, kid: &str) {
+    /// Uses the version once more, waits until its row knows, then moves the use before the waiting period.
+    async fn age_uses(&self, kid: &str, sealed: &EncryptResponse) {
+        let at = claviger::clock::Clock::System.now().micros();
+        self.decrypt("vault", sealed).await.expect("decrypted");
         let mark = format!("SELECT last_used_at FROM key_versions WHERE kid = '{kid}'");
         let until = Instant::now() + PATIENCE;
-        while self.0.rows(&mark).await[0][0].is_empty() {
+        let written = |row: &str| row.parse().is_ok_and(|mark: i64| mark >= at);
+        while !written(&self.0.rows(&mark).await[0][0]) {
             assert!(Instant::now() < until, "the use was never written");
             sleep(Duration::from_millis(50)).await;
         }
@@ -371,7 +374,7 @@ async fn data_keeps_its_key_alive(engine: Engine) {
     let (kid, sealed) = stage.with_data("vault").await;
     // Encrypted with a moment ago.
     refused(stage.ask("vault", &kid).await, STATE, "VERSION_IN_USE");
-    stage.age_uses(&kid).await;
+    stage.age_uses(&kid, &sealed).await;
     let asked = stage.ask("vault", &kid).await.expect("asked");
     stage.approve(&asked.id, &kid).await.expect("approved");
     stage.decrypt("vault", &sealed).await.expect("decrypted");
@@ -384,7 +387,7 @@ async fn data_keeps_its_key_alive(engine: Engine) {
     assert_eq!(stage.0.rows(alerts).await, expected);
     stage.decrypt("vault", &sealed).await.expect("still there");
 
-    stage.age_uses(&kid).await;
+    stage.age_uses(&kid, &sealed).await;
     let asked = stage.ask("vault", &kid).await.expect("asked");
     stage.approve(&asked.id, &kid).await.expect("approved");
     stage.make_due(&asked.id).await;
@@ -472,5 +475,103 @@ async fn the_last_use_of_a_version_is_kept() {
         assert!(Instant::now() < until, "the use was never written");
         sleep(Duration::from_millis(50)).await;
     }
+    stage.0.stop().await;
+}
+
+/// Malformed requests, and ids of nobody: a typed refusal, and nothing changed.
+#[tokio::test]
+async fn bad_input_changes_nothing() {
+    let stage = Stage::new(Engine::Sqlite).await;
+    let (_, kid) = stage.retired("orders", KeyPurpose::Signing).await;
+    let asked = stage.ask("orders", &kid).await.expect("asked");
+    let invalid = Code::InvalidArgument;
+    for kid in ["", "../../etc/passwd", "' OR '1'='1", "a\0b"] {
+        refused(stage.ask("orders", kid).await, invalid, "INVALID_FIELD");
+        let approved = stage.approve(&asked.id, kid).await;
+        refused(approved, invalid, "INVALID_FIELD");
+    }
+    let mut issuer = stage.0.actor("issuer").keys();
+    for reason in ["", "a\nb", &"x".repeat(513)] {
+        let request = DestroyKeyVersionRequest {
+            tenant: "acme".into(),
+            key: "orders".into(),
+            kid: kid.clone(),
+            reason: reason.into(),
+        };
+        let answer = issuer.destroy_key_version(request).await;
+        refused(answer, invalid, "INVALID_FIELD");
+        let request = CancelKeyDestructionRequest {
+            destruction_id: asked.id.clone(),
+            reason: reason.into(),
+        };
+        let answer = issuer.cancel_key_destruction(request).await;
+        refused(answer, invalid, "INVALID_FIELD");
+    }
+    for id in [
+        "",
+        "x",
+        &asked.id.to_uppercase(),
+        &asked.id.replace('-', ""),
+    ] {
+        refused(stage.cancel("issuer", id).await, invalid, "INVALID_FIELD");
+    }
+    refused(
+        stage.ask("nothing", &kid).await,
+        Code::NotFound,
+        "KEY_NOT_FOUND",
+    );
+    // R-ACL-3: somebody of another tenant cannot tell the destruction from none.
+    let nobody = uuid::Uuid::now_v7().to_string();
+    for (who, id) in [
+        ("issuer", &nobody),
+        ("other", &nobody),
+        ("other", &asked.id),
+    ] {
+        let answer = stage.cancel(who, id).await;
+        refused(answer, Code::NotFound, "DESTRUCTION_NOT_FOUND");
+    }
+    let list = ListKeyDestructionsRequest {
+        tenant: "acme".into(),
+        state: 99,
+        ..Default::default()
+    };
+    let answer = issuer.list_key_destructions(list).await;
+    refused(answer, invalid, "INVALID_FIELD");
+    let requested = stage.list(KeyDestructionState::Requested).await;
+    assert_eq!(requested, [asked]);
+    stage.0.stop().await;
+}
+
+/// An unwrapped data key in another replica's memory is no way around a destruction.
+#[tokio::test]
+async fn a_destroyed_data_key_is_gone_on_every_replica() {
+    let stage = Stage::new(Engine::Postgres).await;
+    let twin = stage.0.twin().await;
+    let (kid, sealed) = stage.with_data("vault").await;
+    let decrypt = || DecryptRequest {
+        tenant: "acme".into(),
+        key: "vault".into(),
+        ciphertext: sealed.ciphertext.clone(),
+        aad: BTreeMap::new(),
+    };
+    let mut other = stage.0.actor_of("service", &twin).crypto();
+    other.decrypt(decrypt()).await.expect("in its memory now");
+    stage.age_uses(&kid, &sealed).await;
+    // The other replica writes its mark within a second; then it is moved too.
+    sleep(Duration::from_secs(3)).await;
+    let old = format!("UPDATE key_versions SET last_used_at = 1 WHERE kid = '{kid}'");
+    stage.0.execute(&old).await;
+    let asked = stage.ask("vault", &kid).await.expect("asked");
+    stage.approve(&asked.id, &kid).await.expect("approved");
+    stage.make_due(&asked.id).await;
+    let ended = stage.ended(&asked.id).await;
+    assert_eq!(ended.state(), KeyDestructionState::Destroyed, "{ended:?}");
+    let until = Instant::now() + Duration::from_secs(5);
+    while other.decrypt(decrypt()).await.is_ok() {
+        assert!(Instant::now() < until, "it still decrypts");
+        sleep(Duration::from_millis(50)).await;
+    }
+    refused(other.decrypt(decrypt()).await, STATE, "NO_USABLE_VERSION");
+    drop(twin);
     stage.0.stop().await;
 }

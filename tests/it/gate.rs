@@ -35,11 +35,13 @@ impl Door {
         let config = AccessConfig {
             access: AccessMode::Required,
             replica: "one".into(),
+            checkpoint: None,
         };
         let (log, writer) = AccessLog::new(db.clone(), &config);
         tokio::spawn(writer.run());
         let authz = Arc::new(Authz::new(Policies::built_in().expect("policies")));
         let fresh = Arc::new(Freshness::new(Duration::from_secs(3600)));
+        fresh.observe(tokio::time::Instant::now());
         let gate = Gate::new(authz, db.clone(), log, fresh);
         Self { dir, db, gate }
     }

@@ -102,6 +102,16 @@ fn refused(result: Result<Bytes, Status>, code: Code, why: &str) {
 }
 
 /// Every mutating RPC of the table.
+/// The answer without the one field that is measured anew each time: whether the freeze holds everywhere now.
+fn timeless(path: &str, answer: Bytes) -> Bytes {
+    if !path.ends_with("/DeclareCompromise") {
+        return answer;
+    }
+    let mut answer = DeclareCompromiseResponse::decode(answer).expect("an answer");
+    answer.freeze_duration = None;
+    answer.encode_to_vec().into()
+}
+
 async fn every_mutation_can_be_repeated(engine: Engine) {
     let world = World::new(engine).await;
     let daemon = &world.daemon;
@@ -119,7 +129,8 @@ async fn every_mutation_can_be_repeated(engine: Engine) {
         let changed = state(daemon).await;
         for times in 1..=2 {
             let again = send_with(&actor, path, &case.valid, &[&key]).await;
-            assert_eq!(again.unwrap_or_else(|e| panic!("{path}: {e}")), first);
+            let again = again.unwrap_or_else(|e| panic!("{path}: {e}"));
+            assert_eq!(timeless(path, again), timeless(path, first.clone()));
             assert_eq!(
                 rows(daemon, action).await,
                 (changes + 1, repeats + times),
@@ -127,7 +138,11 @@ async fn every_mutation_can_be_repeated(engine: Engine) {
             );
         }
         assert_eq!(state(daemon).await, changed, "{path}");
-        let other = case.failing.expect("another request");
+        let other = match world.case(path).await.valid {
+            another if another != case.valid => another,
+            _ => case.failing.expect("another request"),
+        };
+        let changed = state(daemon).await;
         let reused = send_with(&actor, path, &other, &[&key]).await;
         refused(reused, Code::FailedPrecondition, "IDEMPOTENCY_KEY_REUSED");
         assert_eq!(state(daemon).await, changed, "{path}");
@@ -301,6 +316,8 @@ async fn at_once(actors: &[Actor], path: &'static str, request: &Bytes) -> Bytes
 }
 
 async fn one_of_many(daemon: &Daemon, issuers: &[Actor], admins: &[Actor]) {
+    // The tenants of the bootstrap are recorded too.
+    let (tenants, _) = rows(daemon, "CreateTenant").await;
     for round in 0..5 {
         let name = format!("orders-{round}");
         at_once(issuers, CREATE_KEY, &create(&name)).await;
@@ -308,8 +325,13 @@ async fn one_of_many(daemon: &Daemon, issuers: &[Actor], admins: &[Actor]) {
         at_once(admins, CREATE_TENANT, &tenant(&format!("tenant-{round}"))).await;
     }
     let many = issuers.len() - 1;
-    for action in ["CreateKey", "RotateKey", "CreateTenant"] {
-        assert_eq!(rows(daemon, action).await, (5, 5 * many), "{action}");
+    for (action, before) in [
+        ("CreateKey", 0),
+        ("RotateKey", 0),
+        ("CreateTenant", tenants),
+    ] {
+        let expected = (before + 5, 5 * many);
+        assert_eq!(rows(daemon, action).await, expected, "{action}");
     }
     let count = "SELECT COUNT(*) FROM key_versions";
     assert_eq!(daemon.rows(count).await, [["10"]]);

@@ -10,6 +10,7 @@ const QUICK: &str = "
 [keys]
 reconcile_after_seconds = 1
 backend_timeout_ms = 900
+generate_timeout_ms = 900
 
 [scheduler]
 interval_ms = 50

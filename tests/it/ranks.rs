@@ -14,6 +14,7 @@ const RANKS: [&[&str]; 8] = [
     &[
         "rotation",
         "destruction",
+        "incidents",
         "tokens",
         "vault",
         "clients",
@@ -28,13 +29,14 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 9] = [
+const SIDEWAYS: [(&str, &str); 10] = [
     // config composes the sections that modules declare, telemetry's among them.
     ("config", "telemetry"),
     ("app", "config"),
     ("app", "telemetry"),
     ("rotation", "keys"),
     ("destruction", "keys"),
+    ("incidents", "keys"),
     ("tokens", "keys"),
     ("vault", "keys"),
     ("gate", "authz"),

@@ -6,18 +6,19 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes};
 use claviger::grpc::proto::{
-    AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest, ApproveRotationPolicyRequest,
-    ApproveRotationRequest, BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest,
-    BatchSignRequest, BatchVerifyRequest, CancelKeyDestructionRequest, CancelRotationRequest,
-    CreateKeyRequest, CreatePrincipalRequest, CreateTenantRequest, DecryptRequest,
-    DeployRotationRequest, DestroyKeyVersionRequest, EncryptRequest, GetJwksRequest, GetKeyRequest,
+    AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest,
+    ApproveRotationPolicyRequest, ApproveRotationRequest, BatchDecryptRequest, BatchEncryptRequest,
+    BatchRewrapRequest, BatchSignRequest, BatchVerifyRequest, CancelKeyDestructionRequest,
+    CancelRotationRequest, CloseIncidentRequest, CreateKeyRequest, CreatePrincipalRequest,
+    CreateTenantRequest, DeclareCompromiseRequest, DecryptRequest, DeployRotationRequest,
+    DestroyKeyVersionRequest, EncryptRequest, GetIncidentRequest, GetJwksRequest, GetKeyRequest,
     GetRotationRequest, GrantRoleRequest, IssueTokenRequest, Key, KeyPurpose,
-    ListAuditEventsRequest, ListKeyDestructionsRequest, ListKeysRequest, ListPrincipalsRequest,
-    ListRotationsRequest, ListTenantsRequest, PrincipalType, RejectRotationRequest,
-    RevokeRoleRequest, RewrapRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest,
-    VerifyAuditRequest, VerifyRequest, VerifyTokenRequest, batch_decrypt_request,
-    batch_encrypt_request, batch_rewrap_request, batch_sign_request, batch_verify_request,
-    sign_request, verify_request,
+    ListAuditEventsRequest, ListIncidentsRequest, ListKeyDestructionsRequest, ListKeysRequest,
+    ListPrincipalsRequest, ListRotationsRequest, ListTenantsRequest, PrincipalType,
+    RejectRotationRequest, RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest,
+    RewrapRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest,
+    VerifyRequest, VerifyTokenRequest, batch_decrypt_request, batch_encrypt_request,
+    batch_rewrap_request, batch_sign_request, batch_verify_request, sign_request, verify_request,
 };
 use prost::Message;
 use tokio::time::{Duration, Instant, sleep};
@@ -121,6 +122,19 @@ impl World {
             | "ListKeyDestructions" => self.destruction(name).await,
             "CreateTenant" | "ListTenants" | "CreatePrincipal" | "GrantRole" | "RevokeRole"
             | "ListPrincipals" => self.people(name).await,
+            "DeclareCompromise" | "GetIncident" | "ListIncidents" | "AddIncidentNote"
+            | "CloseIncident" => self.incident(name).await,
+            "RevokeToken" => {
+                let revoke = |jti: String| RevokeTokenRequest {
+                    tenant: "acme".into(),
+                    jti,
+                    reason: "it was in a log".into(),
+                    ..Default::default()
+                };
+                // Whatever is well-formed can be revoked.
+                case(&revoke(uuid::Uuid::now_v7().to_string())).or(&revoke("all".into()))
+            }
+            "RevokeKeyVersion" => self.revocation().await,
             "ListAuditEvents" => case(&ListAuditEventsRequest {
                 tenant: "acme".into(),
                 ..Default::default()
@@ -269,6 +283,87 @@ impl World {
         }
     }
 
+    /// A new key with an open rotation.
+    async fn rotating(&self) -> Rotation {
+        let name = fresh("turn");
+        let made = self
+            .daemon
+            .key("acme", &name, KeyPurpose::Signing, Algorithm::Es256);
+        made.await;
+        self.open(RotateKeyRequest {
+            tenant: "acme".into(),
+            key: name,
+            justification: "it is time".into(),
+        })
+        .await
+    }
+
+    /// About the successor in a rotation: that is not in use, so nothing needs to be switched.
+    async fn incident(&self, name: &str) -> Case {
+        let declare = |rotation: &Rotation| DeclareCompromiseRequest {
+            tenant: "acme".into(),
+            key: rotation.key_id.clone(),
+            kid: rotation.new_kid.clone(),
+            reason: "it was in a log".into(),
+        };
+        let officer = self.daemon.actor("officer");
+        let declared = async || {
+            let request = declare(&self.rotating().await);
+            let mut incidents = officer.incidents();
+            let answer = incidents.declare_compromise(request.clone()).await;
+            let incident = answer.expect("DeclareCompromise").into_inner();
+            (request, incident.incident.expect("an incident").id)
+        };
+        let (again, id) = declared().await;
+        match name {
+            "DeclareCompromise" => case(&declare(&self.rotating().await)).or(&again),
+            "GetIncident" => case(&GetIncidentRequest { incident_id: id }),
+            "ListIncidents" => case(&ListIncidentsRequest {
+                tenant: "acme".into(),
+                ..Default::default()
+            }),
+            "AddIncidentNote" => {
+                let (_, closed) = declared().await;
+                let close = format!("UPDATE incidents SET state = 'CLOSED' WHERE id = '{closed}'");
+                self.daemon.execute(&close).await;
+                let note = |incident_id| AddIncidentNoteRequest {
+                    incident_id,
+                    text: "found it".into(),
+                };
+                case(&note(id)).or(&note(closed))
+            }
+            _ => {
+                let close = |postmortem: &str| CloseIncidentRequest {
+                    incident_id: id.clone(),
+                    postmortem: postmortem.into(),
+                };
+                case(&close("PM-1")).or(&close(""))
+            }
+        }
+    }
+
+    async fn revocation(&self) -> Case {
+        let rotation = self.rotating().await;
+        let approve = ApproveRotationRequest {
+            rotation_id: rotation.id.clone(),
+            plan_digest: rotation.plan_digest.clone(),
+        };
+        self.soak(approve).await;
+        let deploy = DeployRotationRequest {
+            rotation_id: rotation.id.clone(),
+        };
+        let deployer = self.daemon.actor("deployer");
+        let deployed = deployer.rotations().deploy_rotation(deploy).await;
+        deployed.expect("DeployRotation");
+        let revoke = |kid: &str| RevokeKeyVersionRequest {
+            tenant: "acme".into(),
+            key: rotation.key_id.clone(),
+            kid: kid.into(),
+            reason: "nobody needs it".into(),
+        };
+        case(&revoke(&rotation.old_kid)).or(&revoke(&rotation.new_kid))
+    }
+
     /// A rotation that is over.
     async fn cancelled(&self) -> String {
         let key = fresh("over");
@@ -289,15 +384,16 @@ impl World {
     }
 
     async fn policy(&self) -> Case {
-        let approve = |key: &str| ApproveRotationPolicyRequest {
+        let approve = |key: &str, revision| ApproveRotationPolicyRequest {
             tenant: "acme".into(),
             key: key.into(),
+            revision,
         };
         let key = fresh("automatic");
         let (purpose, algorithm) = (KeyPurpose::Encryption, Algorithm::A256gcm);
-        self.daemon.key("acme", &key, purpose, algorithm).await;
+        let made = self.daemon.key("acme", &key, purpose, algorithm).await;
         // "orders" rotates MANUAL.
-        case(&approve(&key)).or(&approve("orders"))
+        case(&approve(&key, made.revision)).or(&approve("orders", 1))
     }
 
     async fn destruction(&self, name: &str) -> Case {

@@ -1182,6 +1182,7 @@ fn access(replica: &str, access: AccessMode) -> AccessConfig {
     AccessConfig {
         access,
         replica: replica.into(),
+        checkpoint: None,
     }
 }
 

@@ -22,8 +22,9 @@ use crate::{
 };
 
 /// Who gets a client certificate. `stranger` has a valid one and is nobody.
-pub const CLIENTS: [&str; 9] = [
-    "admin", "issuer", "approver", "deployer", "officer", "auditor", "service", "other", "stranger",
+pub const CLIENTS: [&str; 10] = [
+    "admin", "issuer", "approver", "deployer", "officer", "auditor", "service", "other", "deputy",
+    "stranger",
 ];
 
 const DAY: Duration = Duration::from_hours(24);

@@ -215,7 +215,8 @@ The daemon keeps serving until Ctrl-C. To try next, from another terminal:
   {claviger} --as service token issue --key {tokens} --audience orders-api
   {claviger} --as issuer key list --tenant acme
   {claviger} --as issuer rotation request --tenant acme --key {orders} --justification 'trying it'
-  {claviger} --as approver rotation list --tenant acme
+  {claviger} --as approver rotation list --tenant acme --waiting-for me
+  {claviger} --as officer incident list --tenant acme
   {claviger} --as auditor audit list --tenant acme --limit 20
   {claviger} --as auditor audit verify
 

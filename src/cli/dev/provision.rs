@@ -208,7 +208,7 @@ struct Principal {
     roles: &'static [(&'static str, &'static str)],
 }
 
-const PRINCIPALS: [Principal; 8] = [
+const PRINCIPALS: [Principal; 9] = [
     Principal::of_platform("admin", &[("principal-admin", "*")]),
     Principal::of_platform("issuer", &[("key-issuer", "*")]),
     Principal::of_platform("approver", &[("key-approver", "*")]),
@@ -227,6 +227,7 @@ const PRINCIPALS: [Principal; 8] = [
         kind: "service",
         roles: &[("crypto-user", "globex"), ("token-issuer", "globex")],
     },
+    Principal::of_platform("deputy", &[("security-officer", "*")]),
 ];
 
 impl Principal {

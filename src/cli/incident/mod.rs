@@ -175,6 +175,7 @@ async fn list(args: List, session: &Session) -> Result<()> {
         all.incidents.extend(page.incidents);
         all.next_page_token = page.next_page_token;
     }
+    session.explain_nothing(all.incidents.len(), &args.tenant);
     session.show(&all, |all| view::table(&all.incidents))
 }
 

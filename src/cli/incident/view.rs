@@ -79,7 +79,10 @@ fn successor(incident: &Incident, declared: &Declared<'_>) -> String {
         Some("") => "NONE YET: the key cannot be used until there is one; the daemon keeps trying"
             .to_owned(),
         Some(kid) => format!("not needed: the key uses kid {kid}"),
-        None => "not known; `key get` says which version the key uses".to_owned(),
+        None => format!(
+            "not known; `key get {} --tenant {}` says which version the key uses",
+            incident.key_name, incident.tenant
+        ),
     }
 }
 

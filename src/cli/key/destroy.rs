@@ -131,6 +131,7 @@ async fn list(args: List, session: &Session) -> Result<()> {
         all.destructions.extend(page.destructions);
         all.next_page_token = page.next_page_token;
     }
+    session.explain_nothing(all.destructions.len(), &args.tenant);
     session.show(&all, |all| table(&all.destructions))
 }
 

@@ -17,7 +17,7 @@ use super::{
 use crate::grpc::proto::{
     AdoptKeyRequest, Algorithm, ApproveRotationPolicyRequest, CreateKeyRequest, GetKeyRequest,
     KeyPurpose, ListKeysRequest, ListKeysResponse, RevokeKeyVersionRequest, RotationMode,
-    UpdateKeyRequest,
+    RotationPolicy, UpdateKeyRequest,
 };
 
 /// Manage keys
@@ -33,7 +33,7 @@ pub enum Command {
     List(List),
     /// Change owner, rotation period, next rotation or rotation policy
     Update(Update),
-    /// Give the standing approval to a key that rotates automatically
+    /// Give the standing approval to a key that rotates automatically; without --revision, show what there is to judge
     ApprovePolicy(ApprovePolicy),
     /// End a VERIFY_ONLY version at once, or withdraw one that was never ACTIVE; its tokens stop verifying
     RevokeVersion(RevokeVersion),
@@ -188,6 +188,9 @@ pub struct Update {
 pub struct ApprovePolicy {
     /// Name or id
     key: String,
+    /// Revision of the key whose policy you have read
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..))]
+    revision: Option<i64>,
     /// Tenant of the key; your own when left out
     #[arg(long, default_value = "", hide_default_value = true)]
     tenant: String,
@@ -216,15 +219,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
         Command::Get(args) => get(args, session).await?,
         Command::List(args) => list(args, session).await?,
         Command::Update(args) => update(args, session).await?,
-        Command::ApprovePolicy(args) => {
-            let request = ApproveRotationPolicyRequest {
-                tenant: args.tenant,
-                key: args.key,
-            };
-            let call = async |r| session.keys().approve_rotation_policy(r).await;
-            let answer = session.mutate(request, call).await?;
-            session.show(&answer, |answer| view::whole(answer.key.as_ref()))?;
-        }
+        Command::ApprovePolicy(args) => return approve_policy(args, session).await,
         Command::RevokeVersion(args) => {
             let request = RevokeKeyVersionRequest {
                 tenant: args.tenant,
@@ -320,7 +315,53 @@ async fn list(args: List, session: &Session) -> Result<()> {
         all.keys.extend(page.keys);
         all.next_page_token = page.next_page_token;
     }
+    session.explain_nothing(all.keys.len(), &args.tenant);
     session.show(&all, |all| view::table(&all.keys))
+}
+
+async fn approve_policy(args: ApprovePolicy, session: &Session) -> Result<Exit> {
+    let Some(revision) = args.revision else {
+        return show_policy(args, session).await;
+    };
+    let request = ApproveRotationPolicyRequest {
+        tenant: args.tenant,
+        key: args.key,
+        revision,
+    };
+    let call = async |r| session.keys().approve_rotation_policy(r).await;
+    let answer = session.mutate(request, call).await?;
+    session.show(&answer, |answer| view::whole(answer.key.as_ref()))?;
+    Ok(Exit::Ok)
+}
+
+/// What there is to judge, and the command that approves it. Nothing was approved: exit code 2.
+async fn show_policy(args: ApprovePolicy, session: &Session) -> Result<Exit> {
+    let request = GetKeyRequest {
+        tenant: args.tenant,
+        key: args.key,
+    };
+    let answer = session.keys().get_key(request).await?.into_inner();
+    let key = answer.key.clone().unwrap_or_default();
+    let mode = key.rotation_policy.as_ref().map(RotationPolicy::mode);
+    if mode != Some(RotationMode::Automatic) {
+        let text = format!(
+            "key {} does not rotate automatically, so there is no policy to approve",
+            key.name
+        );
+        return Err(Failure::new(Exit::Conflict, text));
+    }
+    session.show(&answer, |_| {
+        format!(
+            "{}\n\nNothing is approved yet. To approve exactly this policy:\n\n  \
+             {} key approve-policy {} --tenant {} --revision {}",
+            view::policy(&key),
+            session.again(),
+            key.name,
+            key.tenant,
+            key.revision
+        )
+    })?;
+    Ok(Exit::Usage)
 }
 
 async fn update(args: Update, session: &Session) -> Result<()> {

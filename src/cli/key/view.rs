@@ -50,32 +50,20 @@ pub fn whole(key: Option<&Key>) -> String {
         ("backend", key.backend.clone()),
         ("owner", key.owner.clone()),
         ("created", output::time(&key.create_time)),
-        (
-            "rotation",
-            format!("every {}", output::duration(&key.rotation_period)),
-        ),
+        ("rotation", period(key)),
         ("next rotation", next_rotation(key)),
-        ("mode", standing(&policy)),
+        ("mode", standing(key, &policy)),
         ("set by", People::strangers().long(&policy.set_by)),
-        (
-            "approvals",
-            match policy.approvals_needed {
-                0 => String::new(),
-                needed => format!("{needed} for each rotation"),
-            },
-        ),
-        (
-            "standby",
-            match policy.standby {
-                true => "kept, so that a compromise needs no soak".to_owned(),
-                false => String::new(),
-            },
-        ),
+        ("approvals", approvals(&policy)),
+        ("standby", standby(&policy)),
         ("grace", grace(&policy)),
         (
             "ALARM",
             match key.compromised {
-                true => "a version is COMPROMISED; see `incident list`".to_owned(),
+                true => format!(
+                    "a version is COMPROMISED; see `incident list --tenant {}`",
+                    key.tenant
+                ),
                 false => String::new(),
             },
         ),
@@ -101,6 +89,27 @@ pub fn whole(key: Option<&Key>) -> String {
         "BACKEND REFERENCE",
     ];
     format!("{head}\n\n{}", output::table(header, rows))
+}
+
+/// What a standing approval is about.
+pub fn policy(key: &Key) -> String {
+    let policy = key.rotation_policy.clone().unwrap_or_default();
+    output::details([
+        ("key", key.name.clone()),
+        ("id", key.id.clone()),
+        ("tenant", key.tenant.clone()),
+        ("purpose", purpose(key)),
+        ("algorithm", algorithm(key)),
+        ("owner", key.owner.clone()),
+        ("rotation", period(key)),
+        ("next rotation", next_rotation(key)),
+        ("mode", standing(key, &policy)),
+        ("set by", People::strangers().long(&policy.set_by)),
+        ("approvals", approvals(&policy)),
+        ("standby", standby(&policy)),
+        ("grace", grace(&policy)),
+        ("revision", key.revision.to_string()),
+    ])
 }
 
 /// One version with all its times.
@@ -166,18 +175,37 @@ fn mode(key: &Key) -> String {
 }
 
 /// The mode, and whether the standing approval is there.
-fn standing(policy: &RotationPolicy) -> String {
+fn standing(key: &Key, policy: &RotationPolicy) -> String {
     match (policy.mode(), policy.approved_by.as_str()) {
         (RotationMode::Unspecified, _) => String::new(),
         (RotationMode::Manual, _) => "manual: people approve and deploy each rotation".to_owned(),
-        (RotationMode::Automatic, "") => {
-            "automatic, but as manual until an approver runs `key approve-policy`".to_owned()
-        }
+        (RotationMode::Automatic, "") => format!(
+            "automatic, but as manual until an approver runs `key approve-policy {} --tenant {}`",
+            key.name, key.tenant
+        ),
         (RotationMode::Automatic, approver) => format!(
             "automatic, approved {} by {}",
             output::time(&policy.approve_time),
             People::strangers().long(approver)
         ),
+    }
+}
+
+fn period(key: &Key) -> String {
+    format!("every {}", output::duration(&key.rotation_period))
+}
+
+fn approvals(policy: &RotationPolicy) -> String {
+    match policy.approvals_needed {
+        0 => String::new(),
+        needed => format!("{needed} for each rotation"),
+    }
+}
+
+fn standby(policy: &RotationPolicy) -> String {
+    match policy.standby {
+        true => "kept, so that a compromise needs no soak".to_owned(),
+        false => String::new(),
     }
 }
 

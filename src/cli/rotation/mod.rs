@@ -214,6 +214,7 @@ async fn list(args: List, session: &Session) -> Result<()> {
         ..Default::default()
     };
     let all = pages(&filter, args.limit, session).await?;
+    session.explain_nothing(all.rotations.len(), &filter.tenant);
     let waiting = match session.format() {
         Format::Json => BTreeSet::new(),
         Format::Table if all.rotations.iter().any(is_open) => {
@@ -300,7 +301,7 @@ async fn key_of(rotation: &Rotation, session: &Session) -> Result<Key> {
 async fn show_plan(id: &str, session: &Session) -> Result<Exit> {
     let answer = get(session, id).await?;
     let rotation = answer.rotation.clone().unwrap_or_default();
-    if session.format() == Format::Table && !is_open(&rotation) {
+    if rotation.state() != RotationState::Requested {
         let state = view::state(&rotation);
         let text = format!(
             "the rotation is {state}, so there is nothing to approve; `rotation get` shows it"

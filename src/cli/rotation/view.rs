@@ -1,9 +1,9 @@
 //! Rotations for people: where one is, what comes next, and who can do it.
 
-use super::plan::{self, Findings};
+use super::plan::{self, Findings, Plan};
 use crate::{
     cli::{output, people::People},
-    grpc::proto::{Key, Rotation, RotationState},
+    grpc::proto::{Key, KeyPurpose, Rotation, RotationState},
 };
 
 /// What comes next, and who does it.
@@ -132,9 +132,9 @@ pub fn judgement(rotation: &Rotation, key: &Key, findings: &Findings) -> String 
     };
     let algorithm = output::short(key.algorithm().as_str_name(), "ALGORITHM_");
     let purpose = output::short(key.purpose().as_str_name(), "KEY_PURPOSE_");
-    let key = output::details([
+    let facts = output::details([
         (
-            "key is",
+            "key",
             format!("{purpose} {algorithm}{bits} in {}", key.backend),
         ),
         ("owner", key.owner.clone()),
@@ -143,53 +143,38 @@ pub fn judgement(rotation: &Rotation, key: &Key, findings: &Findings) -> String 
     ]);
     let notes = findings.notes.iter().map(|note| format!("note: {note}\n"));
     let notes: String = notes.collect();
-    format!("{key}\n{notes}\n{}", timetable(rotation))
+    format!("{facts}\n{notes}\n{}", timetable(rotation, key))
 }
 
 /// What happens when, in the plan's own times.
-fn timetable(rotation: &Rotation) -> String {
+fn timetable(rotation: &Rotation, key: &Key) -> String {
     let Ok(plan) = plan::read(&rotation.plan) else {
         return String::new();
     };
-    let seconds = |seconds: u64| {
-        output::duration(&Some(prost_types::Duration {
-            seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
-            nanos: 0,
-        }))
-    };
+    let Plan {
+        new_kid, old_kid, ..
+    } = &plan;
     let last = match missing(rotation) {
         0 | 1 => "your approval".to_owned(),
         n => format!("your approval and {} more", n - 1),
     };
+    let (announced, made, checked) = uses(key.purpose());
+    let grace = match plan.grace_seconds {
+        0 => String::new(),
+        time => format!("{} of grace are over and ", seconds(time)),
+    };
     output::details([
+        ("with", format!("{last}: kid {new_kid} {announced}")),
+        ("then", format!("{} of soak", seconds(plan.soak_seconds))),
         (
-            "with",
+            "then",
             format!(
-                "{last}: kid {} appears in the JWKS; nothing signs with it",
-                plan.new_kid
+                "a key-deployer deploys: {new_kid} {made} from then on, {old_kid} only {checked}"
             ),
         ),
         (
             "then",
-            format!(
-                "{} of soak, until every verifier has fetched it",
-                seconds(plan.soak_seconds)
-            ),
-        ),
-        (
-            "then",
-            format!(
-                "a key-deployer deploys: {} signs from then on, {} only verifies",
-                plan.new_kid, plan.old_kid
-            ),
-        ),
-        (
-            "then",
-            format!(
-                "grace: {} retires {} later, and not before the last token that it issued has expired",
-                plan.old_kid,
-                seconds(plan.grace_seconds)
-            ),
+            format!("when {grace}the last token that it issued has expired, {old_kid} retires"),
         ),
         (
             "unless",
@@ -199,6 +184,32 @@ fn timetable(rotation: &Rotation) -> String {
             ),
         ),
     ])
+}
+
+/// What an approved version is, what an ACTIVE one does, and what one in its grace still does.
+const fn uses(purpose: KeyPurpose) -> (&'static str, &'static str, &'static str) {
+    match purpose {
+        KeyPurpose::TokenSigning => (
+            "appears in the JWKS, so that every verifier fetches it; nothing signs with it",
+            "signs",
+            "verifies",
+        ),
+        KeyPurpose::Signing | KeyPurpose::Unspecified => {
+            ("is approved; nothing signs with it", "signs", "verifies")
+        }
+        KeyPurpose::Encryption => (
+            "is approved; nothing is encrypted with it",
+            "encrypts",
+            "decrypts",
+        ),
+    }
+}
+
+fn seconds(seconds: u64) -> String {
+    output::duration(&Some(prost_types::Duration {
+        seconds: i64::try_from(seconds).unwrap_or(i64::MAX),
+        nanos: 0,
+    }))
 }
 
 fn compromised(key: &Key) -> String {
@@ -354,7 +365,7 @@ mod tests {
             "team-orders",
             "your approval and 1 more",
             "6 min of soak",
-            "old retires 60 min later",
+            "60 min of grace are over and the last token",
             "not deployed",
             "COMPROMISED",
             "note: beware",

@@ -847,7 +847,10 @@ async fn hostile_texts_are_refused_and_not_repeated(engine: Engine) {
         }
         match auditor
             .audit()
-            .verify_audit(VerifyAuditRequest { stream: t() })
+            .verify_audit(VerifyAuditRequest {
+                stream: t(),
+                ..Default::default()
+            })
             .await
         {
             Ok(report) => panic!("{text:?} is a stream? {report:?}"),
@@ -857,6 +860,7 @@ async fn hostile_texts_are_refused_and_not_repeated(engine: Engine) {
     // A stream that nobody writes is not an intact one.
     let unknown = VerifyAuditRequest {
         stream: "admni".into(),
+        ..Default::default()
     };
     assert!(auditor.audit().verify_audit(unknown).await.is_err());
     // A subject is free text, but one line of it; an audience too.

@@ -102,6 +102,39 @@ async fn a_wrong_configuration_stops_the_start() {
     case.fails(&reflection, &["grpc.reflection"]).await;
     let unaudited = production.replace("[audit]", "[audit]\naccess = \"off\"");
     case.fails(&unaudited, &["audit.access"]).await;
+    let hasty = production.replace("[rotation]", "[rotation]\nrequest_ttl_seconds = 3599");
+    case.fails(&hasty, &["rotation.request_ttl_seconds", "dev"])
+        .await;
+    for (setting, value) in [
+        ("request_ttl_seconds", "0"),
+        // No longer than the soak.
+        ("request_ttl_seconds", "1"),
+        ("request_ttl_seconds", "7776001"),
+        ("reopen_after_seconds", "2592001"),
+    ] {
+        let line = format!("[rotation]\n{setting} = {value}");
+        let says = format!("rotation.{setting}");
+        case.fails(&case.with("[rotation]", &line), &[&says]).await;
+    }
+    let skewed = case.with("clock_skew_seconds = 0", "clock_skew_seconds = 3601");
+    case.fails(&skewed, &["rotation.clock_skew_seconds"]).await;
+    for (setting, name) in [
+        ("destruction_wait_seconds = 86399", "destruction_wait"),
+        ("reconcile_after_seconds = 29", "reconcile_after"),
+    ] {
+        let hasty = format!("{production}\n[keys]\n{setting}");
+        case.fails(&hasty, &[name, "dev"]).await;
+    }
+    for (section, setting) in [
+        ("keys", "reconcile_after_seconds = 5"),
+        ("keys", "last_used_interval_seconds = 0"),
+        ("idempotency", "retention_hours = 0"),
+        ("idempotency", "retention_hours = 8761"),
+    ] {
+        let name = setting.split(' ').next().expect("a name");
+        let wrong = format!("{}\n[{section}]\n{setting}", case.good);
+        case.fails(&wrong, &[section, name]).await;
+    }
     let open = case.with(
         "[ops]\nlisten = \"127.0.0.1:0\"",
         "[ops]\nlisten = \"0.0.0.0:0\"",
@@ -165,6 +198,21 @@ async fn a_wrong_configuration_stops_the_start() {
     )
     .expect("written");
     case.fails(&wrong, &["wrong.cedar"]).await;
+
+    // Policies from before the daemon had jobs: keys would not rotate on time, and nobody would know.
+    fs::remove_file(policies.join("wrong.cedar")).expect("removed");
+    let keys = fs::read_to_string(policies.join("keys.cedar")).expect("keys.cedar");
+    let (old, _) = keys
+        .split_once("// What the daemon does by itself.")
+        .expect("the jobs");
+    fs::write(policies.join("keys.cedar"), old).expect("written");
+    let production = case
+        .with(dev, "environment = \"production\"")
+        .replace("max_age_seconds = 1", "max_age_seconds = 600")
+        .replace("clock_skew_seconds = 0", "clock_skew_seconds = 60");
+    let old = format!("{production}\n[authz]\npolicies = {policies:?}");
+    case.fails(&old, &["authz.policies", "jobs", "keys.cedar"])
+        .await;
     case.daemon.stop().await;
 }
 

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    key_service_client::KeyServiceClient, principal_service_client::PrincipalServiceClient,
+    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
+    principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -47,6 +48,7 @@ clients! {
     tokens: TokenServiceClient,
     principals: PrincipalServiceClient,
     audit: AuditServiceClient,
+    incidents: IncidentServiceClient,
 }
 
 impl Daemon {

@@ -5,7 +5,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr},
     path::Path,
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use rcgen::SanType;
@@ -63,6 +63,7 @@ pub struct Setup {
     engine: Engine,
     edits: Vec<Box<dyn FnOnce(String) -> String + Send>>,
     env: Vec<(String, String)>,
+    turns: u32,
 }
 
 impl Setup {
@@ -71,7 +72,15 @@ impl Setup {
             engine,
             edits: Vec::new(),
             env: Vec::new(),
+            turns: 1,
         }
+    }
+
+    /// Leaves room for a second daemon (`Daemon::second`).
+    #[must_use]
+    pub const fn for_two(mut self) -> Self {
+        self.turns = 2;
+        self
     }
 
     /// Replaces a piece of the configuration, which must be there.
@@ -116,7 +125,7 @@ impl Setup {
 
     /// Provisions and does not start.
     pub async fn provision(self) -> Daemon {
-        let turn = TURNS.acquire().await.expect("never closed");
+        let turn = TURNS.acquire_many(self.turns).await.expect("never closed");
         let dir = std::env::temp_dir().join(format!("claviger-e2e-{}", uuid::Uuid::now_v7()));
         for name in ["certs", "secrets", "tokens"] {
             fs::create_dir_all(dir.join(name)).expect("a directory");
@@ -140,15 +149,15 @@ impl Setup {
             engine: self.engine,
             url,
             env: self.env,
-            ca,
-            leaves,
+            ca: Arc::new(ca),
+            leaves: Arc::new(leaves),
             secrets,
             child: None,
             addresses: Addresses::default(),
             channels: Mutex::default(),
             tampered: false,
             finished: false,
-            _turn: turn,
+            _turn: Some(turn),
         };
         fs::write(daemon.config_path(), &text).expect("claviger.toml");
         daemon.prepare().await;
@@ -159,6 +168,45 @@ impl Setup {
 }
 
 impl Daemon {
+    /// A second daemon on the same token and database, with the same people: replica `two`. `url` is where it finds the
+    /// database, when that is another way than the first one's. It is stopped before the first.
+    pub async fn second(&self, url: Option<&str>) -> Self {
+        let dir = std::env::temp_dir().join(format!("claviger-e2e-{}", uuid::Uuid::now_v7()));
+        fs::create_dir_all(&dir).expect("a directory");
+        fs::copy(self.path("softhsm2.conf"), dir.join("softhsm2.conf")).expect("softhsm2.conf");
+        let addresses = |dir: &Path| dir.join("addresses.json").display().to_string();
+        let mut text = fs::read_to_string(self.config_path()).expect("claviger.toml");
+        for (from, to) in [
+            (addresses(&self.dir), addresses(&dir)),
+            (r#"replica = "one""#.into(), r#"replica = "two""#.into()),
+            (self.url.clone(), url.unwrap_or(&self.url).to_owned()),
+        ] {
+            assert!(text.contains(&from), "claviger.toml has no {from:?}");
+            text = text.replace(&from, &to);
+        }
+        let mut second = Self {
+            dir,
+            engine: self.engine,
+            // The test itself goes the straight way.
+            url: self.url.clone(),
+            env: self.env.clone(),
+            ca: Arc::clone(&self.ca),
+            leaves: Arc::clone(&self.leaves),
+            secrets: self.secrets.clone(),
+            child: None,
+            addresses: Addresses::default(),
+            channels: Mutex::default(),
+            tampered: false,
+            finished: false,
+            _turn: None,
+        };
+        fs::write(second.config_path(), text).expect("claviger.toml");
+        if let Err(why) = second.up().await {
+            panic!("the second daemon does not start: {why}");
+        }
+        second
+    }
+
     async fn prepare(&self) {
         let library = SoftHsm::library();
         let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();

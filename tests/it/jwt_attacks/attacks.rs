@@ -97,6 +97,9 @@ pub fn all(forge: &Forge, signer: &Signer) -> Vec<Attack> {
     list.attacks
 }
 
+/// What is done to a right signature.
+type Change = Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>;
+
 struct List<'a> {
     signer: &'a Signer,
     attacks: Vec<Attack>,
@@ -883,7 +886,7 @@ impl List<'_> {
         let signer = self.signer;
         let good = signer.sign(b"");
         let len = good.len();
-        let mut changes: Vec<(String, Box<dyn FnOnce(Vec<u8>) -> Vec<u8>>)> = vec![
+        let mut changes: Vec<(String, Change)> = vec![
             ("empty".into(), Box::new(|_| Vec::new())),
             ("one zero".into(), Box::new(|_| vec![0])),
             ("all zero".into(), Box::new(move |_| vec![0; len])),

@@ -276,6 +276,7 @@ fn cut(head: i64) -> Tampering {
 async fn verify(daemon: &Daemon) -> AuditStreamReport {
     let request = VerifyAuditRequest {
         stream: "admin".into(),
+        ..Default::default()
     };
     let answer = daemon.actor("auditor").audit().verify_audit(request).await;
     let answer = answer.expect("VerifyAudit").into_inner();

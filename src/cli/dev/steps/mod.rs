@@ -1,8 +1,9 @@
-//! The main job: six steps, each in its file, each with the calls and the refusals that belong to it.
+//! The main job: seven steps, each in its file, each with the calls and the refusals that belong to it.
 //!
-//! Steps note which audit rows they must have left; the last step looks for every one of them.
+//! Steps note which audit rows they must have left; the sixth looks for every one of them.
 
 mod audit;
+mod compromise;
 mod encrypt;
 mod keys;
 mod rotation;
@@ -53,6 +54,8 @@ struct People {
     issuer: Connection,
     approver: Connection,
     deployer: Connection,
+    officer: Connection,
+    deputy: Connection,
     auditor: Connection,
     service: Connection,
     other: Connection,
@@ -87,6 +90,7 @@ pub async fn main_job(
     let token = token::issue(&mut run, &made.tokens).await?;
     rotation::rotate(&mut run, &made.tokens, &token).await?;
     audit::audit(&mut run, &made.orders).await?;
+    compromise::compromise(&mut run, &made.tokens).await?;
     Ok(Keys {
         orders: made.orders.name,
         tokens: made.tokens.name,
@@ -111,6 +115,8 @@ impl People {
             issuer: connect("issuer").await?,
             approver: connect("approver").await?,
             deployer: connect("deployer").await?,
+            officer: connect("officer").await?,
+            deputy: connect("deputy").await?,
             auditor: connect("auditor").await?,
             service: connect("service").await?,
             other: connect("other").await?,

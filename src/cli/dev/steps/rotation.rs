@@ -17,8 +17,8 @@ use crate::{
     },
     error::Reason,
     grpc::proto::{
-        ApproveRotationRequest, AuditOutcome, DeployRotationRequest, GetRotationRequest, Key,
-        RotateKeyRequest, Rotation, RotationState,
+        ApproveRotationRequest, AuditOutcome, DeployRotationRequest, GetRotationRequest,
+        GrantRoleRequest, Key, RevokeRoleRequest, RotateKeyRequest, Rotation, RotationState,
     },
 };
 
@@ -115,6 +115,7 @@ async fn approve(run: &mut Run<'_>, requested: &Rotation) -> Result<Rotation> {
     run.story
         .refused("issuer", "approves their own request", &refused);
     run.expect("ApproveRotation", AuditOutcome::Refused, &id, &id);
+    two_roles(run, requested, &request).await?;
 
     let answer = run
         .people
@@ -150,6 +151,35 @@ async fn approve(run: &mut Run<'_>, requested: &Rotation) -> Result<Rotation> {
     run.story.refused("deployer", "deploys at once", &refused);
     run.expect("DeployRotation", AuditOutcome::Failed, &id, &id);
     Ok(rotation)
+}
+
+/// A second role does not help whoever asked: the rule is not a policy.
+async fn two_roles(
+    run: &mut Run<'_>,
+    requested: &Rotation,
+    approve: &ApproveRotationRequest,
+) -> Result<()> {
+    let (principal_id, role) = (requested.requester.clone(), "key-approver".to_owned());
+    let mut admin = run.people.admin.principals();
+    let grant = GrantRoleRequest {
+        principal_id: principal_id.clone(),
+        role: role.clone(),
+        tenant: "*".to_owned(),
+    };
+    admin.grant_role(grant).await?;
+    let mut issuer = run.people.issuer.rotations();
+    let result = issuer.approve_rotation(approve.clone()).await;
+    // Before anything can fail: the next run begins with one role each.
+    let revoke = RevokeRoleRequest {
+        principal_id,
+        role,
+        tenant: "*".to_owned(),
+    };
+    admin.revoke_role(revoke).await?;
+    let refused = refusal(result, Code::PermissionDenied, Reason::SeparationOfDuties)?;
+    let text = "approves it with the role key-approver, which admin lent them";
+    run.story.refused("issuer", text, &refused);
+    Ok(())
 }
 
 /// Waits out the soak, during which verifiers learn the new kid, and deploys.
