@@ -15,7 +15,6 @@ use crate::{
     authz::{Authz, Policies},
     backends::{
         Backend, BackendError,
-        aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
     clock::Clock,
@@ -319,13 +318,6 @@ pub async fn open_backends(
             // Blocks while the library logs in; nothing else runs yet.
             BackendConfig::Pkcs11(pkcs11) => {
                 tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, &modules))
-                    .map(Arc::new)
-                    .map_err(|e| AppError(format!("backend {name}: {e}")))?
-            }
-            BackendConfig::AwsKms(kms) => {
-                let deadline = Instant::now() + START_PATIENCE;
-                let opened = AwsKmsBackend::open(name, kms, deadline).await;
-                opened
                     .map(Arc::new)
                     .map_err(|e| AppError(format!("backend {name}: {e}")))?
             }
