@@ -31,6 +31,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     println!("cargo::rerun-if-changed=migrations");
     println!("cargo::rerun-if-changed=policies");
+    // The tests against AWS exist only where somebody names the region to run them in.
+    println!("cargo::rustc-check-cfg=cfg(claviger_test_aws_kms)");
+    println!("cargo::rerun-if-env-changed=CLAVIGER_TEST_AWS_KMS");
+    if env::var_os("CLAVIGER_TEST_AWS_KMS").is_some() {
+        println!("cargo::rustc-cfg=claviger_test_aws_kms");
+    }
     let out = env::var("OUT_DIR")?;
     let out = Path::new(&out);
 

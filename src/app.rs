@@ -15,6 +15,7 @@ use crate::{
     authz::{Authz, Policies},
     backends::{
         Backend, BackendError,
+        aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
     clock::Clock,
@@ -318,6 +319,13 @@ pub async fn open_backends(
             // Blocks while the library logs in; nothing else runs yet.
             BackendConfig::Pkcs11(pkcs11) => {
                 tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, &modules))
+                    .map(Arc::new)
+                    .map_err(|e| AppError(format!("backend {name}: {e}")))?
+            }
+            BackendConfig::AwsKms(kms) => {
+                let deadline = Instant::now() + START_PATIENCE;
+                let opened = AwsKmsBackend::open(name, kms, deadline).await;
+                opened
                     .map(Arc::new)
                     .map_err(|e| AppError(format!("backend {name}: {e}")))?
             }

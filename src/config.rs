@@ -16,7 +16,7 @@ use serde::Deserialize;
 use crate::{
     audit::{AccessConfig, AccessMode},
     authn::TlsConfig,
-    backends::pkcs11::Pkcs11Config,
+    backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
@@ -109,6 +109,8 @@ pub enum Environment {
 pub enum BackendConfig {
     /// A PKCS#11 token.
     Pkcs11(Pkcs11Config),
+    /// AWS KMS in one account and region.
+    AwsKms(AwsKmsConfig),
 }
 
 /// Section `[kek]`.
@@ -117,7 +119,7 @@ pub enum BackendConfig {
 pub struct KekConfig {
     /// Name of the backend that holds it.
     pub backend: String,
-    /// RFC 7512 URI that names it.
+    /// RFC 7512 URI that names it; in AWS KMS its key ARN or alias.
     pub uri: String,
 }
 
@@ -242,8 +244,16 @@ impl Config {
 
     /// R-ENV-1: conveniences of `dev` do not exist elsewhere.
     fn check_outside_dev(&self) -> Result<(), ConfigError> {
+        let is_plain = |backend: &BackendConfig| match backend {
+            BackendConfig::AwsKms(kms) => kms.is_plain_http(),
+            BackendConfig::Pkcs11(_) => false,
+        };
         let refused = [
             (self.grpc.reflection, "grpc.reflection = true"),
+            (
+                self.backends.values().any(is_plain),
+                "an http:// endpoint of AWS KMS",
+            ),
             (
                 self.audit.access != AccessMode::Required,
                 "audit.access other than required",

@@ -13,6 +13,7 @@ use crate::model::{
     secret::DataKey,
 };
 
+pub mod aws_kms;
 pub mod pkcs11;
 
 /// The answer of a backend call.

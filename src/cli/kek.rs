@@ -62,6 +62,11 @@ pub async fn run(command: Command) -> Result<Exit> {
 
 /// The label that makes the configured URI find the new key.
 fn label(uri: &str) -> Result<String> {
+    if uri.starts_with("alias/") || uri.starts_with("arn:") {
+        return Err(Failure::usage(
+            "kek.uri names a key in AWS KMS: create a symmetric key there, and the alias",
+        ));
+    }
     let parsed = KeyUri::parse(uri).map_err(|e| Failure::usage(format!("kek.uri: {e}")))?;
     match (parsed.object, parsed.id) {
         (Some(label), None) => Ok(label),

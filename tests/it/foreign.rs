@@ -36,7 +36,7 @@ pub async fn jose(command: &str, input: &Value) -> Value {
 }
 
 /// The interpreter that scripts/test-python provides.
-fn python() -> &'static str {
+pub fn python() -> &'static str {
     static PYTHON: OnceLock<String> = OnceLock::new();
     PYTHON.get_or_init(|| {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/test-python");

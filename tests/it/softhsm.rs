@@ -7,6 +7,7 @@
 
 use std::{
     env,
+    ffi::OsStr,
     fmt::Write,
     fs,
     path::{Path, PathBuf},
@@ -54,10 +55,6 @@ where
         };
         return runtime.block_on(test(softhsm));
     }
-    let name = std::any::type_name::<F>();
-    let name = name.split_once("::").map_or(name, |(_, test)| test);
-    let name = name.split("::{{").next().unwrap_or(name);
-
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(IntentId::random().to_string());
     fs::create_dir_all(dir.join("tokens")).expect("a directory for tokens");
     let conf = dir.join("softhsm2.conf");
@@ -68,17 +65,37 @@ where
     );
     fs::write(&conf, text).expect("softhsm2.conf");
 
-    let out = Command::new(env::current_exe().expect("this binary"))
-        .args(["--exact", name, "--nocapture"])
-        .env(TOKENS, &dir)
-        .env("SOFTHSM2_CONF", &conf)
-        .output()
-        .expect("the test binary starts again");
+    let out = again::<F>(&[
+        (TOKENS, dir.as_os_str()),
+        ("SOFTHSM2_CONF", conf.as_os_str()),
+    ]);
     let _ = fs::remove_dir_all(&dir);
+    passed::<F>(&out);
+}
+
+/// The name of the test that `F` was written in.
+fn test_name<F>() -> &'static str {
+    let name = std::any::type_name::<F>();
+    let name = name.split_once("::").map_or(name, |(_, test)| test);
+    name.split("::{{").next().unwrap_or(name)
+}
+
+/// Starts this test binary for just the test that `F` was written in, with these variables.
+pub fn again<F>(variables: &[(&str, &OsStr)]) -> Output {
+    Command::new(env::current_exe().expect("this binary"))
+        .args(["--exact", test_name::<F>(), "--nocapture"])
+        .envs(variables.iter().copied())
+        .output()
+        .expect("the test binary starts again")
+}
+
+/// What `again` started ran one test, and it passed.
+pub fn passed<F>(out: &Output) {
     let stdout = String::from_utf8_lossy(&out.stdout);
     assert!(
         out.status.success() && stdout.contains("1 passed"),
-        "{name} alone: {}\n{stdout}\n{}",
+        "{} alone: {}\n{stdout}\n{}",
+        test_name::<F>(),
         out.status,
         String::from_utf8_lossy(&out.stderr)
     );

@@ -174,7 +174,14 @@ async fn echo(connection: Connection) -> Result<(), tonic::Status> {
 
 fn raw(path: &std::path::Path, args: &Args, duration: Duration) -> Result<f64> {
     let config = Config::load(path).map_err(Failure::usage)?;
-    let Some(BackendConfig::Pkcs11(pkcs11)) = config.backends.values().next() else {
+    let mut tokens = config
+        .backends
+        .values()
+        .filter_map(|backend| match backend {
+            BackendConfig::Pkcs11(pkcs11) => Some(pkcs11),
+            BackendConfig::AwsKms(_) => None,
+        });
+    let Some(pkcs11) = tokens.next() else {
         return Err(Failure::usage("the configuration has no PKCS#11 backend"));
     };
     let threads = args.token_threads.max(1);

@@ -1,0 +1,204 @@
+//! AWS KMS: keys in Amazon's HSMs, in one account and region.
+//!
+//! `AwsKmsBackend` is opened by the composition root and used through `trait Backend`. A reference is a key
+//! ARN, pinned in every request and compared in every answer. Keys are tagged with their intent when they
+//! are made, and only keys with such a tag are ever deleted. Nothing here creates a key because another was
+//! not found, or undoes a creation: what a cut-off attempt left is found by its intent.
+
+mod arn;
+mod calls;
+mod config;
+mod errors;
+mod governor;
+mod keys;
+mod lookup;
+mod open;
+mod specs;
+mod usage;
+
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+pub use config::{AwsKmsConfig, AwsKmsConfigError, QuotaConfig};
+pub use governor::Priority;
+
+use crate::{
+    backends::{Backend, BackendError, Call, Capabilities, Created},
+    model::{
+        Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
+        secret::DataKey,
+    },
+};
+use arn::Named;
+use calls::{Calls, Plan, Repeat};
+use governor::Class;
+
+/// One account and region. Cloning is cheap; clones share the quota.
+#[derive(Clone)]
+pub struct AwsKmsBackend {
+    shared: Arc<Shared>,
+    priority: Priority,
+}
+
+struct Shared {
+    calls: Calls,
+    config: AwsKmsConfig,
+    capabilities: Capabilities,
+}
+
+impl AwsKmsBackend {
+    /// The same keys for callers of another priority. Signing and wrapping are `Interactive` at first;
+    /// everything else is `Rotation` always.
+    #[must_use]
+    pub fn with_priority(&self, priority: Priority) -> Self {
+        Self {
+            shared: Arc::clone(&self.shared),
+            priority,
+        }
+    }
+
+    /// A request about keys rather than with them.
+    fn management(&self, name: &'static str, class: Class, deadline: Instant) -> Plan {
+        Plan {
+            name,
+            class,
+            priority: Priority::Rotation,
+            deadline,
+            repeat: Repeat::Always,
+        }
+    }
+
+    fn use_of_key(
+        &self,
+        name: &'static str,
+        class: Class,
+        priority: Priority,
+        deadline: Instant,
+    ) -> Plan {
+        Plan {
+            name,
+            class,
+            priority,
+            deadline,
+            repeat: Repeat::Always,
+        }
+    }
+
+    /// What `text` names, if that can be a key of this account and region.
+    fn named(&self, text: &str) -> Result<Named, BackendError> {
+        let named = Named::parse(text).map_err(unfit)?;
+        let config = &self.shared.config;
+        let Some(arn) = named.arn() else {
+            return Ok(named);
+        };
+        if arn.region != config.region {
+            return Err(unfit(&format!(
+                "its ARN says region {}, and this backend is in {}",
+                arn.region, config.region
+            )));
+        }
+        match &config.account {
+            Some(account) if *account != arn.account => Err(unfit(&format!(
+                "its ARN says account {}, and this backend uses {account}",
+                arn.account
+            ))),
+            Some(_) | None => Ok(named),
+        }
+    }
+
+    /// The ARN of a reference that we gave.
+    fn pinned<'a>(&self, key: &'a BackendRef) -> Result<&'a str, BackendError> {
+        match self.named(&key.0)? {
+            Named::Key(_) => Ok(&key.0),
+            Named::AliasArn(_) | Named::Alias(_) => Err(unfit("a reference is a key ARN")),
+        }
+    }
+}
+
+fn unfit(why: &str) -> BackendError {
+    BackendError::Unfit(why.into())
+}
+
+impl Backend for AwsKmsBackend {
+    fn capabilities(&self) -> &Capabilities {
+        &self.shared.capabilities
+    }
+
+    fn create<'a>(
+        &'a self,
+        spec: KeySpec,
+        intent: IntentId,
+        label: &'a str,
+        deadline: Instant,
+    ) -> Call<'a, Created> {
+        Box::pin(self.create_key(spec, intent, label, deadline))
+    }
+
+    fn adopt<'a>(&'a self, uri: &'a str, spec: KeySpec, deadline: Instant) -> Call<'a, Created> {
+        Box::pin(self.adopt_key(uri, spec, deadline))
+    }
+
+    fn public_key<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, PublicKey> {
+        Box::pin(async move {
+            let arn = self.pinned(key)?;
+            self.public_half(arn, deadline).await
+        })
+    }
+
+    fn sign<'a>(
+        &'a self,
+        key: &'a BackendRef,
+        algorithm: Algorithm,
+        input: SignInput<'a>,
+        deadline: Instant,
+    ) -> Call<'a, Vec<u8>> {
+        Box::pin(async move {
+            let arn = self.pinned(key)?;
+            self.sign_with(arn, algorithm, input, self.priority, deadline)
+                .await
+        })
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        kek: &'a BackendRef,
+        key: &'a DataKey,
+        aad: &'a [u8],
+        deadline: Instant,
+    ) -> Call<'a, Vec<u8>> {
+        Box::pin(async move {
+            let arn = self.pinned(kek)?;
+            self.encrypt(arn, key, aad, self.priority, deadline).await
+        })
+    }
+
+    fn unwrap<'a>(
+        &'a self,
+        kek: &'a BackendRef,
+        wrapped: &'a [u8],
+        aad: &'a [u8],
+        deadline: Instant,
+    ) -> Call<'a, DataKey> {
+        Box::pin(async move {
+            let arn = self.pinned(kek)?;
+            self.decrypt(arn, wrapped, aad, self.priority, deadline)
+                .await
+        })
+    }
+
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+        Box::pin(async move {
+            let arn = self.pinned(key)?;
+            self.schedule_deletion(arn, deadline).await
+        })
+    }
+
+    fn find(&self, intent: IntentId, deadline: Instant) -> Call<'_, Vec<String>> {
+        Box::pin(self.left_by(intent, deadline))
+    }
+
+    fn ready(&self, deadline: Instant) -> Call<'_, ()> {
+        Box::pin(self.answers(deadline))
+    }
+}

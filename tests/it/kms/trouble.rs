@@ -1,0 +1,221 @@
+//! Networks and services in trouble: every call ends in time, says what is wrong, and works again afterwards.
+
+use std::time::{Duration, Instant as Clock};
+
+use aws_lc_rs::digest::{SHA256, digest};
+use claviger::{
+    backends::{Backend, BackendError, aws_kms::AwsKmsBackend},
+    model::{Algorithm, KeySpec, Secret, SignInput, key::BackendRef},
+};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::{
+    layer::{Kms, alone},
+    proxy::Mode,
+};
+use crate::conformance::create;
+
+/// Time that callers give in this test.
+const PATIENCE: Duration = Duration::from_millis(1500);
+const OPERATIONS: [(&str, &str); 5] = [
+    ("sign", "Sign"),
+    ("wrap", "Encrypt"),
+    ("unwrap", "Decrypt"),
+    ("public_key", "GetPublicKey"),
+    ("ready", "ListKeys"),
+];
+
+/// A fault of the network or of the service.
+struct Fault {
+    name: &'static str,
+    mode: Mode,
+    faults: fn(&str) -> Value,
+    class: &'static str,
+}
+
+const FAULTS: [Fault; 6] = [
+    Fault {
+        name: "connection reset",
+        mode: Mode::Reset,
+        faults: |_| json!({}),
+        class: "Unavailable",
+    },
+    Fault {
+        name: "no answer",
+        mode: Mode::Hang,
+        faults: |_| json!({}),
+        class: "DeadlineExceeded",
+    },
+    Fault {
+        name: "late answers",
+        mode: Mode::Pass,
+        faults: |_| json!({"latency_ms": 3000}),
+        class: "DeadlineExceeded",
+    },
+    Fault {
+        name: "internal error",
+        mode: Mode::Pass,
+        faults: |operation| json!({"internal": {operation: 1000}}),
+        class: "Unavailable",
+    },
+    Fault {
+        name: "throttling",
+        mode: Mode::Pass,
+        faults: |operation| json!({"throttle": {operation: 1000}}),
+        class: "Overloaded",
+    },
+    Fault {
+        name: "access denied",
+        mode: Mode::Pass,
+        faults: |operation| json!({"deny": [operation]}),
+        class: "Misconfigured",
+    },
+];
+
+struct Keys {
+    pair: BackendRef,
+    kek: BackendRef,
+    wrapped: Vec<u8>,
+}
+
+/// R-OPS-3 and issue C: injected faults x operations, with the observed class and the time until it works again.
+#[test]
+fn every_fault_has_its_class_and_passes() {
+    alone(async |kms: Kms| {
+        let mut config = kms.config();
+        config.attempt_timeout_ms = 800;
+        let backend = kms.open(&config).await.expect("KMS opens");
+        let pair = create(&backend, KeySpec::P256).await.reference;
+        let kek = create(&backend, KeySpec::Kek).await.reference;
+        let key = Secret::new([7; 32]);
+        let wrapped = backend.wrap(&kek, &key, b"a", soon()).await;
+        let wrapped = wrapped.expect("wrapped");
+        let keys = Keys { pair, kek, wrapped };
+
+        println!("| fault | operation | class | after | works again after |");
+        println!("|---|---|---|---|---|");
+        for fault in &FAULTS {
+            for (name, operation) in OPERATIONS {
+                kms.faults((fault.faults)(operation)).await;
+                kms.proxy.set(fault.mode);
+                let began = Clock::now();
+                let outcome = call(&backend, name, &keys, Instant::now() + PATIENCE).await;
+                let after = began.elapsed();
+                kms.proxy.set(Mode::Pass);
+                kms.faults(json!({})).await;
+                let began = Clock::now();
+                call(&backend, name, &keys, soon()).await.expect("again");
+                let again = began.elapsed();
+
+                let class = outcome.as_ref().err().map_or("Ok", class);
+                println!(
+                    "| {} | {name} | {class} | {} ms | {} ms |",
+                    fault.name,
+                    after.as_millis(),
+                    again.as_millis()
+                );
+                assert_eq!(class, fault.class, "{} {name}: {outcome:?}", fault.name);
+                assert!(after < PATIENCE + Duration::from_millis(700), "{after:?}");
+                assert!(again < Duration::from_secs(10), "{again:?}");
+            }
+        }
+    });
+}
+
+/// Without a deadline worth the name, our own timeouts hold, and say whose fault it was.
+#[test]
+fn a_silent_service_is_unavailable() {
+    alone(async |kms: Kms| {
+        let mut config = kms.config();
+        (config.attempt_timeout_ms, config.operation_timeout_ms) = (200, 700);
+        let backend = kms.open(&config).await.expect("KMS opens");
+        kms.proxy.set(Mode::Hang);
+        let began = Clock::now();
+        let outcome = backend.ready(soon()).await;
+        assert!(
+            matches!(outcome, Err(BackendError::Unavailable(_))),
+            "{outcome:?}"
+        );
+        assert!(began.elapsed() < Duration::from_secs(2));
+    });
+}
+
+/// Two answers that get lost are asked for again, and nobody notices.
+#[test]
+fn short_trouble_is_not_seen() {
+    alone(async |kms: Kms| {
+        let backend = kms.backend().await;
+        let pair = create(&backend, KeySpec::P256).await.reference;
+        kms.faults(json!({"internal": {"Sign": 2}, "latency_ms": 50}))
+            .await;
+        let hash = digest(&SHA256, b"message");
+        let input = SignInput::Digest(hash.as_ref());
+        let signed = backend.sign(&pair, Algorithm::Es256, input, soon()).await;
+        assert_eq!(signed.expect("the third attempt").len(), 64);
+    });
+}
+
+/// A deletion whose answer got lost is done, and is not an error the second time within the same call.
+#[test]
+fn a_deletion_whose_answer_is_lost_is_done() {
+    alone(async |kms: Kms| {
+        let mut config = kms.config();
+        config.attempt_timeout_ms = 400;
+        let backend = kms.open(&config).await.expect("KMS opens");
+        let pair = create(&backend, KeySpec::P256).await.reference;
+        kms.faults(json!({"lose": {"ScheduleKeyDeletion": 1}}))
+            .await;
+        let destroyed = backend.destroy(&pair, soon()).await;
+        destroyed.expect("destroyed");
+        assert_eq!(kms.asked("ScheduleKeyDeletion").await, 2);
+        let again = backend.destroy(&pair, soon()).await;
+        assert!(matches!(again, Err(BackendError::Missing(_))), "{again:?}");
+    });
+}
+
+async fn call(
+    backend: &AwsKmsBackend,
+    name: &str,
+    keys: &Keys,
+    deadline: Instant,
+) -> Result<(), BackendError> {
+    let hash = digest(&SHA256, b"message");
+    match name {
+        "sign" => {
+            let input = SignInput::Digest(hash.as_ref());
+            let signed = backend.sign(&keys.pair, Algorithm::Es256, input, deadline);
+            signed.await.map(drop)
+        }
+        "wrap" => {
+            let key = Secret::new([7; 32]);
+            let wrapped = backend.wrap(&keys.kek, &key, b"a", deadline);
+            wrapped.await.map(drop)
+        }
+        "unwrap" => {
+            let key = backend.unwrap(&keys.kek, &keys.wrapped, b"a", deadline);
+            key.await.map(drop)
+        }
+        "public_key" => backend.public_key(&keys.pair, deadline).await.map(drop),
+        "ready" => backend.ready(deadline).await,
+        other => panic!("no operation {other}"),
+    }
+}
+
+const fn class(error: &BackendError) -> &'static str {
+    match error {
+        BackendError::Unavailable(_) => "Unavailable",
+        BackendError::Overloaded => "Overloaded",
+        BackendError::DeadlineExceeded => "DeadlineExceeded",
+        BackendError::Missing(_) => "Missing",
+        BackendError::Rejected(_) => "Rejected",
+        BackendError::Unfit(_) => "Unfit",
+        BackendError::Unsupported(_) => "Unsupported",
+        BackendError::WrongPin => "WrongPin",
+        BackendError::Misconfigured(_) => "Misconfigured",
+    }
+}
+
+fn soon() -> Instant {
+    crate::softhsm::soon()
+}
