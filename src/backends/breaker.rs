@@ -296,16 +296,16 @@ mod tests {
         assert_eq!(breaker.next_probe(now), Some(now), "at once at the start");
         breaker.probed(true, now);
         assert_eq!(breaker.next_probe(now), Some(now + CALM));
-        breaker.failed(Admission::Free, Instant::now());
+        breaker.failed(Admission::Free, now);
         assert_eq!(breaker.next_probe(now), Some(now + ALERT));
-        breaker.stalled(Instant::now());
+        breaker.stalled(now);
         assert_eq!(breaker.next_probe(now), Some(now + ALERT));
 
         breaker.wrong_pin();
         assert_eq!(breaker.next_probe(now), None);
         breaker.probed(true, now);
         breaker.answered(Admission::Trial);
-        breaker.stalled(Instant::now());
+        breaker.stalled(now);
         assert_eq!(breaker.state(), State::Shut);
         assert_eq!(breaker.admit(), None);
     }
