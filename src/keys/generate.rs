@@ -4,6 +4,7 @@
 
 use super::Keys;
 use crate::{
+    backends::{Priority, with_priority},
     error::{Error, Result},
     fault,
     model::{IntentId, Key, Kid, Purpose, key::Material},
@@ -22,6 +23,10 @@ pub struct Generated {
 impl Keys {
     /// Generates the material of one new version of `key`: a key pair in the key's backend, or a wrapped data key.
     pub async fn generate(&self, key: &Key, number: u32) -> Result<Generated> {
+        with_priority(Priority::Rotation, self.material(key, number)).await
+    }
+
+    async fn material(&self, key: &Key, number: u32) -> Result<Generated> {
         match key.purpose {
             Purpose::Encryption => {
                 let kid = Kid::random();
