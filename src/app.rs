@@ -106,7 +106,7 @@ pub async fn run(
     let keys = Arc::new(Keys::new(
         db.clone(),
         backends.clone(),
-        config.kek.backend.clone(),
+        config.default_backend().to_owned(),
         kek,
         clock.clone(),
         config.keys.clone(),

@@ -88,6 +88,8 @@ reasons! {
     RotationNotFound = "ROTATION_NOT_FOUND": NotFound,
     /// No such incident, or none the caller may see.
     IncidentNotFound = "INCIDENT_NOT_FOUND": NotFound,
+    /// No such rotation of the KEK, or none the caller may see.
+    KekRotationNotFound = "KEK_ROTATION_NOT_FOUND": NotFound,
     /// No such destruction, or none the caller may see.
     DestructionNotFound = "DESTRUCTION_NOT_FOUND": NotFound,
     /// No such principal, or none the caller may see.

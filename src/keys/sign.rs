@@ -144,14 +144,20 @@ impl Keys {
                 format!("version {kid} is {} and does not sign", version.state()),
             ));
         }
-        let (Material::KeyPair { reference, .. }, Some(verifier)) =
-            (&version.version.material, &version.verifier)
+        let (
+            Material::KeyPair {
+                backend: name,
+                reference,
+                ..
+            },
+            Some(verifier),
+        ) = (&version.version.material, &version.verifier)
         else {
             return Err(Error::internal(format!("version {kid} has no key pair")));
         };
         // Superseded meanwhile is fine: what it signed while it was ACTIVE stays valid.
         self.release_while(permit, key, kid, VersionState::verifies);
-        let backend = self.backend(&key.key.backend)?;
+        let backend = self.backend(name)?;
         check_length(algorithm, input, backend.capabilities().longest_message)?;
         let deadline = self.deadline();
         self.note_use(kid);
@@ -168,8 +174,7 @@ impl Keys {
         {
             metrics::counter!("claviger_wrong_signature_total").increment(1);
             return Err(Error::internal(format!(
-                "backend {} made a signature that {kid} does not verify",
-                key.key.backend
+                "backend {name} made a signature that {kid} does not verify"
             )));
         }
         Ok(signature)

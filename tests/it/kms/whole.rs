@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use claviger::grpc::proto::{
-    AdoptKeyRequest, Algorithm, DecryptRequest, EncryptRequest, KeyPurpose, SignRequest,
-    SignResponse, sign_request::Payload,
+    AdoptKeyRequest, Algorithm, CreateKeyRequest, DecryptRequest, EncryptRequest, KeyPurpose,
+    SignRequest, SignResponse, sign_request::Payload,
 };
 use futures_util::future::join_all;
 use serde_json::json;
@@ -62,6 +62,15 @@ async fn sign(daemon: &Daemon) -> Result<SignResponse, Status> {
     sign_with(daemon, "orders", "order 4711".into()).await
 }
 
+/// KMS is back, and nobody restarts the daemon.
+async fn signs_again(daemon: &Daemon) {
+    let until = Instant::now() + PATIENCE;
+    while let Err(status) = sign(daemon).await {
+        assert!(Instant::now() < until, "{status}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
 async fn signing_key(daemon: &Daemon, name: &str, algorithm: Algorithm) -> String {
     let key = daemon
         .key("acme", name, KeyPurpose::Signing, algorithm)
@@ -86,6 +95,62 @@ async fn main_job_in_kms() {
     kms.faults(json!({"ed25519": true})).await;
     let daemon = in_kms(&kms).start().await;
     main_job(daemon, Pairs::InKms(kms)).await;
+}
+
+/// The same, mixed: the KEK in KMS, key pairs in the token.
+#[tokio::test]
+async fn main_job_with_the_kek_in_kms() {
+    let kms = Kms::here().await;
+    kms.kek().await;
+    let setup = in_kms(&kms).append("[keys]\ndefault_backend = \"hsm\"");
+    kms.faults(json!({})).await;
+    main_job(setup.start().await, Pairs::OnToken).await;
+    assert!(
+        kms.asked("Encrypt").await > 0,
+        "data keys are wrapped in KMS"
+    );
+    assert_eq!(kms.asked("Sign").await, 0);
+    assert!(kms.pairs().await.is_empty());
+}
+
+/// The other way round: key pairs in KMS, the KEK in the token.
+#[tokio::test]
+async fn main_job_with_key_pairs_in_kms() {
+    let kms = Kms::here().await;
+    kms.faults(json!({"ed25519": true})).await;
+    let setup = beside_kms(&kms).append("[keys]\ndefault_backend = \"kms\"");
+    main_job(setup.start().await, Pairs::InKms(kms)).await;
+}
+
+/// Each key names its backend: two of them sign side by side, and the one goes on while the other is away.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_two_backends_sign_side_by_side() {
+    let kms = Kms::here().await;
+    kms.kek().await;
+    let daemon = in_kms(&kms).start().await;
+    for (name, backend) in [("orders", "kms"), ("other", "hsm")] {
+        let request = CreateKeyRequest {
+            tenant: "acme".into(),
+            name: name.into(),
+            purpose: KeyPurpose::Signing.into(),
+            algorithm: Algorithm::Es256.into(),
+            owner: "team-e2e".into(),
+            backend: backend.into(),
+            ..Default::default()
+        };
+        let made = daemon.actor("issuer").keys().create_key(request).await;
+        let key = made.expect("CreateKey").into_inner().key.expect("a key");
+        let is_in_kms = key.versions[0].backend_ref.starts_with("arn:");
+        assert_eq!(is_in_kms, backend == "kms", "{key:?}");
+    }
+    kms.proxy.set(Mode::Reset);
+    let away = sign(&daemon).await.expect_err("KMS is away");
+    assert_eq!(away.code(), Code::Unavailable, "{away}");
+    let signed = sign_with(&daemon, "other", b"m".to_vec()).await;
+    signed.expect("the token is not");
+    kms.proxy.set(Mode::Pass);
+    signs_again(&daemon).await;
+    daemon.stop().await;
 }
 
 /// R-CARD-4, R-ENV-2: the configuration of a whole daemon; what it signs and wraps comes from KMS. While KMS is
@@ -123,7 +188,7 @@ async fn a_daemon_lives_on_kms() {
     let opened = service.crypto().decrypt(decrypt.clone()).await;
     assert_eq!(opened.expect("cached").into_inner().plaintext, "IBAN");
     kms.proxy.set(Mode::Pass);
-    sign(&daemon).await.expect("KMS is back");
+    signs_again(&daemon).await;
 
     // A new process has nothing cached: KMS unwraps.
     daemon.restart().await;
