@@ -22,7 +22,7 @@ use aws_sdk_kms::{
     types::{KeyMetadata, KeyUsageType},
 };
 use claviger::backends::{
-    BackendError,
+    BackendError, VerifyAfterSign,
     aws_kms::{AwsKmsBackend, AwsKmsConfig, QuotaConfig},
 };
 use serde_json::Value;
@@ -159,6 +159,8 @@ pub fn config(region: &str, endpoint: Option<String>) -> AwsKmsConfig {
             read_per_second: 100_000,
             share_percent: 100,
         },
+        stall_ms: 800,
+        verify_after_sign: VerifyAfterSign::Always,
     }
 }
 
