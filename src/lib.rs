@@ -1,4 +1,4 @@
-//! Claviger: a key-management daemon. Private keys live in a PKCS#11 token and nowhere else; the daemon decides who may
+//! Claviger: a key-management daemon. Private keys live in a PKCS#11 token or in AWS KMS; the daemon decides who may
 //! use them, uses them, and records it.
 //!
 //! # The map
