@@ -71,7 +71,10 @@ pub async fn run(
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
     db.check_schema().await.map_err(AppError::new)?;
-    let guarded = guard(open_backends(&config.backends).await?, &config.backends);
+    let guarded = guard(
+        open_backends(&config.backends, &Modules::new()).await?,
+        &config.backends,
+    );
     let backends: Backends = guarded
         .iter()
         .map(|(name, backend)| (name.clone(), Arc::clone(backend) as Arc<dyn Backend>))
@@ -316,17 +319,17 @@ pub async fn run(
     outcome
 }
 
-/// Opens every backend of the configuration. One `Modules` for the process: a PKCS#11 library is loaded once.
+/// Opens every backend of the configuration. `modules` is the one of the process: a PKCS#11 library is loaded once.
 pub async fn open_backends(
     configs: &BTreeMap<String, BackendConfig>,
+    modules: &Modules,
 ) -> Result<Backends, AppError> {
-    let modules = Modules::new();
     let mut backends = Backends::new();
     for (name, config) in configs {
         let backend: Arc<dyn Backend> = match config {
             // Blocks while the library logs in; nothing else runs yet.
             BackendConfig::Pkcs11(pkcs11) => {
-                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, &modules))
+                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, modules))
                     .map(Arc::new)
                     .map_err(|e| AppError(format!("backend {name}: {e}")))?
             }

@@ -7,6 +7,7 @@
 mod alerts;
 mod audit;
 mod destructions;
+mod doctor;
 mod engine;
 mod idempotency;
 mod incidents;
@@ -24,6 +25,7 @@ use std::fmt;
 
 pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use doctor::{Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};

@@ -13,6 +13,7 @@ mod conformance;
 mod crash;
 mod daemon;
 mod destruction;
+mod doctor;
 mod envelope;
 mod foreign;
 mod freeze;
