@@ -1,0 +1,371 @@
+//! Injected faults x operations: what callers are told, how soon, and how soon it works again. R-LIFE-4, R-OPS-3.
+//!
+//! One daemon on SoftHSM behind the fault-injecting module (`tests/pkcs11-fault`) goes through all of them without a
+//! restart. `docs/faults.md` is the table; after a change `UPDATE_DOCS=1 cargo test --test it faults::` writes it anew.
+
+mod module;
+mod operations;
+mod table;
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use futures_util::future::join_all;
+
+use self::{
+    module::{Weather, behind},
+    operations::{Bench, Operation, Outcome, Round},
+    table::{Cell, Row},
+};
+use crate::{
+    daemon::{Daemon, Engine, PATIENCE, Setup},
+    incidents::issue,
+};
+
+use Operation::*;
+
+/// A call that only uses a key is answered within this, whatever the device does. What the daemon aims at is one
+/// second; the rest is for a test machine that is busy with other tests.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(4);
+/// As above for calls that make a key, which may take a device its time.
+const MADE_WITHIN: Duration = Duration::from_secs(12);
+/// From the end of the fault until the operation works again.
+const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Every operation that asks the device.
+const ALL: &[Operation] = &[
+    ColdEncrypt,
+    Sign,
+    IssueToken,
+    CreateDataKey,
+    CreateSigningKey,
+    RotateKey,
+];
+/// Those that sign; a new key pair makes a test signature.
+const SIGN: &[Operation] = &[Sign, IssueToken, CreateSigningKey, RotateKey];
+const GENERATE: &[Operation] = &[CreateSigningKey, RotateKey];
+
+struct Fault {
+    name: &'static str,
+    script: &'static str,
+    /// Does it happen at one moment, and is over then? It happens anew before each operation.
+    once: bool,
+    /// The operations that fail. All others go on.
+    hits: &'static [Operation],
+    /// Is it the device that is in trouble, and not the data?
+    device: bool,
+}
+
+const fn fault(name: &'static str, script: &'static str, hits: &'static [Operation]) -> Fault {
+    Fault {
+        name,
+        script,
+        once: false,
+        hits,
+        device: true,
+    }
+}
+
+const fn once(name: &'static str, script: &'static str) -> Fault {
+    Fault {
+        once: true,
+        ..fault(name, script, &[])
+    }
+}
+
+const FAULTS: &[Fault] = &[
+    once("all sessions lost", "sessions lost"),
+    once("logged out by another application", "token logout"),
+    once(
+        "one error, and the session is poisoned",
+        "sessions poisoned\n\
+         C_SignInit count=1 return=CKR_GENERAL_ERROR\n\
+         C_DecryptInit count=1 return=CKR_DEVICE_ERROR",
+    ),
+    fault("no free session", "sessions max=1\nsessions lost", ALL),
+    fault("token removed and returned", "token removed", ALL),
+    fault(
+        "token removed; seen again only by a new C_Initialize",
+        "token stuck",
+        ALL,
+    ),
+    fault("token re-initialised", "token reinitialised", ALL),
+    fault(
+        "signing: device error",
+        "C_Sign return=CKR_DEVICE_ERROR",
+        SIGN,
+    ),
+    fault(
+        "signing: out of memory",
+        "C_Sign return=CKR_DEVICE_MEMORY",
+        SIGN,
+    ),
+    fault(
+        "signing: a code of the vendor's own",
+        "C_SignInit return=0x80000123",
+        SIGN,
+    ),
+    fault(
+        "signing: key handles invalid",
+        "C_SignInit return=CKR_KEY_HANDLE_INVALID",
+        SIGN,
+    ),
+    fault("signing takes 0.3 s", "C_SignInit delay_ms=300", &[]),
+    fault("signing hangs", "C_Sign hang", SIGN),
+    fault(
+        "unwrapping: device error",
+        "C_Decrypt return=CKR_DEVICE_ERROR",
+        &[ColdEncrypt],
+    ),
+    Fault {
+        device: false,
+        ..fault(
+            "unwrapping: the wrapped data key is called tampered",
+            "C_Decrypt return=CKR_GENERAL_ERROR",
+            &[ColdEncrypt],
+        )
+    },
+    fault("unwrapping hangs", "C_DecryptInit hang", &[ColdEncrypt]),
+    fault(
+        "wrapping: device error",
+        "C_Encrypt return=CKR_DEVICE_ERROR",
+        &[CreateDataKey],
+    ),
+    fault(
+        "generating: device error",
+        "C_GenerateKeyPair return=CKR_DEVICE_ERROR",
+        GENERATE,
+    ),
+    fault(
+        "generating: token full",
+        "C_GenerateKeyPair return=CKR_DEVICE_MEMORY",
+        GENERATE,
+    ),
+    fault("generating hangs", "C_GenerateKeyPair hang", GENERATE),
+    fault("every call: device error", "* return=CKR_DEVICE_ERROR", ALL),
+    fault("every call hangs", "* hang", ALL),
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_fault_has_its_class_and_passes() {
+    let setup =
+        Setup::new(Engine::Sqlite).replace("type = \"pkcs11\"", "type = \"pkcs11\"\nthreads = 4");
+    let (mut daemon, weather) = behind(setup, "").await;
+    let bench = Bench::new(&daemon).await;
+    let mut rows = Vec::new();
+    for (number, fault) in FAULTS.iter().enumerate() {
+        let round = bench.round(&daemon, number).await;
+        let row = endure(&bench, &daemon, &weather, fault, &round).await;
+        println!("{}", row.lines());
+        rows.push(row);
+    }
+    for number in 0..FAULTS.len() {
+        has_successor(&daemon, &Round::new(number)).await;
+    }
+    let logins = weather.logged("C_Login");
+    assert!(logins.iter().all(|answer| answer == "CKR_OK"), "{logins:?}");
+    let round = bench.round(&daemon, FAULTS.len()).await;
+    rows.push(wrong_pin(&bench, &mut daemon, &weather, &round).await);
+
+    table::compare(&rows);
+    let complaints: Vec<_> = rows.iter().flat_map(|row| &row.complaints).collect();
+    assert!(complaints.is_empty(), "{complaints:#?}");
+    daemon.stop().await;
+}
+
+/// One row: the fault begins, every operation is tried, the fault ends, every operation works again.
+async fn endure(
+    bench: &Bench,
+    daemon: &Daemon,
+    weather: &Weather,
+    fault: &Fault,
+    round: &Round,
+) -> Row {
+    weather.set(fault.script);
+    let mut row = suffer(bench, daemon, weather, fault, round).await;
+    weather.set("");
+    let withdrawn = Instant::now();
+    let hit = row.cells.iter_mut().filter(|cell| !cell.worked());
+    join_all(hit.map(async |cell| {
+        let again = recovers(bench, daemon, cell.operation, round, withdrawn).await;
+        cell.again = Some(again);
+    }))
+    .await;
+    for cell in &row.cells {
+        let again = cell.again.unwrap_or_default();
+        if again > RECOVERS_WITHIN {
+            let what = format!("{}: {}", fault.name, cell.operation.name());
+            row.complaints
+                .push(format!("{what} works again after {again:?}"));
+        }
+    }
+    row
+}
+
+/// What every operation comes to while the fault lasts.
+async fn suffer(
+    bench: &Bench,
+    daemon: &Daemon,
+    weather: &Weather,
+    fault: &Fault,
+    round: &Round,
+) -> Row {
+    let (mut cells, mut complaints) = (Vec::new(), Vec::new());
+    let free = Operation::ALL.into_iter().filter(|o| o.needs_no_device());
+    // What needs no device is tried once more when everything else has failed.
+    for operation in order(fault).into_iter().chain(free) {
+        if fault.once {
+            weather.set(fault.script);
+        }
+        let outcome = bench.run(daemon, operation, round).await;
+        complaints.extend(complaint(fault, operation, &outcome));
+        cells.push(Cell {
+            operation,
+            outcome,
+            again: None,
+        });
+    }
+    Row {
+        fault: fault.name,
+        cells,
+        until: "",
+        complaints,
+    }
+}
+
+/// What goes on comes first, so that it is not a breaker, opened by what fails, that answers. Declaring a compromise
+/// uses the device for what follows it, and comes last.
+fn order(fault: &Fault) -> Vec<Operation> {
+    let mut order = Operation::ALL.to_vec();
+    order.sort_by_key(|o| (*o == DeclareCompromise, fault.hits.contains(o)));
+    order
+}
+
+/// What is wrong with an outcome, if anything.
+fn complaint(fault: &Fault, operation: Operation, outcome: &Outcome) -> Option<String> {
+    let Outcome {
+        class,
+        hinted,
+        after,
+        message,
+    } = outcome;
+    let bound = match operation {
+        CreateSigningKey | CreateDataKey | RotateKey | DeclareCompromise => MADE_WITHIN,
+        _uses => ANSWERED_WITHIN,
+    };
+    let is_right = if !fault.hits.contains(&operation) {
+        class == "OK"
+    } else if fault.device {
+        let unavailable = class == "UNAVAILABLE BACKEND_UNAVAILABLE" && *hinted;
+        unavailable || class == "DEADLINE_EXCEEDED DEADLINE_EXCEEDED"
+    } else {
+        class == "INTERNAL INTERNAL"
+    };
+    let (fault, operation) = (fault.name, operation.name());
+    (!is_right || *after > bound)
+        .then(|| format!("{fault}: {operation}: {class} after {after:?}: {message}"))
+}
+
+/// How long after `since` the operation works.
+async fn recovers(
+    bench: &Bench,
+    daemon: &Daemon,
+    operation: Operation,
+    round: &Round,
+    since: Instant,
+) -> Duration {
+    loop {
+        let outcome = bench.run(daemon, operation, round).await;
+        if outcome.class == "OK" {
+            return since.elapsed();
+        }
+        let lasts = since.elapsed();
+        let (name, message) = (operation.name(), outcome.message);
+        assert!(lasts < PATIENCE, "{name}: {message}");
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// The key that was declared compromised during the fault signs again, under another kid.
+async fn has_successor(daemon: &Daemon, round: &Round) {
+    let until = Instant::now() + PATIENCE;
+    let service = daemon.actor("service");
+    let request = || issue(&round.leaked());
+    while let Err(status) = service.tokens().issue_token(request()).await {
+        assert!(Instant::now() < until, "{}: {status}", round.leaked());
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+/// Somebody changed the PIN. It is tried once; only a restart tries it again.
+async fn wrong_pin(bench: &Bench, daemon: &mut Daemon, weather: &Weather, round: &Round) -> Row {
+    let fault = fault(
+        "the PIN was changed",
+        "C_Login return=CKR_PIN_INCORRECT\nsessions lost",
+        ALL,
+    );
+    weather.set(fault.script);
+    let mut row = suffer(bench, daemon, weather, &fault, round).await;
+    weather.set("");
+    for operation in ALL {
+        let outcome = bench.run(daemon, *operation, round).await;
+        row.complaints
+            .extend(complaint(&fault, *operation, &outcome));
+    }
+    let mut logins = weather.logged("C_Login");
+    logins.retain(|answer| answer != "CKR_OK");
+    assert_eq!(logins, ["CKR_PIN_INCORRECT"], "a wrong PIN is tried once");
+    daemon.restart().await;
+    for operation in ALL {
+        recovers(bench, daemon, *operation, round, Instant::now()).await;
+    }
+    row.until = "a restart with the right PIN";
+    row
+}
+
+/// Many small HSMs have 16 sessions for everybody. The daemon takes what there is, however many threads it was given,
+/// and callers wait for each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixteen_sessions_are_enough() {
+    let setup =
+        Setup::new(Engine::Sqlite).replace("type = \"pkcs11\"", "type = \"pkcs11\"\nthreads = 32");
+    let (daemon, weather) = behind(setup, "sessions max=16\nC_SignInit delay_ms=20").await;
+    let bench = Bench::new(&daemon).await;
+    let round = bench.round(&daemon, 0).await;
+    for script in ["", "sessions lost\n"] {
+        weather.set(&format!("{script}sessions max=16\nC_SignInit delay_ms=20"));
+        let calls = (0..64).map(|_| bench.run(&daemon, Sign, &round));
+        for outcome in join_all(calls).await {
+            assert_eq!(outcome.class, "OK", "{}", outcome.message);
+        }
+    }
+    daemon.stop().await;
+}
+
+/// The module is for tests and rehearsals: the daemon does not contain it, and only tests depend on it.
+#[test]
+fn the_daemon_does_not_contain_the_module() {
+    let holds = |path: &Path| {
+        let bytes = fs::read(path).expect("a file");
+        bytes
+            .windows(b"PKCS11_FAULT_SCRIPT".len())
+            .any(|window| window == b"PKCS11_FAULT_SCRIPT")
+    };
+    assert!(holds(&module::module()), "its name is found where it is");
+    assert!(!holds(Path::new(env!("CARGO_BIN_EXE_claviger"))));
+
+    let manifest = include_str!("../../Cargo.toml");
+    let mut section = "";
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        if line.starts_with("pkcs11-fault") {
+            assert_eq!(section, "[dev-dependencies]");
+        }
+    }
+}
