@@ -29,6 +29,8 @@ pub enum Operation {
     CreateDataKey,
     RotateKey,
     DeclareCompromise,
+    /// Under the key that was declared compromised; not a column.
+    IssueAfterCompromise,
     Livez,
 }
 
@@ -67,6 +69,7 @@ impl Operation {
             CreateDataKey => "CreateKey, data key",
             RotateKey => "RotateKey",
             DeclareCompromise => "DeclareCompromise",
+            IssueAfterCompromise => "IssueToken, after DeclareCompromise",
             Livez => "/livez",
         }
     }
@@ -76,8 +79,17 @@ impl Operation {
         match self {
             CachedEncrypt | CachedDecrypt | Verify | VerifyToken | Jwks | DeclareCompromise
             | Livez => true,
-            Sign | IssueToken | ColdEncrypt | CreateSigningKey | CreateDataKey | RotateKey => false,
+            Sign | IssueToken | IssueAfterCompromise | ColdEncrypt | CreateSigningKey
+            | CreateDataKey | RotateKey => false,
         }
+    }
+
+    /// Does the device make a key, or is it asked to?
+    pub const fn makes_a_key(self) -> bool {
+        matches!(
+            self,
+            CreateSigningKey | CreateDataKey | RotateKey | DeclareCompromise
+        )
     }
 }
 
@@ -118,7 +130,7 @@ impl Round {
     }
 
     /// The key that is declared compromised.
-    pub fn leaked(&self) -> String {
+    fn leaked(&self) -> String {
         format!("leaked-{}", self.0)
     }
 }
@@ -138,7 +150,7 @@ impl Bench {
             ciphertext: Bytes::new(),
         };
         bench.signature = bench.signature(daemon).await.expect("signs");
-        bench.token = bench.token(daemon).await.expect("issues");
+        bench.token = bench.token(daemon, "tokens").await.expect("issues");
         bench.ciphertext = bench.encrypted(daemon, "warm").await.expect("encrypts");
         bench
     }
@@ -184,7 +196,8 @@ impl Bench {
     ) -> Result<(), Status> {
         match operation {
             Sign => self.signature(daemon).await.map(drop),
-            IssueToken => self.token(daemon).await.map(drop),
+            IssueToken => self.token(daemon, "tokens").await.map(drop),
+            IssueAfterCompromise => self.token(daemon, &round.leaked()).await.map(drop),
             ColdEncrypt => self.encrypted(daemon, &round.cold()).await.map(drop),
             CachedEncrypt => self.encrypted(daemon, "warm").await.map(drop),
             CachedDecrypt => self.decrypts(daemon, "warm", &self.ciphertext).await,
@@ -221,9 +234,9 @@ impl Bench {
     }
 
     /// A token whose signature verifies under the published key, without the daemon's help.
-    async fn token(&self, daemon: &Daemon) -> Result<String, Status> {
+    async fn token(&self, daemon: &Daemon, key: &str) -> Result<String, Status> {
         let service = daemon.actor("service");
-        let answer = service.tokens().issue_token(issue("tokens")).await?;
+        let answer = service.tokens().issue_token(issue(key)).await?;
         let answer = answer.into_inner();
         let set: serde_json::Value =
             serde_json::from_str(&self.published(daemon).await).expect("JSON");

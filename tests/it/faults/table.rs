@@ -22,9 +22,10 @@ every operation works again. The daemon is never restarted, but for the last row
 ## Classes
 
 What a caller is told while the fault lasts. `UNAVAILABLE` has the reason `BACKEND_UNAVAILABLE` and a retry hint;
-`INTERNAL` is only for a data key that its KEK calls tampered, which no retry mends. What needs no device is Encrypt and
-Decrypt with a cached data key, Verify, VerifyToken, the JWKS and `/livez`. DeclareCompromise freezes the version at
-once; the successor follows when the token is back.
+`INTERNAL` is only for a data key that its KEK calls tampered, which no retry mends. A call that makes a key may take its
+whole time when the device takes it and hangs. What needs no device is Encrypt and Decrypt with a cached data key, Verify,
+VerifyToken, the JWKS and `/livez`. DeclareCompromise freezes the version at once; the successor follows when the token
+is back.
 
 ";
 
@@ -32,6 +33,8 @@ once; the successor follows when the token is back.
 pub struct Row {
     pub fault: &'static str,
     pub cells: Vec<Cell>,
+    /// Does readiness say that the device is away?
+    pub is_away: bool,
     /// What ends it, where that is not its own end.
     pub until: &'static str,
     /// What should have been otherwise.
@@ -42,6 +45,8 @@ pub struct Row {
 pub struct Cell {
     pub operation: Operation,
     pub outcome: Outcome,
+    /// Is it a fault in which calls do not come back?
+    pub hangs: bool,
     /// How long after the end of the fault it worked; None when it never failed.
     pub again: Option<Duration>,
 }
@@ -51,9 +56,16 @@ impl Cell {
         self.outcome.class == "OK"
     }
 
-    /// The code alone: each has one reason, which the test knows.
+    /// The code alone: each has one reason, which the test knows. A device that hangs while it makes a key ends the call's
+    /// time, or a breaker that opened meanwhile refuses it first: which of the two is chance.
     fn code(&self) -> &str {
-        self.outcome.class.split(' ').next().unwrap_or_default()
+        let code = self.outcome.class.split(' ').next().unwrap_or_default();
+        match code {
+            "UNAVAILABLE" | "DEADLINE_EXCEEDED" if self.hangs && self.operation.makes_a_key() => {
+                "UNAVAILABLE or DEADLINE_EXCEEDED"
+            }
+            other => other,
+        }
     }
 }
 
@@ -74,16 +86,23 @@ impl Row {
 
     fn classes(&self) -> String {
         let mut line = format!("| {} |", self.fault);
+        // The same operation may have been tried twice.
         let code = |operation: &Operation| {
-            let cell = self.cells.iter().find(|c| c.operation == *operation);
-            cell.map_or("?", Cell::code)
+            let mut codes = self.cells.iter().filter(|c| c.operation == *operation);
+            let first = codes.next().map_or("?", Cell::code);
+            if codes.all(|cell| cell.code() == first) {
+                first
+            } else {
+                "?"
+            }
         };
         for operation in columns() {
             let _ = write!(line, " {} |", code(operation));
         }
         let mut free = Operation::ALL.iter().filter(|o| !in_column(**o));
         let goes_on = free.all(|operation| code(operation) == "OK");
-        let _ = writeln!(line, " {} |", if goes_on { "OK" } else { "?" });
+        let ready = if self.is_away { "200, degraded" } else { "200" };
+        let _ = writeln!(line, " {} | {ready} |", if goes_on { "OK" } else { "?" });
         line
     }
 
@@ -134,10 +153,10 @@ fn classes(page: &str) -> &str {
 fn render(rows: &[Row]) -> String {
     let names: Vec<_> = columns().map(|operation| operation.name()).collect();
     let mut page = format!(
-        "{HEAD}| fault | {} | needs no device |\n",
+        "{HEAD}| fault | {} | needs no device | /readyz |\n",
         names.join(" | ")
     );
-    page += &format!("|{}\n", "---|".repeat(names.len() + 2));
+    page += &format!("|{}\n", "---|".repeat(names.len() + 3));
     page.extend(rows.iter().map(Row::classes));
     page += TIMES;
     page += "\nOf the run that wrote this page: the slowest answer of any operation while the fault lasted, and how long \
