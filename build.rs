@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 7] = [
+const PROTOS: [&str; 11] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
@@ -13,10 +13,14 @@ const PROTOS: [&str; 7] = [
     "claviger/v1/audit.proto",
     "claviger/v1/principals.proto",
     "claviger/v1/incidents.proto",
+    "claviger/v1/data_keys.proto",
+    "claviger/v1/macs.proto",
+    "claviger/v1/keks.proto",
+    "claviger/v1/erasure.proto",
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.
-const JOB_ACTIONS: [&str; 8] = [
+const JOB_ACTIONS: [&str; 12] = [
     "CompleteRotation",
     "ExpireRotation",
     "RetireKeyVersion",
@@ -25,6 +29,10 @@ const JOB_ACTIONS: [&str; 8] = [
     "DestroyMaterial",
     "SettleIntent",
     "CheckpointAudit",
+    "RewrapDataKeys",
+    "CompleteKekRotation",
+    "ExpireKekRotation",
+    "DestroyTenantMaterial",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

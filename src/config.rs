@@ -193,6 +193,12 @@ impl Config {
         Ok(config)
     }
 
+    /// The backend that generates key pairs when CreateKey names none.
+    pub fn default_backend(&self) -> &str {
+        let chosen = self.keys.default_backend.as_ref();
+        chosen.unwrap_or(&self.kek.backend)
+    }
+
     /// How long a new kid is announced before it may sign.
     pub const fn soak(&self) -> Duration {
         let (max_age, skew) = (self.jwks.max_age_seconds, self.rotation.clock_skew_seconds);
@@ -228,6 +234,12 @@ impl Config {
             return wrong(format!(
                 "kek.backend {:?} is not one of [backends]",
                 self.kek.backend
+            ));
+        }
+        if !self.backends.contains_key(self.default_backend()) {
+            return wrong(format!(
+                "keys.default_backend {:?} is not one of [backends]",
+                self.default_backend()
             ));
         }
         let payload = self.limits.max_payload_bytes;

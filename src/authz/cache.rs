@@ -65,7 +65,13 @@ impl Cache {
         // Names that do not exist are the caller's to invent; they must not push out the others.
         if matches!(
             question.resource.entity,
-            Entity::UnknownKey(_) | Entity::UnknownRotation(_) | Entity::UnknownPrincipal(_)
+            Entity::UnknownKey(_)
+                | Entity::UnknownRotation(_)
+                | Entity::UnknownIncident(_)
+                | Entity::UnknownDestruction(_)
+                | Entity::UnknownKekRotation(_)
+                | Entity::UnknownTenantDestruction(_)
+                | Entity::UnknownPrincipal(_)
         ) {
             return decide();
         }

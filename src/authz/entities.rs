@@ -98,6 +98,10 @@ impl<'a> Question<'a> {
             Entity::Rotation(_) | Entity::UnknownRotation(_) => &words.rotation,
             Entity::Incident(_) | Entity::UnknownIncident(_) => &words.incident,
             Entity::Destruction(_) | Entity::UnknownDestruction(_) => &words.destruction,
+            Entity::KekRotation(_) | Entity::UnknownKekRotation(_) => &words.kek_rotation,
+            Entity::TenantDestruction(_) | Entity::UnknownTenantDestruction(_) => {
+                &words.tenant_destruction
+            }
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => &words.account,
             Entity::Tenant => &words.tenant,
         };
@@ -115,6 +119,10 @@ impl<'a> Question<'a> {
             | Entity::UnknownIncident(_)
             | Entity::Destruction(_)
             | Entity::UnknownDestruction(_)
+            | Entity::KekRotation(_)
+            | Entity::UnknownKekRotation(_)
+            | Entity::TenantDestruction(_)
+            | Entity::UnknownTenantDestruction(_)
             | Entity::Principal(_)
             | Entity::UnknownPrincipal(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
         };
@@ -138,6 +146,8 @@ pub(super) struct Words {
     rotation: EntityTypeName,
     incident: EntityTypeName,
     destruction: EntityTypeName,
+    kek_rotation: EntityTypeName,
+    tenant_destruction: EntityTypeName,
     account: EntityTypeName,
     /// Every action with the kind it belongs to, in the order of `Action::ALL`.
     actions: Vec<CedarEntity>,
@@ -163,6 +173,8 @@ impl Words {
             rotation: name("Rotation")?,
             incident: name("Incident")?,
             destruction: name("Destruction")?,
+            kek_rotation: name("KekRotation")?,
+            tenant_destruction: name("TenantDestruction")?,
             account: name("Account")?,
             actions: actions.collect::<Result<_, _>>()?,
         })
@@ -203,6 +215,10 @@ const fn purpose(entity: &Entity) -> Option<Purpose> {
         | Entity::UnknownIncident(_)
         | Entity::Destruction(_)
         | Entity::UnknownDestruction(_)
+        | Entity::KekRotation(_)
+        | Entity::UnknownKekRotation(_)
+        | Entity::TenantDestruction(_)
+        | Entity::UnknownTenantDestruction(_)
         | Entity::Principal(_)
         | Entity::UnknownPrincipal(_)
         | Entity::Tenant => None,
@@ -216,7 +232,9 @@ fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Grant, KeyId, PrincipalId, RotationId, Scope, Timestamp};
+    use crate::model::{
+        Grant, KekRotationId, KeyId, PrincipalId, RotationId, Scope, TenantDestructionId, Timestamp,
+    };
 
     // The hot path skips this check.
     #[test]
@@ -228,14 +246,15 @@ mod tests {
             let entity = words.action(*action)?;
             assert_eq!(entity.uid().id().unescaped(), action.name());
         }
-        let purposes = [Purpose::Signing, Purpose::TokenSigning, Purpose::Encryption];
-        let keys = purposes.map(|purpose| Entity::Key {
+        let keys = Purpose::ALL.map(|purpose| Entity::Key {
             id: KeyId::random(),
             purpose,
         });
         let others = [
             Entity::UnknownKey("jwt".into()),
             Entity::Rotation(RotationId::random()),
+            Entity::KekRotation(KekRotationId::random()),
+            Entity::TenantDestruction(TenantDestructionId::random()),
             Entity::Principal(PrincipalId::random()),
             Entity::Tenant,
         ];

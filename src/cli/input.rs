@@ -175,14 +175,14 @@ pub fn choice<E: Clone + Send + Sync + 'static>(
 pub fn algorithm() -> impl TypedValueParser<Value = Algorithm> {
     let names = &[
         "ES256", "ES384", "ES512", "EdDSA", "PS256", "PS384", "PS512", "RS256", "RS384", "RS512",
-        "A256GCM",
+        "A256GCM", "HS256", "HS512",
     ];
     choice(names, "ALGORITHM_", Algorithm::from_str_name)
 }
 
 /// `--purpose`.
 pub fn purpose() -> impl TypedValueParser<Value = KeyPurpose> {
-    let names = &["signing", "token-signing", "encryption"];
+    let names = &["signing", "token-signing", "encryption", "mac"];
     choice(names, "KEY_PURPOSE_", KeyPurpose::from_str_name)
 }
 

@@ -62,7 +62,10 @@ impl Destructions {
         self.keys.flush_uses().await?;
         let key = self.fresh(&due.tenant, due.key_id).await?;
         let version = version(&key, &due.kid)?.clone();
-        let Material::KeyPair { reference, .. } = &version.material else {
+        let Material::KeyPair {
+            backend, reference, ..
+        } = &version.material
+        else {
             let step = match self.need_since_approval(&due, &version).await? {
                 Some(need) => Step::CallOff(need),
                 None => Step::Record {
@@ -87,14 +90,13 @@ impl Destructions {
         }
         let mut tx = self.db.begin().await?;
         tx.hold(term).await?;
-        let backend = &key.key.backend;
         let begun = tx
             .begin_destroy(due.id, &due.kid, backend, &due.tenant)
             .await?;
         let Some(intent) = begun else { return Ok(None) };
         tx.commit().await?;
         fault::point("destroy.intended");
-        let gone = self.keys.destroy_pair(&key, reference).await?;
+        let gone = self.keys.destroy_pair(&key, backend, reference).await?;
         fault::point("destroy.destroyed");
         Ok(Some(Due {
             destruction: due,

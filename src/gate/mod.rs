@@ -385,12 +385,17 @@ fn visible(caller: &Caller, resource: &Resource) -> bool {
         Entity::UnknownRotation(_)
         | Entity::UnknownIncident(_)
         | Entity::UnknownDestruction(_)
+        | Entity::UnknownTenantDestruction(_)
         | Entity::UnknownPrincipal(_) => false,
         Entity::Key { .. }
         | Entity::UnknownKey(_)
         | Entity::Rotation(_)
         | Entity::Incident(_)
         | Entity::Destruction(_)
+        | Entity::TenantDestruction(_)
+        // There is one KEK for the installation, so an unknown id is the platform's too.
+        | Entity::KekRotation(_)
+        | Entity::UnknownKekRotation(_)
         | Entity::Principal(_)
         | Entity::Tenant => caller.principal.sees(&resource.tenant),
     }
@@ -414,6 +419,14 @@ pub fn not_found(resource: &Resource) -> Error {
         Entity::Destruction(_) | Entity::UnknownDestruction(_) => Error::new(
             Reason::DestructionNotFound,
             "no such destruction, or none that you may see",
+        ),
+        Entity::KekRotation(_) | Entity::UnknownKekRotation(_) => Error::new(
+            Reason::KekRotationNotFound,
+            "no such rotation of the KEK, or none that you may see",
+        ),
+        Entity::TenantDestruction(_) | Entity::UnknownTenantDestruction(_) => Error::new(
+            Reason::DestructionNotFound,
+            "no such destruction of a tenant's keys, or none that you may see",
         ),
         Entity::Principal(_) | Entity::UnknownPrincipal(_) => Error::new(
             Reason::PrincipalNotFound,

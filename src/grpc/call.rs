@@ -16,7 +16,7 @@ use crate::{
     authn::{Authn, ConnectedPeer},
     destruction::Destructions,
     directory::Directory,
-    error::Result,
+    error::{Error, Reason, Result},
     gate::Gate,
     incidents::Incidents,
     keys::Keys,
@@ -154,4 +154,9 @@ fn idempotency(
         key: text.into(),
         request_hash,
     })
+}
+
+/// An RPC that is declared and not there yet.
+pub async fn unfinished<M, T>(_caller: Caller, _message: M) -> Result<T> {
+    Err(Error::new(Reason::UnknownMethod, "not implemented yet"))
 }

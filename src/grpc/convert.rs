@@ -73,6 +73,8 @@ pub fn algorithm(number: i32) -> Result<Algorithm> {
         Ok(P::Rs384) => Ok(Algorithm::Rs384),
         Ok(P::Rs512) => Ok(Algorithm::Rs512),
         Ok(P::A256gcm) => Ok(Algorithm::A256Gcm),
+        Ok(P::Hs256) => Ok(Algorithm::Hs256),
+        Ok(P::Hs512) => Ok(Algorithm::Hs512),
         Ok(P::Unspecified) | Err(_) => Err(invalid("algorithm is required")),
     }
 }
@@ -92,6 +94,8 @@ pub const fn algorithm_number(algorithm: Algorithm) -> i32 {
         Algorithm::Rs384 => P::Rs384,
         Algorithm::Rs512 => P::Rs512,
         Algorithm::A256Gcm => P::A256gcm,
+        Algorithm::Hs256 => P::Hs256,
+        Algorithm::Hs512 => P::Hs512,
     };
     number as i32
 }
@@ -103,6 +107,7 @@ pub fn purpose(number: i32) -> Result<Purpose> {
         Ok(P::Signing) => Ok(Purpose::Signing),
         Ok(P::TokenSigning) => Ok(Purpose::TokenSigning),
         Ok(P::Encryption) => Ok(Purpose::Encryption),
+        Ok(P::Mac) => Ok(Purpose::Mac),
         Ok(P::Unspecified) | Err(_) => Err(invalid("purpose is required")),
     }
 }
@@ -113,6 +118,7 @@ const fn purpose_number(purpose: Purpose) -> i32 {
         Purpose::Signing => P::Signing,
         Purpose::TokenSigning => P::TokenSigning,
         Purpose::Encryption => P::Encryption,
+        Purpose::Mac => P::Mac,
     };
     number as i32
 }
@@ -172,6 +178,7 @@ fn rotation_policy(policy: &RotationPolicy) -> proto::RotationPolicy {
         mode: mode.into(),
         approvals_needed: policy.approvals_needed.get(),
         standby: policy.standby,
+        standby_backend: policy.standby_backend.clone().unwrap_or_default(),
         grace: length(policy.grace),
         set_by: policy.set_by.map(|id| id.to_string()).unwrap_or_default(),
         approved_by: standing.map(|a| a.approver.to_string()).unwrap_or_default(),
@@ -378,10 +385,19 @@ pub fn key_row(key: &Key, active: Option<&Kid>, compromised: bool, now: Timestam
 
 fn version(key: &Key, v: &KeyVersion) -> proto::KeyVersion {
     let public = v.public_key();
-    let reference = match &v.material {
-        Material::KeyPair { reference, .. } => reference.to_string(),
-        Material::DataKey { .. } | Material::Shredded { .. } => String::new(),
+    let (backend, reference) = match &v.material {
+        Material::KeyPair {
+            backend, reference, ..
+        } => (backend.clone(), reference.to_string()),
+        Material::DataKey { .. } | Material::Shredded { .. } => (String::new(), String::new()),
     };
+    let imported = matches!(
+        &v.material,
+        Material::DataKey {
+            sealed_secret: Some(_),
+            ..
+        }
+    );
     proto::KeyVersion {
         kid: v.kid.to_string(),
         number: v.number,
@@ -401,6 +417,8 @@ fn version(key: &Key, v: &KeyVersion) -> proto::KeyVersion {
         last_token_expire_time: v.last_token_exp.and_then(time),
         standby: v.is_standby,
         last_use_time: v.last_used_at.and_then(time),
+        backend,
+        imported,
     }
 }
 

@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
     call::Parts,
     convert,
     proto::{self, crypto_service_server::CryptoService},
     status::item_error,
+    streams,
 };
 use crate::{
     error::{Error, Reason, Result},
@@ -373,5 +374,23 @@ impl CryptoService for Crypto {
             batch_rewrap_response
         )
         .map(|r| r.map(|results| proto::BatchRewrapResponse { results }))
+    }
+
+    type EncryptStreamStream = streams::Sealed;
+
+    async fn encrypt_stream(
+        &self,
+        _: Request<Streaming<proto::EncryptStreamRequest>>,
+    ) -> Answer<Self::EncryptStreamStream> {
+        Err(Status::unimplemented("not implemented yet"))
+    }
+
+    type DecryptStreamStream = streams::Opened;
+
+    async fn decrypt_stream(
+        &self,
+        _: Request<Streaming<proto::DecryptStreamRequest>>,
+    ) -> Answer<Self::DecryptStreamStream> {
+        Err(Status::unimplemented("not implemented yet"))
     }
 }

@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::Parts,
+    call::{Parts, unfinished},
     convert, destructions,
     proto::{self, key_service_server::KeyService},
 };
@@ -14,7 +14,7 @@ use crate::{
     clock::Clock,
     error::Result,
     keys::{AdoptKey, CreateKey, KeyFilter, KeySnapshot, UpdateKey},
-    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Purpose, Resource},
+    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Resource},
 };
 
 /// KeyService over these parts.
@@ -49,6 +49,8 @@ impl KeyApi {
             approvals_needed: NonZeroU32::new(r.approvals_needed),
             standby: r.standby,
             grace: convert::duration("grace", r.grace)?,
+            backend: named(r.backend),
+            standby_backend: named(r.standby_backend),
         };
         let resource = to_be(&request.tenant, &request.name);
         let keys = Arc::clone(&self.parts.keys);
@@ -70,7 +72,7 @@ impl KeyApi {
     ) -> Result<proto::AdoptKeyResponse> {
         let purpose = convert::purpose(r.purpose)?;
         let algorithm: Algorithm = convert::algorithm(r.algorithm)?;
-        if purpose == Purpose::Encryption {
+        if !purpose.has_pairs() {
             return Err(convert::invalid(
                 "purpose must be SIGNING or TOKEN_SIGNING; data keys are made here, not adopted",
             ));
@@ -91,6 +93,8 @@ impl KeyApi {
                 approvals_needed: NonZeroU32::new(r.approvals_needed),
                 standby: r.standby,
                 grace: convert::duration("grace", r.grace)?,
+                backend: named(r.backend),
+                standby_backend: named(r.standby_backend),
             },
             uri: r.uri,
         };
@@ -178,6 +182,8 @@ impl KeyApi {
             approvals_needed: r.approvals_needed.map(approvals_needed).transpose()?,
             standby: r.standby,
             grace: convert::duration("grace", r.grace)?,
+            backend: r.backend,
+            standby_backend: r.standby_backend.map(named),
         };
         let target = self.parts.keys.find(&tenant, &key).await?;
         let resource = target.resource();
@@ -262,6 +268,11 @@ impl KeyApi {
 
 fn approvals_needed(number: u32) -> Result<NonZeroU32> {
     NonZeroU32::new(number).ok_or_else(|| convert::invalid("approvals_needed must be 1 to 8"))
+}
+
+/// Empty means that none was named.
+fn named(backend: String) -> Option<String> {
+    Some(backend).filter(|name| !name.is_empty())
 }
 
 /// A key that does not exist yet.
@@ -349,6 +360,21 @@ impl KeyService for KeyApi {
     ) -> Answer<proto::CancelKeyDestructionResponse> {
         let act = async |caller, m| destructions::cancel_destruction(&self.parts, caller, m).await;
         self.parts.call(r, Action::CancelKeyDestruction, act).await
+    }
+
+    async fn import_key(
+        &self,
+        r: Request<proto::ImportKeyRequest>,
+    ) -> Answer<proto::ImportKeyResponse> {
+        self.parts.call(r, Action::ImportKey, unfinished).await
+    }
+
+    async fn get_key_version_usage(
+        &self,
+        r: Request<proto::GetKeyVersionUsageRequest>,
+    ) -> Answer<proto::GetKeyVersionUsageResponse> {
+        let action = Action::GetKeyVersionUsage;
+        self.parts.call(r, action, unfinished).await
     }
 
     async fn list_key_destructions(

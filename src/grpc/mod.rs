@@ -7,15 +7,20 @@ mod audit;
 mod call;
 mod convert;
 mod crypto;
+mod data_keys;
 mod destructions;
+mod erasure;
 mod incidents;
+mod keks;
 mod keys;
 pub mod layers;
 pub mod listener;
+mod macs;
 mod principals;
 pub mod proto;
 mod rotation;
 mod status;
+mod streams;
 mod tokens;
 
 pub use call::{LimitsConfig, Parts};
@@ -36,7 +41,10 @@ pub fn routes(
 ) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
         audit_service_server::AuditServiceServer, crypto_service_server::CryptoServiceServer,
-        incident_service_server::IncidentServiceServer, key_service_server::KeyServiceServer,
+        data_key_service_server::DataKeyServiceServer,
+        erasure_service_server::ErasureServiceServer,
+        incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
+        key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,
         principal_service_server::PrincipalServiceServer,
         rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
     };
@@ -50,10 +58,18 @@ pub fn routes(
     let rotation = RotationServiceServer::new(rotation::RotationApi(parts.clone()));
     let tokens = TokenServiceServer::new(tokens::TokenApi(parts.clone()));
     let audit = AuditServiceServer::new(audit::AuditApi(parts.clone()));
+    let data_keys = DataKeyServiceServer::new(data_keys::DataKeyApi(parts.clone()));
+    let macs = MacServiceServer::new(macs::MacApi(parts.clone()));
+    let keks = KekServiceServer::new(keks::KekApi(parts.clone()));
+    let erasure = ErasureServiceServer::new(erasure::ErasureApi(parts.clone()));
     let incidents = IncidentServiceServer::new(incidents::IncidentApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
+        .add_service(data_keys.max_decoding_message_size(limit))
+        .add_service(macs.max_decoding_message_size(limit))
+        .add_service(keks.max_decoding_message_size(limit))
+        .add_service(erasure.max_decoding_message_size(limit))
         .add_service(rotation.max_decoding_message_size(limit))
         .add_service(tokens.max_decoding_message_size(limit))
         .add_service(incidents.max_decoding_message_size(limit))

@@ -42,6 +42,10 @@ pub struct CreateKey {
     pub standby: bool,
     /// None for the default of the purpose.
     pub grace: Option<Duration>,
+    /// Backend of the key pairs; None for the configured default.
+    pub backend: Option<String>,
+    /// Backend of standby versions; None for the key's own.
+    pub standby_backend: Option<String>,
 }
 
 impl CreateKey {
@@ -57,6 +61,7 @@ impl CreateKey {
         policy.mode = self.rotation_mode.unwrap_or(policy.mode);
         policy.grace = self.grace.unwrap_or(policy.grace);
         policy.standby = self.standby;
+        policy.standby_backend = self.standby_backend.clone();
         policy.set_by = Some(set_by);
         policy.check()?;
         Ok(policy)
@@ -120,6 +125,7 @@ impl Keys {
         let generated = Generated {
             kid: public_key.thumbprint(),
             material: Material::KeyPair {
+                backend: key.backend.clone(),
                 reference: adopted.reference,
                 public_key,
             },
@@ -166,10 +172,7 @@ impl Keys {
         if self.db.key(&request.tenant, &name).await?.is_some() {
             return Err(name_taken(&request.name));
         }
-        let backend = match request.purpose {
-            Purpose::Encryption => self.kek.backend.capabilities().name.clone(),
-            Purpose::Signing | Purpose::TokenSigning => self.default_backend.clone(),
-        };
+        let backend = self.backend_of(request)?;
         let now = self.clock.now();
         Ok(Key {
             id: KeyId::random(),
@@ -186,6 +189,23 @@ impl Keys {
             policy,
             revision: 1,
         })
+    }
+
+    /// The backend of a new key. Errors: INVALID_FIELD for one that is not configured, or for data keys, which live
+    /// under the KEK.
+    fn backend_of(&self, request: &CreateKey) -> Result<String> {
+        if !request.purpose.has_pairs() {
+            if request.backend.is_some() || request.standby_backend.is_some() {
+                return Err(no_pairs(request.purpose));
+            }
+            return Ok(self.kek.backend.capabilities().name.clone());
+        }
+        if let Some(standby) = &request.standby_backend {
+            self.expect_backend(standby)?;
+        }
+        let name = request.backend.as_ref().unwrap_or(&self.default_backend);
+        self.expect_backend(name)?;
+        Ok(name.clone())
     }
 
     async fn record_new(
@@ -285,6 +305,16 @@ fn mismatch(algorithm: Algorithm, purpose: Purpose) -> Error {
     )
 }
 
+/// Why a key without pairs has no backend of its own.
+pub(super) fn no_pairs(purpose: Purpose) -> Error {
+    Error::new(
+        Reason::InvalidField,
+        format!(
+            "a {purpose} key has data keys, which the KEK wraps; leave backend and standby_backend out"
+        ),
+    )
+}
+
 fn name_taken(name: &KeyName) -> Error {
     Error::new(
         Reason::AlreadyExists,
@@ -304,8 +334,13 @@ fn not_adoptable(error: crate::backends::BackendError) -> Error {
     match error {
         B::Missing(_) => Error::new(
             Reason::KeyNotAdoptable,
-            "the URI names no key pair on the token, or more than one",
-        ),
+            "the URI names no key pair in the backend, or more than one, or one that is about to be deleted",
+        )
+        .because(error),
+        B::Suspended { ref why, .. } => {
+            let text = format!("the key cannot be used: {why}");
+            Error::new(Reason::KeyNotAdoptable, text).because(error)
+        }
         B::Rejected(why) => Error::new(Reason::InvalidField, format!("uri: {why}")),
         other => other.into(),
     }

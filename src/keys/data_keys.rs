@@ -106,6 +106,7 @@ impl Keys {
         Ok(Material::DataKey {
             kek: reference.clone(),
             wrapped,
+            sealed_secret: None,
         })
     }
 
@@ -118,7 +119,7 @@ impl Keys {
         kid: &Kid,
         material: &Material,
     ) -> Result<Arc<Unwrapped>> {
-        let Material::DataKey { kek, wrapped } = material else {
+        let Material::DataKey { kek, wrapped, .. } = material else {
             return Err(Error::internal(format!("version {kid} has no data key")));
         };
         let unwrap = async {

@@ -4,6 +4,7 @@
 
 use super::Keys;
 use crate::{
+    backends::{Priority, with_priority},
     error::{Error, Result},
     fault,
     model::{IntentId, Key, Kid, Purpose, key::Material},
@@ -22,8 +23,22 @@ pub struct Generated {
 impl Keys {
     /// Generates the material of one new version of `key`: a key pair in the key's backend, or a wrapped data key.
     pub async fn generate(&self, key: &Key, number: u32) -> Result<Generated> {
+        self.generate_in(key, number, &key.backend).await
+    }
+
+    /// As `generate`, with a key pair in this backend.
+    pub(super) async fn generate_in(
+        &self,
+        key: &Key,
+        number: u32,
+        backend: &str,
+    ) -> Result<Generated> {
+        with_priority(Priority::Rotation, self.material(key, number, backend)).await
+    }
+
+    async fn material(&self, key: &Key, number: u32, backend: &str) -> Result<Generated> {
         match key.purpose {
-            Purpose::Encryption => {
+            Purpose::Encryption | Purpose::Mac => {
                 let kid = Kid::random();
                 let material = self.new_data_key(&key.tenant, key.id, &kid).await?;
                 Ok(Generated {
@@ -32,21 +47,23 @@ impl Keys {
                     intent: None,
                 })
             }
-            Purpose::Signing | Purpose::TokenSigning => self.generate_pair(key, number).await,
+            Purpose::Signing | Purpose::TokenSigning => {
+                self.generate_pair(key, number, backend).await
+            }
         }
     }
 
     /// Does the device answer that generates or wraps the material of `key`?
     pub async fn ready(&self, key: &Key) -> Result<()> {
         let backend = match key.purpose {
-            Purpose::Encryption => &self.kek.backend,
+            Purpose::Encryption | Purpose::Mac => &self.kek.backend,
             Purpose::Signing | Purpose::TokenSigning => self.backend(&key.backend)?,
         };
         Ok(backend.ready(self.deadline()).await?)
     }
 
-    async fn generate_pair(&self, key: &Key, number: u32) -> Result<Generated> {
-        let backend = self.backend(&key.backend)?;
+    async fn generate_pair(&self, key: &Key, number: u32, name: &str) -> Result<Generated> {
+        let backend = self.backend(name)?;
         let spec = key
             .algorithm
             .key_spec(key.rsa_bits)
@@ -56,7 +73,7 @@ impl Keys {
         // By database time: another replica judges by it how old the intent is.
         let now = self.db.now().await?;
         self.db
-            .record_intent(intent, &key.backend, &key.tenant, &label, now)
+            .record_intent(intent, name, &key.tenant, &label, now)
             .await?;
         fault::point("generate.intended");
         let created = backend
@@ -69,6 +86,7 @@ impl Keys {
         Ok(Generated {
             kid: public_key.thumbprint(),
             material: Material::KeyPair {
+                backend: name.to_owned(),
                 reference: created.reference,
                 public_key,
             },

@@ -4,7 +4,10 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
 use serde_json::json;
 
-use super::{KeySnapshot, Keys, create::rotation_period};
+use super::{
+    KeySnapshot, Keys,
+    create::{no_pairs, rotation_period},
+};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Mutation, Permit, Recorded},
@@ -29,6 +32,10 @@ pub struct UpdateKey {
     pub standby: Option<bool>,
     /// New grace, for rotations from now on.
     pub grace: Option<Duration>,
+    /// New backend of versions from now on.
+    pub backend: Option<String>,
+    /// New backend of standby versions; Some(None) for the key's own.
+    pub standby_backend: Option<Option<String>>,
 }
 
 impl UpdateKey {
@@ -52,8 +59,13 @@ impl UpdateKey {
         policy.mode = self.rotation_mode.unwrap_or(before.mode);
         policy.standby = self.standby.unwrap_or(before.standby);
         policy.grace = self.grace.unwrap_or(before.grace);
+        if let Some(backend) = &self.standby_backend {
+            policy.standby_backend.clone_from(backend);
+        }
         let raised = policy.approvals_needed > before.approvals_needed;
-        if self.rotation_mode.is_some() || raised || policy.grace != before.grace {
+        let elsewhere = self.backend.is_some() || policy.standby_backend != before.standby_backend;
+        let other = raised || elsewhere || policy.grace != before.grace;
+        if self.rotation_mode.is_some() || other {
             policy.set_by = Some(by);
             policy.standing_approval = None;
         }
@@ -89,6 +101,16 @@ impl Keys {
         key.policy = change.policy(&key.policy, permit.caller().principal.id)?;
         if let Some(owner) = change.owner {
             key.owner = owner;
+        }
+        let elsewhere = [change.backend.clone(), change.standby_backend.flatten()];
+        for backend in elsewhere.iter().flatten() {
+            if !key.purpose.has_pairs() {
+                return Err(no_pairs(key.purpose));
+            }
+            self.expect_backend(backend)?;
+        }
+        if let Some(backend) = change.backend {
+            key.backend = backend;
         }
         if change.rotation_period.is_some() || change.next_rotation_at.is_some() {
             // A rotation that becomes due by this is one that they ask for, and not what was approved.
@@ -159,6 +181,8 @@ impl Keys {
             "approvals_needed": key.policy.approvals_needed.get(),
             "standby": key.policy.standby,
             "grace_seconds": key.policy.grace.as_secs(),
+            "backend": key.backend,
+            "standby_backend": key.policy.standby_backend,
             "policy_set_by": key.policy.set_by.map(|id| id.to_string()),
             "policy_approved_by": standing.map(|approval| approval.approver.to_string()),
         });

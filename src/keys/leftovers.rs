@@ -35,8 +35,13 @@ impl Keys {
     ///
     /// Errors: the backend's. A pair that the device does not show counts as gone only when the device is ready, still
     /// does not show it, and shows another key of ours: a token that vanished looks like an empty one.
-    pub async fn destroy_pair(&self, key: &KeySnapshot, reference: &BackendRef) -> Result<Gone> {
-        let backend = self.backend(&key.key.backend)?;
+    pub async fn destroy_pair(
+        &self,
+        key: &KeySnapshot,
+        backend: &str,
+        reference: &BackendRef,
+    ) -> Result<Gone> {
+        let backend = self.backend(backend)?;
         match backend.destroy(reference, self.deadline()).await {
             Ok(()) => return Ok(Gone::Destroyed),
             Err(BackendError::Missing(_)) => {}
@@ -69,8 +74,13 @@ impl Keys {
             .versions()
             .iter()
             .filter_map(|v| match &v.version.material {
-                Material::KeyPair { reference, .. }
-                    if v.state() != VersionState::Destroyed && reference != gone =>
+                Material::KeyPair {
+                    backend: name,
+                    reference,
+                    ..
+                } if v.state() != VersionState::Destroyed
+                    && reference != gone
+                    && *name == backend.capabilities().name =>
                 {
                     Some(reference)
                 }

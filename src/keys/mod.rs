@@ -33,7 +33,7 @@ pub use crate::store::{KeyFilter, ListedKey};
 use crate::{
     backends::Backend,
     clock::Clock,
-    error::{Error, Result},
+    error::{Error, Reason, Result},
     gate::{Mutation, not_found},
     model::{Entity, KeyRef, Kid, Resource, TenantName, key::BackendRef},
     store::Db,
@@ -43,6 +43,8 @@ use crate::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KeysConfig {
+    /// Backend that generates key pairs when CreateKey names none. Default: the backend of the KEK.
+    pub default_backend: Option<String>,
     /// Keys held in memory. Default 10,000.
     pub cache_size: usize,
     /// Unwrapped data keys held in memory. Default 10,000.
@@ -90,6 +92,7 @@ impl KeysConfig {
 impl Default for KeysConfig {
     fn default() -> Self {
         Self {
+            default_backend: None,
             cache_size: 10_000,
             data_key_cache_size: 10_000,
             data_key_ttl_seconds: 300,
@@ -136,7 +139,7 @@ pub struct Target {
 }
 
 impl Keys {
-    /// Keys over these parts. `default_backend` is where new key pairs are generated.
+    /// Keys over these parts. `default_backend` is where key pairs are generated that name no other.
     pub fn new(
         db: Db,
         backends: Backends,
@@ -212,6 +215,21 @@ impl Keys {
         self.backends
             .get(name)
             .ok_or_else(|| Error::internal(format!("no backend {name:?} is configured")))
+    }
+
+    /// Errors: INVALID_FIELD when no backend has this name.
+    fn expect_backend(&self, name: &str) -> Result<()> {
+        if self.backends.contains_key(name) {
+            return Ok(());
+        }
+        let known: Vec<_> = self.backends.keys().map(String::as_str).collect();
+        Err(Error::new(
+            Reason::InvalidField,
+            format!(
+                "no backend of this name is configured; there is {}",
+                known.join(", ")
+            ),
+        ))
     }
 
     fn generation_deadline(&self) -> Instant {

@@ -46,7 +46,7 @@ impl Sampler {
 impl Keys {
     /// Signs with the ACTIVE version of a SIGNING key.
     ///
-    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, and the backend's.
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, PAYLOAD_TOO_LARGE, and the backend's.
     pub async fn sign(
         &self,
         permit: &Permit,
@@ -148,14 +148,21 @@ impl Keys {
                 format!("version {kid} is {} and does not sign", version.state()),
             ));
         }
-        let (Material::KeyPair { reference, .. }, Some(verifier)) =
-            (&version.version.material, &version.verifier)
+        let (
+            Material::KeyPair {
+                backend: name,
+                reference,
+                ..
+            },
+            Some(verifier),
+        ) = (&version.version.material, &version.verifier)
         else {
             return Err(Error::internal(format!("version {kid} has no key pair")));
         };
         // Superseded meanwhile is fine: what it signed while it was ACTIVE stays valid.
         self.release_while(permit, key, kid, VersionState::verifies);
-        let backend = self.backend(&key.key.backend)?;
+        let backend = self.backend(name)?;
+        check_length(algorithm, input, backend.capabilities().longest_message)?;
         let deadline = self.deadline();
         self.note_use(kid);
         let signature = match (input, algorithm.hash()) {
@@ -171,11 +178,27 @@ impl Keys {
         {
             metrics::counter!("claviger_wrong_signature_total").increment(1);
             return Err(Error::internal(format!(
-                "backend {} made a signature that {kid} does not verify",
-                key.key.backend
+                "backend {name} made a signature that {kid} does not verify"
             )));
         }
         Ok(signature)
+    }
+}
+
+/// Where the device makes the digest itself, it may take short messages only. Errors: PAYLOAD_TOO_LARGE.
+fn check_length(algorithm: Algorithm, input: SignInput<'_>, longest: Option<usize>) -> Result<()> {
+    match (input, algorithm.hash(), longest) {
+        (SignInput::Message(message), None, Some(longest)) if message.len() > longest => {
+            Err(Error::new(
+                Reason::PayloadTooLarge,
+                format!(
+                    "the key's backend signs {algorithm} messages of up to {longest} bytes, this one has {}; use \
+                     another algorithm, or a key in another backend",
+                    message.len()
+                ),
+            ))
+        }
+        (SignInput::Message(_) | SignInput::Digest(_), _, _) => Ok(()),
     }
 }
 

@@ -10,7 +10,7 @@ use super::{KeySnapshot, Keys};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
-    model::{KeyId, KeyRef, KeyVersion, Kid, TenantName, VersionState, key::VersionEvent},
+    model::{Key, KeyId, KeyRef, KeyVersion, Kid, TenantName, VersionState, key::VersionEvent},
     store::{IntentState, StoreError, Term},
 };
 
@@ -24,11 +24,11 @@ impl Keys {
         target.snapshot().cloned()
     }
 
-    /// Does the device answer that would generate this key's next version?
+    /// Does the device answer that would generate this key's standby version?
     ///
     /// Errors: BACKEND_UNAVAILABLE, and the backend's others.
     pub async fn expect_device(&self, key: &KeySnapshot) -> Result<()> {
-        let backend = self.backend(&key.key.backend)?;
+        let backend = self.backend(standby_backend(&key.key))?;
         Ok(backend.ready(self.deadline()).await?)
     }
 
@@ -57,7 +57,8 @@ impl Keys {
             return Err(changed());
         }
         let number = key.next_number();
-        let generated = self.generate(&key.key, number).await?;
+        let backend = standby_backend(&key.key);
+        let generated = self.generate_in(&key.key, number, backend).await?;
         let now = self.clock.now();
         let (kid, id) = (generated.kid.clone(), key.key.id);
         let mut version =
@@ -137,6 +138,12 @@ impl Keys {
         let details = json!({ "key_id": key.key.id.to_string(), "kid": kid.as_str() });
         mutation.record(kid, details).await
     }
+}
+
+/// Where the standby version of a key is kept.
+fn standby_backend(key: &Key) -> &str {
+    let chosen = key.policy.standby_backend.as_ref();
+    chosen.unwrap_or(&key.backend)
 }
 
 /// The standby version that is kept.

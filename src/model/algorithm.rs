@@ -16,6 +16,8 @@ pub enum Purpose {
     TokenSigning,
     /// Encrypts bytes under data keys.
     Encryption,
+    /// Computes and verifies message authentication codes.
+    Mac,
 }
 
 /// JOSE algorithms (RFC 7518, RFC 8037); one per key, for life.
@@ -43,6 +45,10 @@ pub enum Algorithm {
     Rs512,
     /// The envelope of `envelope/`, AES-256-GCM.
     A256Gcm,
+    /// HMAC, SHA-256 (FIPS 198-1).
+    Hs256,
+    /// HMAC, SHA-512.
+    Hs512,
 }
 
 /// What a backend generates for an algorithm.
@@ -100,7 +106,7 @@ pub const RSA_BITS_DEFAULT: u32 = 3072;
 
 impl Algorithm {
     /// Every algorithm.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Es256,
         Self::Es384,
         Self::Es512,
@@ -112,6 +118,8 @@ impl Algorithm {
         Self::Rs384,
         Self::Rs512,
         Self::A256Gcm,
+        Self::Hs256,
+        Self::Hs512,
     ];
 
     /// `alg` in JOSE, and the text in the database.
@@ -128,16 +136,18 @@ impl Algorithm {
             Self::Rs384 => "RS384",
             Self::Rs512 => "RS512",
             Self::A256Gcm => "A256GCM",
+            Self::Hs256 => "HS256",
+            Self::Hs512 => "HS512",
         }
     }
 
-    /// The hash that is signed. None for EdDSA, which signs messages, and for encryption.
+    /// The hash that is signed. None for EdDSA, which signs messages, for encryption and for MACs.
     pub const fn hash(self) -> Option<Hash> {
         match self {
             Self::Es256 | Self::Ps256 | Self::Rs256 => Some(Hash::Sha256),
             Self::Es384 | Self::Ps384 | Self::Rs384 => Some(Hash::Sha384),
             Self::Es512 | Self::Ps512 | Self::Rs512 => Some(Hash::Sha512),
-            Self::EdDsa | Self::A256Gcm => None,
+            Self::EdDsa | Self::A256Gcm | Self::Hs256 | Self::Hs512 => None,
         }
     }
 
@@ -152,12 +162,15 @@ impl Algorithm {
     /// True where the purpose and the algorithm go together.
     pub const fn fits(self, purpose: Purpose) -> bool {
         match purpose {
-            Purpose::Signing | Purpose::TokenSigning => !matches!(self, Self::A256Gcm),
+            Purpose::Signing | Purpose::TokenSigning => {
+                !matches!(self, Self::A256Gcm | Self::Hs256 | Self::Hs512)
+            }
             Purpose::Encryption => matches!(self, Self::A256Gcm),
+            Purpose::Mac => matches!(self, Self::Hs256 | Self::Hs512),
         }
     }
 
-    /// The key pair this signs with; `rsa_bits` is read for RSA only. None for encryption.
+    /// The key pair this signs with; `rsa_bits` is read for RSA only. None for encryption and MACs.
     pub const fn key_spec(self, rsa_bits: u32) -> Option<KeySpec> {
         match self {
             Self::Es256 => Some(KeySpec::P256),
@@ -167,11 +180,11 @@ impl Algorithm {
             Self::Ps256 | Self::Ps384 | Self::Ps512 | Self::Rs256 | Self::Rs384 | Self::Rs512 => {
                 Some(KeySpec::Rsa(rsa_bits))
             }
-            Self::A256Gcm => None,
+            Self::A256Gcm | Self::Hs256 | Self::Hs512 => None,
         }
     }
 
-    /// How signatures are verified, in their JOSE form. None for encryption.
+    /// How signatures are verified, in their JOSE form. None for encryption and MACs.
     pub fn verification(self) -> Option<&'static dyn signature::VerificationAlgorithm> {
         Some(match self {
             Self::Es256 => &signature::ECDSA_P256_SHA256_FIXED,
@@ -184,18 +197,32 @@ impl Algorithm {
             Self::Rs256 => &signature::RSA_PKCS1_2048_8192_SHA256,
             Self::Rs384 => &signature::RSA_PKCS1_2048_8192_SHA384,
             Self::Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
-            Self::A256Gcm => return None,
+            Self::A256Gcm | Self::Hs256 | Self::Hs512 => return None,
         })
     }
 }
 
 impl Purpose {
+    /// Every purpose.
+    pub const ALL: [Self; 4] = [
+        Self::Signing,
+        Self::TokenSigning,
+        Self::Encryption,
+        Self::Mac,
+    ];
+
+    /// Does a key of this purpose have key pairs in a backend? The others have data keys under the KEK.
+    pub const fn has_pairs(self) -> bool {
+        matches!(self, Self::Signing | Self::TokenSigning)
+    }
+
     /// The text in the database, in Cedar and in messages.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Signing => "SIGNING",
             Self::TokenSigning => "TOKEN_SIGNING",
             Self::Encryption => "ENCRYPTION",
+            Self::Mac => "MAC",
         }
     }
 }
@@ -227,7 +254,7 @@ impl FromStr for Purpose {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self, Error> {
-        [Self::Signing, Self::TokenSigning, Self::Encryption]
+        Self::ALL
             .into_iter()
             .find(|p| p.as_str() == s)
             .ok_or_else(|| Error::new(Reason::InvalidField, "unknown key purpose"))

@@ -75,6 +75,14 @@ uuid_id!(
     DestructionId, "destruction"
 );
 uuid_id!(
+    /// Identifies a rotation of the key-encryption key.
+    KekRotationId, "KEK rotation"
+);
+uuid_id!(
+    /// Identifies the destruction of a tenant's keys.
+    TenantDestructionId, "tenant destruction"
+);
+uuid_id!(
     /// Identifies an alert.
     AlertId, "alert"
 );

@@ -26,7 +26,7 @@ pub struct Key {
     pub algorithm: Algorithm,
     /// RSA modulus bits; 0 for other types.
     pub rsa_bits: u32,
-    /// Name of the backend that holds it or wraps its data keys.
+    /// Name of the backend that generates its next version or wraps its data keys.
     pub backend: String,
     /// Who answers for it (R-LIFE-2).
     pub owner: String,
@@ -51,6 +51,8 @@ pub struct RotationPolicy {
     pub approvals_needed: NonZeroU32,
     /// Is a standby version kept?
     pub standby: bool,
+    /// Backend of the standby version; None for the key's own.
+    pub standby_backend: Option<String>,
     /// How long a superseded version keeps verifying, beside the tokens it issued.
     pub grace: Duration,
     /// Who set mode or approvals last; None for a key older than policies.
@@ -110,6 +112,8 @@ pub struct KeyVersion {
 pub enum Material {
     /// A key pair in the backend.
     KeyPair {
+        /// Name of the backend that holds it.
+        backend: String,
         /// Where the private key is.
         reference: BackendRef,
         /// Its public half.
@@ -121,6 +125,8 @@ pub enum Material {
         kek: BackendRef,
         /// The wrapped key.
         wrapped: Vec<u8>,
+        /// The imported secret of a MAC key, encrypted by this data key; None where the data key itself is the secret.
+        sealed_secret: Option<Vec<u8>>,
     },
     /// A data key that was destroyed: nobody has it any more.
     Shredded {
@@ -358,7 +364,7 @@ impl Purpose {
         const DAY: u64 = 24 * 60 * 60;
         match self {
             Self::Signing | Self::TokenSigning => Duration::from_secs(90 * DAY),
-            Self::Encryption => Duration::from_secs(180 * DAY),
+            Self::Encryption | Self::Mac => Duration::from_secs(180 * DAY),
         }
     }
 }
@@ -398,11 +404,14 @@ impl RotationPolicy {
             // Signatures carry no expiry, so verifiers get as long as a key may live.
             Purpose::Signing => (RotationMode::Manual, 90),
             Purpose::TokenSigning => (RotationMode::Manual, 0),
+            // Nor do MACs.
+            Purpose::Mac => (RotationMode::Automatic, 90),
         };
         Self {
             mode,
             approvals_needed: NonZeroU32::MIN,
             standby: false,
+            standby_backend: None,
             grace: Duration::from_secs(grace_days * 24 * 60 * 60),
             set_by: None,
             standing_approval: None,

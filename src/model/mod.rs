@@ -21,8 +21,8 @@ pub use action::{AccessKind, Action, Exposure, METHODS, Method};
 pub use algorithm::{Algorithm, KeySpec, Purpose};
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
-    AlertId, DestructionId, IncidentId, IntentId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId,
-    RotationId, TenantName, TokenId,
+    AlertId, DestructionId, IncidentId, IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid,
+    NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use key::{Key, KeyVersion, RotationMode, RotationPolicy, VersionState};

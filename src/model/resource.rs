@@ -1,6 +1,9 @@
 //! What an action is on: the thing itself and the tenant it belongs to.
 
-use super::{DestructionId, IncidentId, KeyId, PrincipalId, Purpose, RotationId, TenantName};
+use super::{
+    DestructionId, IncidentId, KekRotationId, KeyId, PrincipalId, Purpose, RotationId,
+    TenantDestructionId, TenantName,
+};
 
 /// The object of an action.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -35,6 +38,14 @@ pub enum Entity {
     Destruction(DestructionId),
     /// A destruction that does not exist, by the id the caller gave.
     UnknownDestruction(DestructionId),
+    /// An existing rotation of the key-encryption key.
+    KekRotation(KekRotationId),
+    /// A rotation of the key-encryption key that does not exist, by the id the caller gave.
+    UnknownKekRotation(KekRotationId),
+    /// An existing destruction of a tenant's keys.
+    TenantDestruction(TenantDestructionId),
+    /// A destruction of a tenant's keys that does not exist, by the id the caller gave.
+    UnknownTenantDestruction(TenantDestructionId),
     /// An existing principal.
     Principal(PrincipalId),
     /// A principal that does not exist, by the id the caller gave.
@@ -52,14 +63,18 @@ impl Resource {
         }
     }
 
-    /// Kind of the entity, in the audit log: `key`, `rotation`, `incident`, `destruction`, `principal` or
-    /// `tenant`.
+    /// Kind of the entity, in the audit log: `key`, `rotation`, `incident`, `destruction`, `kek_rotation`,
+    /// `tenant_destruction`, `principal` or `tenant`.
     pub const fn kind(&self) -> &'static str {
         match self.entity {
             Entity::Key { .. } | Entity::UnknownKey(_) => "key",
             Entity::Rotation(_) | Entity::UnknownRotation(_) => "rotation",
             Entity::Incident(_) | Entity::UnknownIncident(_) => "incident",
             Entity::Destruction(_) | Entity::UnknownDestruction(_) => "destruction",
+            Entity::KekRotation(_) | Entity::UnknownKekRotation(_) => "kek_rotation",
+            Entity::TenantDestruction(_) | Entity::UnknownTenantDestruction(_) => {
+                "tenant_destruction"
+            }
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => "principal",
             Entity::Tenant => "tenant",
         }
@@ -73,6 +88,8 @@ impl Resource {
             Entity::Rotation(id) | Entity::UnknownRotation(id) => id.to_string(),
             Entity::Incident(id) | Entity::UnknownIncident(id) => id.to_string(),
             Entity::Destruction(id) | Entity::UnknownDestruction(id) => id.to_string(),
+            Entity::KekRotation(id) | Entity::UnknownKekRotation(id) => id.to_string(),
+            Entity::TenantDestruction(id) | Entity::UnknownTenantDestruction(id) => id.to_string(),
             Entity::Principal(id) | Entity::UnknownPrincipal(id) => id.to_string(),
             Entity::Tenant => self.tenant.to_string(),
         }

@@ -184,7 +184,7 @@ impl Rotations {
         let old_kid = active(key)?.kid.clone();
         let soak = match key.key.purpose {
             // Nobody outside keeps a copy of a data key, so there is nobody to wait for.
-            Purpose::Encryption => Duration::ZERO,
+            Purpose::Encryption | Purpose::Mac => Duration::ZERO,
             Purpose::Signing | Purpose::TokenSigning => self.soak,
         };
         let plan = Plan {

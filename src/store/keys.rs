@@ -16,27 +16,28 @@ use crate::model::{
 
 const INSERT_KEY: &str = "INSERT INTO keys (id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, \
      created_at, rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, \
-     policy_set_by, policy_approved_by, policy_approved_at, schedule_set_by) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)";
+     policy_set_by, policy_approved_by, policy_approved_at, schedule_set_by, standby_backend) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
 const UPDATE_KEY: &str = "UPDATE keys SET owner = $3, rotation_period = $4, next_rotation_at = $5, rotation_mode = $6, \
      approvals_needed = $7, standby = $8, grace = $9, policy_set_by = $10, policy_approved_by = $11, \
-     policy_approved_at = $12, schedule_set_by = $13, revision = revision + 1 WHERE id = $1 AND revision = $2";
+     policy_approved_at = $12, schedule_set_by = $13, backend = $14, standby_backend = $15, \
+     revision = revision + 1 WHERE id = $1 AND revision = $2";
 const INSERT_VERSION: &str = "INSERT INTO key_versions (kid, key_id, number, state, backend_ref, public_jwk, \
-     kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at, is_standby) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)";
+     kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at, is_standby, backend, sealed_secret) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
 const UPDATE_VERSION: &str = "UPDATE key_versions SET state = $3, announced_at = $4, activated_at = $5, \
-     deactivated_at = $6, retired_at = $7, compromised_at = $8, destroyed_at = $9, is_standby = $10, wrapped_key = $11 \
-     WHERE kid = $1 AND state = $2";
+     deactivated_at = $6, retired_at = $7, compromised_at = $8, destroyed_at = $9, is_standby = $10, wrapped_key = $11, \
+     sealed_secret = $12 WHERE kid = $1 AND state = $2";
 const KEY_BY_ID: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
      rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
-     policy_approved_by, policy_approved_at, schedule_set_by FROM keys WHERE id = $1";
+     policy_approved_by, policy_approved_at, schedule_set_by, standby_backend FROM keys WHERE id = $1";
 const KEY_BY_NAME: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
      rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
-     policy_approved_by, policy_approved_at, schedule_set_by FROM keys WHERE tenant = $1 AND name = $2";
+     policy_approved_by, policy_approved_at, schedule_set_by, standby_backend FROM keys WHERE tenant = $1 AND name = $2";
 // The ACTIVE kid and the flag come with the row, whatever the length of the page.
 const KEY_PAGE: &str = "SELECT k.id, k.tenant, k.name, k.purpose, k.algorithm, k.rsa_bits, k.backend, k.owner, \
      k.created_at, k.rotation_period, k.next_rotation_at, k.revision, k.rotation_mode, k.approvals_needed, k.standby, \
-     k.grace, k.policy_set_by, k.policy_approved_by, k.policy_approved_at, k.schedule_set_by, v.kid AS active_kid, \
+     k.grace, k.policy_set_by, k.policy_approved_by, k.policy_approved_at, k.schedule_set_by, k.standby_backend, v.kid AS active_kid, \
      CASE WHEN EXISTS (SELECT 1 FROM key_versions c WHERE c.key_id = k.id AND c.state = 'COMPROMISED') \
      THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END AS compromised \
      FROM keys k LEFT JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
@@ -71,13 +72,16 @@ const HOLD_ACTIVE: &str =
     "UPDATE key_versions SET state = state WHERE kid = $1 AND state = 'ACTIVE'";
 const VERSIONS: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
      created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
-     last_token_exp, last_used_at, is_standby FROM key_versions WHERE key_id = $1 ORDER BY number";
+     last_token_exp, last_used_at, is_standby, sealed_secret, COALESCE(backend, \
+     (SELECT k.backend FROM keys k WHERE k.id = key_id)) AS backend FROM key_versions WHERE key_id = $1 ORDER BY number";
 const VERSION: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
      created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
-     last_token_exp, last_used_at, is_standby FROM key_versions WHERE kid = $1";
+     last_token_exp, last_used_at, is_standby, sealed_secret, COALESCE(backend, \
+     (SELECT k.backend FROM keys k WHERE k.id = key_id)) AS backend FROM key_versions WHERE kid = $1";
 const STANDBY: &str = "SELECT kid, key_id, number, state, backend_ref, public_jwk, kek_ref, wrapped_key, \
      created_at, announced_at, activated_at, deactivated_at, retired_at, compromised_at, destroyed_at, \
-     last_token_exp, last_used_at, is_standby FROM key_versions \
+     last_token_exp, last_used_at, is_standby, sealed_secret, COALESCE(backend, \
+     (SELECT k.backend FROM keys k WHERE k.id = key_id)) AS backend FROM key_versions \
      WHERE key_id = $1 AND state = 'PRE_ACTIVE' AND is_standby = 1 ORDER BY number DESC LIMIT 1";
 const LAST_TOKEN_EXP: &str = "SELECT last_token_exp FROM key_versions WHERE kid = $1";
 const RAISE_LAST_TOKEN_EXP: &str = "UPDATE key_versions SET last_token_exp = $2 \
@@ -114,6 +118,7 @@ struct KeyRow {
     policy_approved_by: Option<String>,
     policy_approved_at: Option<i64>,
     schedule_set_by: Option<String>,
+    standby_backend: String,
 }
 
 #[derive(sqlx::FromRow)]
@@ -169,6 +174,50 @@ struct VersionRow {
     last_token_exp: Option<i64>,
     last_used_at: Option<i64>,
     is_standby: i64,
+    sealed_secret: Option<Vec<u8>>,
+    backend: Option<String>,
+}
+
+/// What a version is made of, column by column.
+#[derive(Default)]
+struct Columns<'a> {
+    backend: Option<&'a str>,
+    reference: Option<&'a str>,
+    public_jwk: Option<String>,
+    kek: Option<&'a str>,
+    wrapped: Option<&'a [u8]>,
+    sealed_secret: Option<&'a [u8]>,
+}
+
+impl<'a> Columns<'a> {
+    fn of(material: &'a Material) -> Self {
+        match material {
+            Material::KeyPair {
+                backend,
+                reference,
+                public_key,
+            } => Self {
+                backend: Some(backend),
+                reference: Some(&reference.0),
+                public_jwk: Some(public_key.canonical_jwk()),
+                ..Self::default()
+            },
+            Material::DataKey {
+                kek,
+                wrapped,
+                sealed_secret,
+            } => Self {
+                kek: Some(&kek.0),
+                wrapped: Some(wrapped),
+                sealed_secret: sealed_secret.as_deref(),
+                ..Self::default()
+            },
+            Material::Shredded { kek } => Self {
+                kek: Some(&kek.0),
+                ..Self::default()
+            },
+        }
+    }
 }
 
 impl Tx {
@@ -198,6 +247,7 @@ impl Tx {
             standing.map(|a| a.approver.to_string()),
             standing.map(|a| a.at.micros()),
             key.policy.schedule_set_by.map(|id| id.to_string()),
+            key.policy.standby_backend.as_deref().unwrap_or_default(),
         )
         .map(|_| ())
     }
@@ -221,6 +271,8 @@ impl Tx {
             standing.map(|a| a.approver.to_string()),
             standing.map(|a| a.at.micros()),
             key.policy.schedule_set_by.map(|id| id.to_string()),
+            &key.backend,
+            key.policy.standby_backend.as_deref().unwrap_or_default(),
         )?;
         Ok(rows == 1)
     }
@@ -244,21 +296,7 @@ impl Tx {
 
     /// Adds a version. Errors: `Exists` for the kid, the number, or a second ACTIVE version.
     pub async fn insert_version(&mut self, v: &KeyVersion) -> Result<()> {
-        let (backend_ref, public_jwk, kek_ref, wrapped) = match &v.material {
-            Material::KeyPair {
-                reference,
-                public_key,
-            } => (
-                Some(reference.0.as_str()),
-                Some(public_key.canonical_jwk()),
-                None,
-                None,
-            ),
-            Material::DataKey { kek, wrapped } => {
-                (None, None, Some(kek.0.as_str()), Some(wrapped.as_slice()))
-            }
-            Material::Shredded { kek } => (None, None, Some(kek.0.as_str()), None),
-        };
+        let made_of = Columns::of(&v.material);
         execute!(
             self,
             INSERT_VERSION,
@@ -266,25 +304,24 @@ impl Tx {
             v.key_id.to_string(),
             i64::from(v.number),
             v.state.as_str(),
-            backend_ref,
-            public_jwk.as_deref(),
-            kek_ref,
-            wrapped,
+            made_of.reference,
+            made_of.public_jwk.as_deref(),
+            made_of.kek,
+            made_of.wrapped,
             v.created_at.micros(),
             v.announced_at.map(Timestamp::micros),
             v.activated_at.map(Timestamp::micros),
             v.deactivated_at.map(Timestamp::micros),
             i64::from(v.is_standby),
+            made_of.backend,
+            made_of.sealed_secret,
         )
         .map(|_| ())
     }
 
     /// Writes what a transition changes in a version, if it is still in state `from`; false when it is not.
     pub async fn update_version(&mut self, v: &KeyVersion, from: VersionState) -> Result<bool> {
-        let wrapped = match &v.material {
-            Material::DataKey { wrapped, .. } => Some(wrapped.as_slice()),
-            Material::KeyPair { .. } | Material::Shredded { .. } => None,
-        };
+        let made_of = Columns::of(&v.material);
         let rows = execute!(
             self,
             UPDATE_VERSION,
@@ -298,7 +335,8 @@ impl Tx {
             v.compromised_at.map(Timestamp::micros),
             v.destroyed_at.map(Timestamp::micros),
             i64::from(v.is_standby),
-            wrapped,
+            made_of.wrapped,
+            made_of.sealed_secret,
         )?;
         Ok(rows == 1)
     }
@@ -547,6 +585,7 @@ impl TryFrom<KeyRow> for Key {
                     .try_into()
                     .map_err(|_| StoreError::Corrupt("approvals_needed is 0".into()))?,
                 standby: row.standby != 0,
+                standby_backend: Some(row.standby_backend).filter(|name| !name.is_empty()),
                 grace: Duration::from_micros(unsigned("grace", row.grace)?),
                 set_by: row
                     .policy_set_by
@@ -580,12 +619,14 @@ impl TryFrom<VersionRow> for KeyVersion {
             row.wrapped_key,
         ) {
             (Some(reference), Some(jwk), None, None) => Material::KeyPair {
+                backend: row.backend.unwrap_or_default(),
                 reference: BackendRef(reference),
                 public_key: public_key(&jwk)?,
             },
             (None, None, Some(kek), Some(wrapped)) => Material::DataKey {
                 kek: BackendRef(kek),
                 wrapped,
+                sealed_secret: row.sealed_secret,
             },
             (None, None, Some(kek), None) if row.destroyed_at.is_some() => Material::Shredded {
                 kek: BackendRef(kek),

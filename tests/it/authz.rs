@@ -10,8 +10,9 @@ use std::{
 use claviger::{
     authz::{Authz, Decision, Policies, PolicyError},
     model::{
-        Action, DestructionId, Entity, Grant, IncidentId, KeyId, Principal, PrincipalId,
-        PrincipalKind, Purpose, Resource, Role, RotationId, Scope, TenantName, Timestamp,
+        Action, DestructionId, Entity, Grant, IncidentId, KekRotationId, KeyId, Principal,
+        PrincipalId, PrincipalKind, Purpose, Resource, Role, RotationId, Scope,
+        TenantDestructionId, TenantName, Timestamp,
     },
 };
 
@@ -21,23 +22,30 @@ type TestResult = Result<(), Box<dyn StdError>>;
 const EXPECTED: [(Role, &str); 9] = [
     (
         Role::KeyIssuer,
-        "CreateKey AdoptKey UpdateKey RotateKey CancelRotation DestroyKeyVersion CancelKeyDestruction GetKey ListKeys \
-         GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents",
+        "CreateKey AdoptKey ImportKey UpdateKey RotateKey CancelRotation RotateKek CancelKekRotation DestroyKeyVersion \
+         CancelKeyDestruction DestroyTenantKeys CancelTenantDestruction GetKey ListKeys GetKeyVersionUsage GetRotation \
+         ListRotations ListKeyDestructions GetTenantDestruction ListTenantDestructions ListKeks GetKekRotation \
+         ListKekRotations GetIncident ListIncidents",
     ),
     (
         Role::KeyApprover,
-        "ApproveRotation RejectRotation ApproveRotationPolicy ApproveKeyDestruction CancelKeyDestruction GetKey ListKeys \
-         GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents",
+        "ApproveRotation RejectRotation ApproveRotationPolicy ApproveKekRotation RejectKekRotation ApproveKeyDestruction \
+         CancelKeyDestruction ApproveTenantDestruction CancelTenantDestruction GetKey ListKeys GetKeyVersionUsage \
+         GetRotation ListRotations ListKeyDestructions GetTenantDestruction ListTenantDestructions ListKeks \
+         GetKekRotation ListKekRotations GetIncident ListIncidents",
     ),
     (
         Role::KeyDeployer,
-        "DeployRotation GetKey ListKeys GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents",
+        "DeployRotation DeployKekRotation GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations \
+         ListKeyDestructions GetTenantDestruction ListTenantDestructions ListKeks GetKekRotation ListKekRotations \
+         GetIncident ListIncidents",
     ),
     (
         Role::SecurityOfficer,
-        "DeclareCompromise AddIncidentNote CloseIncident RevokeToken RevokeKeyVersion RejectRotation CancelKeyDestruction \
-         GetKey ListKeys GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents ListAuditEvents \
-         VerifyAudit",
+        "DeclareCompromise AddIncidentNote CloseIncident RevokeToken RevokeKeyVersion RejectRotation RejectKekRotation \
+         CancelKeyDestruction CancelTenantDestruction GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations \
+         ListKeyDestructions GetTenantDestruction ListTenantDestructions ListKeks GetKekRotation ListKekRotations \
+         GetIncident ListIncidents ListAuditEvents VerifyAudit",
     ),
     (
         Role::PrincipalAdmin,
@@ -45,22 +53,32 @@ const EXPECTED: [(Role, &str); 9] = [
     ),
     (
         Role::Auditor,
-        "GetKey ListKeys GetRotation ListRotations ListKeyDestructions GetIncident ListIncidents ListAuditEvents \
+        "GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations ListKeyDestructions GetTenantDestruction \
+         ListTenantDestructions ListKeks GetKekRotation ListKekRotations GetIncident ListIncidents ListAuditEvents \
          VerifyAudit ListPrincipals ListTenants",
     ),
     (Role::CredentialManager, ""),
     (Role::TokenIssuer, "IssueToken VerifyToken GetKey"),
     (
         Role::CryptoUser,
-        "Sign Verify Encrypt Decrypt Rewrap VerifyToken GetKey ListKeys",
+        "Sign Verify Encrypt Decrypt Rewrap GenerateDataKey GenerateDataKeyWithoutPlaintext DecryptDataKey ComputeMac \
+         VerifyMac VerifyWebhook GenerateRandom VerifyToken GetKey ListKeys GetKeyVersionUsage",
     ),
 ];
 const EVERYBODY: &str = "GetJwks";
 /// What jobs of the daemon may do in every tenant, whatever their roles.
 const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
-     SwitchKey DestroyMaterial SettleIntent CheckpointAudit";
+     SwitchKey DestroyMaterial SettleIntent CheckpointAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
+     DestroyTenantMaterial";
 /// Asked of the system tenant only.
-const WHOLE_INSTALLATION: [&str; 3] = ["CreateTenant", "ListTenants", "VerifyAudit"];
+const WHOLE_INSTALLATION: [&str; 6] = [
+    "CreateTenant",
+    "ListTenants",
+    "VerifyAudit",
+    "RotateKek",
+    "ListKeks",
+    "ListKekRotations",
+];
 
 fn tenant(name: &str) -> TenantName {
     name.parse().expect("tenant")
@@ -103,6 +121,8 @@ fn things(name: &str) -> Vec<Resource> {
         Entity::Rotation(RotationId::random()),
         Entity::Incident(IncidentId::random()),
         Entity::Destruction(DestructionId::random()),
+        Entity::KekRotation(KekRotationId::random()),
+        Entity::TenantDestruction(TenantDestructionId::random()),
         Entity::Principal(PrincipalId::random()),
         Entity::Tenant,
     ];

@@ -292,6 +292,7 @@ fn rotate(key: &str) -> RotateKeyRequest {
         tenant: "acme".into(),
         key: key.into(),
         justification: "it is time".into(),
+        ..RotateKeyRequest::default()
     }
 }
 

@@ -52,6 +52,7 @@ impl Stage {
             tenant: "acme".into(),
             key: name.into(),
             justification: "it is time".into(),
+            ..RotateKeyRequest::default()
         };
         let opened = self.0.actor("issuer").rotations().rotate_key(request).await;
         let rotation = opened.expect("RotateKey").into_inner().rotation;

@@ -85,6 +85,7 @@ fn rotate(name: &str) -> Bytes {
         tenant: "acme".into(),
         key: name.into(),
         justification: "it is time".into(),
+        ..RotateKeyRequest::default()
     };
     request.encode_to_vec().into()
 }

@@ -132,6 +132,7 @@ async fn rotation_of(daemon: &Daemon, key: &str) -> Rotation {
         tenant: "acme".into(),
         key: key.into(),
         justification: "quarterly".into(),
+        ..RotateKeyRequest::default()
     };
     let answer = daemon.actor("issuer").rotations().rotate_key(request).await;
     answer
@@ -448,6 +449,7 @@ async fn a_freeze_needs_no_token(engine: Engine) {
         tenant: "acme".into(),
         key: "jwt".into(),
         justification: "quick".into(),
+        ..RotateKeyRequest::default()
     };
     let answer = daemon.actor("issuer").rotations().rotate_key(rotate).await;
     refused(answer, PRECONDITION, "KEY_COMPROMISED");

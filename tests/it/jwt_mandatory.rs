@@ -344,6 +344,7 @@ async fn audit_events_exist_for_create_rotate_revoke() {
             tenant: "acme".into(),
             key: "jwt".into(),
             justification: "every 90 days".into(),
+            ..RotateKeyRequest::default()
         };
         let opened = issuer.rotations().rotate_key(rotate).await;
         let opened = opened.expect("RotateKey").into_inner();

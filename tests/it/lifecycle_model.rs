@@ -104,6 +104,7 @@ impl World {
     fn version(&self) -> KeyVersion {
         let number = u32::try_from(self.versions.len() + 1).expect("few");
         let material = Material::DataKey {
+            sealed_secret: None,
             kek: BackendRef("kek".into()),
             wrapped: vec![1],
         };

@@ -72,6 +72,7 @@ fn rotate(key: &str) -> RotateKeyRequest {
         tenant: "acme".into(),
         key: key.into(),
         justification: "quarterly".into(),
+        ..RotateKeyRequest::default()
     }
 }
 

@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 45] = [
+const TABLE: [(&str, &str); 69] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -56,6 +56,30 @@ const TABLE: [(&str, &str); 45] = [
     ("ListIncidents",           "D     Y      Y        Y        Y       Y       D       H     U"),
     ("AddIncidentNote",         "D     D      D        D        Y       D       D       H     U"),
     ("CloseIncident",           "D     D      D        D        Y       D       D       H     U"),
+    ("EncryptStream",           "D     D      D        D        D       D       Y       H     U"),
+    ("DecryptStream",           "D     D      D        D        D       D       Y       H     U"),
+    ("GenerateDataKey",         "D     D      D        D        D       D       Y       H     U"),
+    ("GenerateDataKeyWithoutPlaintext", "D D    D        D        D       D       Y       H     U"),
+    ("DecryptDataKey",          "D     D      D        D        D       D       Y       H     U"),
+    ("GenerateRandom",          "D     D      D        D        D       D       Y       Y     U"),
+    ("ComputeMac",              "D     D      D        D        D       D       Y       H     U"),
+    ("VerifyMac",               "D     D      D        D        D       D       Y       H     U"),
+    ("VerifyWebhook",           "D     D      D        D        D       D       Y       H     U"),
+    ("ImportKey",               "D     Y      D        D        D       D       D       H     U"),
+    ("GetKeyVersionUsage",      "D     Y      Y        Y        Y       Y       Y       H     U"),
+    ("ListKeks",                "D     Y      Y        Y        Y       Y       H       H     U"),
+    ("RotateKek",               "D     Y      D        D        D       D       H       H     U"),
+    ("ApproveKekRotation",      "D     D      Y        D        D       D       H       H     U"),
+    ("DeployKekRotation",       "D     D      D        Y        D       D       H       H     U"),
+    ("RejectKekRotation",       "D     D      Y        D        Y       D       H       H     U"),
+    ("CancelKekRotation",       "D     Y      D        D        D       D       H       H     U"),
+    ("GetKekRotation",          "D     Y      Y        Y        Y       Y       H       H     U"),
+    ("ListKekRotations",        "D     Y      Y        Y        Y       Y       H       H     U"),
+    ("DestroyTenantKeys",       "D     Y      D        D        D       D       D       H     U"),
+    ("ApproveTenantDestruction","D     D      Y        D        D       D       D       H     U"),
+    ("CancelTenantDestruction", "D     Y      Y        D        Y       D       D       H     U"),
+    ("GetTenantDestruction",    "D     Y      Y        Y        Y       Y       D       H     U"),
+    ("ListTenantDestructions",  "D     Y      Y        Y        Y       Y       D       H     U"),
     ("CreateTenant",            "Y     D      D        D        D       D       H       H     U"),
     ("ListTenants",             "Y     D      D        D        D       Y       H       H     U"),
     ("CreatePrincipal",         "Y     D      D        D        D       D       D       H     U"),

@@ -233,6 +233,7 @@ impl World {
             tenant: "acme".into(),
             key: key.into(),
             justification: "it is time".into(),
+            ..RotateKeyRequest::default()
         };
         if name == "RotateKey" {
             let other = fresh("open");
@@ -294,6 +295,7 @@ impl World {
             tenant: "acme".into(),
             key: name,
             justification: "it is time".into(),
+            ..RotateKeyRequest::default()
         })
         .await
     }
@@ -375,6 +377,7 @@ impl World {
             tenant: "acme".into(),
             key,
             justification: "it is time".into(),
+            ..RotateKeyRequest::default()
         };
         let id = self.open(request).await.id;
         let issuer = self.daemon.actor("issuer");
@@ -464,6 +467,7 @@ impl World {
             tenant: "acme".into(),
             key: name,
             justification: "it is time".into(),
+            ..RotateKeyRequest::default()
         };
         let rotation = self.open(rotate).await;
         self.daemon.withdraw(&rotation).await;

@@ -251,6 +251,7 @@ async fn key(db: &Db, tenant: &TenantName, name: &str) -> Key {
 
 fn a_version(key: &Key, number: u32, state: VersionState) -> KeyVersion {
     let material = Material::KeyPair {
+        backend: "hsm".into(),
         reference: BackendRef(format!("pkcs11:token=t;id=%{number:02}")),
         public_key: PublicKey::Ec {
             curve: Curve::P256,
@@ -670,10 +671,12 @@ async fn versions_of_both_materials_come_back_as_they_were(db: Db) {
     ];
     let reference = || BackendRef("pkcs11:token=it's;id=%00%ff".into());
     let pairs = publics.into_iter().map(|public_key| Material::KeyPair {
+        backend: "hsm".into(),
         reference: reference(),
         public_key,
     });
     let data = [vec![], vec![0], (0..=255).collect()].map(|wrapped| Material::DataKey {
+        sealed_secret: None,
         kek: reference(),
         wrapped,
     });
@@ -1688,6 +1691,7 @@ async fn any_key_survives_storage(db: Db) {
                 let mut version = a_version(&key, bits, VersionState::Active);
                 version.activated_at = Some(at(next));
                 version.material = Material::DataKey {
+                    sealed_secret: None,
                     kek: BackendRef(key.owner.clone()),
                     wrapped,
                 };

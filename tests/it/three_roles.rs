@@ -82,6 +82,7 @@ impl People {
             tenant: "acme".into(),
             key: key.into(),
             justification: "every 90 days".into(),
+            ..RotateKeyRequest::default()
         };
         let answer = actor.rotations().rotate_key(request).await?;
         Ok(answer.into_inner().rotation.expect("a rotation"))

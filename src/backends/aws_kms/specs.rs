@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Longest message that KMS signs as it is, in bytes.
-const MAX_RAW: usize = 4096;
+pub(super) const MAX_RAW: usize = 4096;
 
 /// Keys and algorithms that an endpoint offers.
 pub(super) fn supported(has_ed25519: bool) -> (Vec<KeySpec>, Vec<Algorithm>) {
@@ -85,7 +85,7 @@ pub(super) const fn signing(algorithm: Algorithm) -> Option<SigningAlgorithmSpec
         Algorithm::Rs256 => SigningAlgorithmSpec::RsassaPkcs1V15Sha256,
         Algorithm::Rs384 => SigningAlgorithmSpec::RsassaPkcs1V15Sha384,
         Algorithm::Rs512 => SigningAlgorithmSpec::RsassaPkcs1V15Sha512,
-        Algorithm::A256Gcm => return None,
+        Algorithm::A256Gcm | Algorithm::Hs256 | Algorithm::Hs512 => return None,
     })
 }
 

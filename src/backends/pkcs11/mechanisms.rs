@@ -42,7 +42,7 @@ pub(super) fn signing(algorithm: Algorithm) -> Option<Mechanism<'static>> {
         Algorithm::Ps256 => pss(Hash::Sha256),
         Algorithm::Ps384 => pss(Hash::Sha384),
         Algorithm::Ps512 => pss(Hash::Sha512),
-        Algorithm::A256Gcm => return None,
+        Algorithm::A256Gcm | Algorithm::Hs256 | Algorithm::Hs512 => return None,
     })
 }
 

@@ -51,10 +51,26 @@ pub struct Policy {
     /// Keep a standby version announced, so that a compromise needs no soak
     #[arg(long)]
     standby: bool,
-    /// How long the old version keeps verifying after a rotation, beside the tokens it issued [default: 90d for SIGNING,
-    /// none for the others]
+    /// How long the old version keeps verifying after a rotation, beside the tokens it issued [default: 90d for SIGNING
+    /// and MAC, none for the others]
     #[arg(long, value_name = "TIME", value_parser = input::duration)]
     grace: Option<Duration>,
+    /// Backend of the key pairs [default: keys.default_backend of the daemon]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    backend: String,
+    /// Backend of the standby version [default: the key's own]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    standby_backend: String,
 }
 
 #[derive(Args, Debug)]
@@ -154,7 +170,7 @@ pub struct List {
 }
 
 #[derive(Args, Debug)]
-#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["owner", "rotation_period", "next_rotation", "rotation_mode", "approvals", "standby", "grace"])))]
+#[command(group(ArgGroup::new("change").required(true).multiple(true).args(["owner", "rotation_period", "next_rotation", "rotation_mode", "approvals", "standby", "grace", "backend", "standby_backend"])))]
 pub struct Update {
     /// Name or id
     key: String,
@@ -182,6 +198,12 @@ pub struct Update {
     /// How long the old version keeps verifying after rotations that are requested from now on
     #[arg(long, value_name = "TIME", value_parser = input::duration)]
     grace: Option<Duration>,
+    /// Backend that generates versions from now on: the next rotation moves the key there
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
+    /// Backend of the standby version; empty for the key's own
+    #[arg(long, value_name = "NAME")]
+    standby_backend: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -249,6 +271,8 @@ async fn create(args: Create, session: &Session) -> Result<()> {
         approvals_needed: args.policy.approvals,
         standby: args.policy.standby,
         grace: args.policy.grace.map(input::proto_duration),
+        backend: args.policy.backend,
+        standby_backend: args.policy.standby_backend,
     };
     let call = async |r| session.keys().create_key(r).await;
     let answer = session.mutate(request, call).await?;
@@ -267,6 +291,8 @@ async fn adopt(args: Adopt, session: &Session) -> Result<()> {
         approvals_needed: args.policy.approvals,
         standby: args.policy.standby,
         grace: args.policy.grace.map(input::proto_duration),
+        backend: args.policy.backend,
+        standby_backend: args.policy.standby_backend,
     };
     let call = async |r| session.keys().adopt_key(r).await;
     let answer = session.mutate(request, call).await?;
@@ -375,6 +401,8 @@ async fn update(args: Update, session: &Session) -> Result<()> {
         approvals_needed: args.approvals,
         standby: args.standby,
         grace: args.grace.map(input::proto_duration),
+        backend: args.backend,
+        standby_backend: args.standby_backend,
     };
     let call = async |r| session.keys().update_key(r).await;
     let answer = session.mutate(request, call).await?;

@@ -139,6 +139,7 @@ async fn request(args: Request, session: &Session) -> Result<()> {
         tenant: args.tenant,
         key: args.key,
         justification: args.justification,
+        secret: bytes::Bytes::new(),
     };
     let call = async |r| session.rotations().rotate_key(r).await;
     let answer = session.mutate(request, call).await?;

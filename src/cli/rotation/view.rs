@@ -202,6 +202,11 @@ const fn uses(purpose: KeyPurpose) -> (&'static str, &'static str, &'static str)
             "encrypts",
             "decrypts",
         ),
+        KeyPurpose::Mac => (
+            "is approved; nothing is authenticated with it",
+            "computes",
+            "verifies",
+        ),
     }
 }
 

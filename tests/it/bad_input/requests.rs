@@ -147,6 +147,7 @@ async fn by_key(who: &Actor, tenant: &str, key: &str) -> Vec<(Code, String, Vec<
         tenant: tenant.clone(),
         key: key.clone(),
         justification: "because".into(),
+        ..RotateKeyRequest::default()
     };
     answers.push(bytes(who.rotations().rotate_key(numbered(rotate)).await));
     let list = ListRotationsRequest {
@@ -253,6 +254,7 @@ async fn what_may_not_be_seen_is_not_there(engine: Engine) {
         tenant: "globex".into(),
         key: theirs.name.clone(),
         justification: "because".into(),
+        ..RotateKeyRequest::default()
     };
     let issuer = daemon.actor("issuer");
     let opened = issuer.rotations().rotate_key(rotate).await.expect("opened");
@@ -771,6 +773,7 @@ async fn hostile_texts_are_refused_and_not_repeated(engine: Engine) {
             tenant: "acme".into(),
             key: t(),
             justification: "x".into(),
+            ..RotateKeyRequest::default()
         };
         hostile_refused(issuer.rotations().rotate_key(request).await, &text);
         let request = ApproveRotationRequest {
@@ -889,6 +892,7 @@ async fn hostile_texts_are_refused_and_not_repeated(engine: Engine) {
             tenant: "acme".into(),
             key: "k".into(),
             justification: text.repeat(3),
+            ..RotateKeyRequest::default()
         };
         invalid(issuer.rotations().rotate_key(request).await);
     }

@@ -400,6 +400,7 @@ async fn keys_out_of_use_and_of_others_have_their_rejection() {
         tenant: "acme".into(),
         key: "jwt".into(),
         justification: "test".into(),
+        ..RotateKeyRequest::default()
     };
     let opened = forger
         .daemon

@@ -14,6 +14,7 @@ impl Daemon {
             tenant: tenant.into(),
             key: key.into(),
             justification: "every 90 days".into(),
+            ..RotateKeyRequest::default()
         };
         let opened = self.actor("issuer").rotations().rotate_key(request).await;
         let opened = opened.expect("RotateKey").into_inner().rotation;

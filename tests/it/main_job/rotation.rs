@@ -119,6 +119,7 @@ async fn request(story: &mut Story, key: &Key) -> Rotation {
         tenant: "acme".into(),
         key: key.name.clone(),
         justification: "every 90 days".into(),
+        ..RotateKeyRequest::default()
     };
     for (actor, code, why) in [
         ("service", Code::PermissionDenied, "PERMISSION_DENIED"),
@@ -212,6 +213,7 @@ pub async fn one_person_with_every_role(story: &mut Story, key: &Key) {
         tenant: "acme".into(),
         key: key.name.clone(),
         justification: "because I can".into(),
+        ..RotateKeyRequest::default()
     };
     let opened = actor.rotations().rotate_key(request).await;
     let rotation = opened.expect("RotateKey").into_inner().rotation;

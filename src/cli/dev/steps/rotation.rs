@@ -58,6 +58,7 @@ async fn request(run: &mut Run<'_>, key: &Key) -> Result<Rotation> {
         tenant: TENANT.to_owned(),
         key: key.name.clone(),
         justification: "shown by claviger dev".to_owned(),
+        ..RotateKeyRequest::default()
     };
     let answer = run
         .people
