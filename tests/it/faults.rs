@@ -400,6 +400,17 @@ async fn sixteen_sessions_are_enough() {
     daemon.stop().await;
 }
 
+/// A process that ends while one of its threads is inside the library dies in the library's destructors.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_library_is_finalised_before_the_process_ends() {
+    let (mut daemon, weather) = behind(Setup::new(Engine::Sqlite), "").await;
+    weather.set("C_Finalize delay_ms=1000");
+    let status = daemon.terminate().await;
+    assert!(status.success(), "{status}");
+    assert_eq!(weather.logged("C_Finalize"), ["CKR_OK"]);
+    daemon.stop().await;
+}
+
 /// The module is for tests and rehearsals: the daemon does not contain it, and only tests depend on it.
 #[test]
 fn the_daemon_does_not_contain_the_module() {

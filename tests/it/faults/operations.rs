@@ -338,6 +338,7 @@ impl Bench {
             tenant: "acme".into(),
             key: round.rotating(),
             justification: "a rehearsal".into(),
+            ..Default::default()
         };
         let request = idempotent(request, &format!("rotate-{}", round.0));
         let issuer = daemon.actor("issuer");
