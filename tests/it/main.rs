@@ -15,6 +15,7 @@ mod daemon;
 mod destruction;
 mod doctor;
 mod envelope;
+mod faults;
 mod foreign;
 mod freeze;
 mod gate;
