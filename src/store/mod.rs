@@ -19,6 +19,7 @@ mod replicas;
 mod revocations;
 mod rotations;
 mod tenants;
+mod webhooks;
 
 use std::fmt;
 
@@ -30,6 +31,7 @@ pub use intents::{Intent, IntentState};
 pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
+pub use webhooks::WebhookMark;
 
 use crate::error::{Error, Reason};
 
