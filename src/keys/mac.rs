@@ -16,7 +16,10 @@ use crate::{
     envelope::{self, Context, Kind},
     error::{Error, Result},
     gate::Permit,
-    model::{Action, Algorithm, Key, Kid, Purpose, Secret, VersionState},
+    model::{
+        Action, Algorithm, Key, KeyId, Kid, Purpose, Secret, TenantName, VersionState,
+        secret::DataKey,
+    },
 };
 
 /// Keeps this derivation apart from every other use of a data key.
@@ -97,7 +100,10 @@ impl Keys {
         let data_key = loaded.await?;
         match version.sealed_secret() {
             Some(sealed) => imported(row, &v.kid, &data_key, sealed),
-            None => derived(row, &v.kid, &data_key),
+            None => {
+                let secret = derived(row.algorithm, &row.tenant, row.id, &v.kid, data_key.key())?;
+                hmac_key(row.algorithm, &secret)
+            }
         }
     }
 }
@@ -132,13 +138,19 @@ fn imported(key: &Key, kid: &Kid, data_key: &Unwrapped, sealed: &[u8]) -> Result
 }
 
 /// HKDF-Expand-SHA-512 (RFC 5869) from the data key, as long as the hash: what RFC 2104 recommends.
-fn derived(key: &Key, kid: &Kid, data_key: &Unwrapped) -> Result<hmac::Key> {
-    let algorithm = hmac_algorithm(key.algorithm)?;
+fn derived(
+    algorithm: Algorithm,
+    tenant: &TenantName,
+    key: KeyId,
+    kid: &Kid,
+    data_key: &DataKey,
+) -> Result<Zeroizing<Vec<u8>>> {
+    let length = hmac_algorithm(algorithm)?.digest_algorithm().output_len();
     let fields = [
         DOMAIN,
-        key.algorithm.as_str().as_bytes(),
-        key.tenant.as_str().as_bytes(),
-        key.id.as_bytes(),
+        algorithm.as_str().as_bytes(),
+        tenant.as_str().as_bytes(),
+        key.as_bytes(),
         kid.as_str().as_bytes(),
     ];
     let mut info = Vec::with_capacity(192);
@@ -146,12 +158,12 @@ fn derived(key: &Key, kid: &Kid, data_key: &Unwrapped) -> Result<hmac::Key> {
         info.extend((field.len() as u64).to_be_bytes());
         info.extend(field);
     }
-    let mut secret = Zeroizing::new(vec![0; algorithm.digest_algorithm().output_len()]);
-    let prk = Prk::new_less_safe(HKDF_SHA512, data_key.key().expose_secret());
-    prk.expand(&[&info], Length(secret.len()))
+    let mut secret = Zeroizing::new(vec![0; length]);
+    let prk = Prk::new_less_safe(HKDF_SHA512, data_key.expose_secret());
+    prk.expand(&[&info], Length(length))
         .and_then(|expanded| expanded.fill(&mut secret))
         .map_err(Error::internal)?;
-    hmac_key(key.algorithm, &secret)
+    Ok(secret)
 }
 
 fn hmac_algorithm(algorithm: Algorithm) -> Result<hmac::Algorithm> {
@@ -178,5 +190,46 @@ struct Length(usize);
 impl KeyType for Length {
     fn len(&self) -> usize {
         self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// Made by tests/it/vectors/make.py.
+    #[derive(Deserialize)]
+    struct Vector {
+        algorithm: String,
+        tenant: String,
+        key_id: String,
+        kid: String,
+        key: String,
+        mac_key: String,
+    }
+
+    fn unhex(text: &str) -> Vec<u8> {
+        let byte = |i| u8::from_str_radix(&text[i..i + 2], 16).expect("hex");
+        (0..text.len()).step_by(2).map(byte).collect()
+    }
+
+    #[test]
+    fn generated_keys_are_derived_as_another_implementation_derives_them() {
+        let vectors = include_str!("../../tests/it/vectors/mac-keys.json");
+        let vectors: Vec<Vector> = serde_json::from_str(vectors).expect("vectors");
+        assert_eq!(vectors.len(), 2);
+        for v in vectors {
+            let data_key = unhex(&v.key).try_into().expect("32 bytes");
+            let derived = derived(
+                v.algorithm.parse().expect("an algorithm"),
+                &v.tenant.parse().expect("a tenant"),
+                v.key_id.parse().expect("an id"),
+                &v.kid.parse().expect("a kid"),
+                &Secret::new(data_key),
+            );
+            assert_eq!(*derived.expect("derived"), unhex(&v.mac_key));
+        }
     }
 }
