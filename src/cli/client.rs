@@ -17,7 +17,8 @@ use super::{
 };
 use crate::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
+    data_key_service_client::DataKeyServiceClient, incident_service_client::IncidentServiceClient,
+    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
     principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
@@ -83,6 +84,10 @@ macro_rules! clients {
 clients! {
     /// Client of `CryptoService`.
     crypto: CryptoServiceClient,
+    /// Client of `DataKeyService`.
+    data_keys: DataKeyServiceClient,
+    /// Client of `MacService`.
+    macs: MacServiceClient,
     /// Client of `KeyService`.
     keys: KeyServiceClient,
     /// Client of `RotationService`.

@@ -7,9 +7,13 @@ use std::{
     time::Duration,
 };
 
-use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use base64::{
+    alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+    prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _},
+};
 use clap::{
-    Args,
+    Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use jiff::{SignedDuration, Span, SpanRelativeTo};
@@ -82,6 +86,78 @@ pub fn signature(argument: &str) -> Result<Vec<u8>> {
             "--signature is neither a file nor base64url text",
         )),
     }
+}
+
+/// How a secret is written in its file.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Encoding {
+    /// The bytes themselves, to the last one
+    #[default]
+    Raw,
+    /// Hex digits
+    Hex,
+    /// Base64 of either alphabet, padded or not
+    Base64,
+}
+
+/// Where a secret comes from: never an argument, which everybody on the machine can read.
+#[derive(Args, Clone, Debug)]
+pub struct SecretFile {
+    /// File that holds the secret; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: PathBuf,
+    /// How the secret is written in it
+    #[arg(long, value_enum, default_value_t)]
+    pub encoding: Encoding,
+}
+
+impl SecretFile {
+    /// The secret. Errors tell nothing of it.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut text = read(Some(&self.secret_file))?;
+        let decoded = match self.encoding {
+            Encoding::Raw if text.ends_with(b"\n") => Err(
+                "the secret ends with a line feed, which would be a part of it; write the file without (printf %s), \
+                 or say how it is written with --encoding",
+            ),
+            Encoding::Raw => return Ok(text),
+            Encoding::Hex => {
+                unhex(text.trim_ascii()).ok_or("the secret is not an even number of hex digits")
+            }
+            Encoding::Base64 => unbase64(text.trim_ascii()).ok_or("the secret is not base64"),
+        };
+        zeroize::Zeroize::zeroize(&mut text);
+        decoded.map_err(Failure::usage)
+    }
+}
+
+/// `--mac`: 64 or 128 hex digits, or base64 of either alphabet. The lengths tell them apart.
+pub fn mac(argument: &str) -> std::result::Result<Vec<u8>, String> {
+    let mac = match argument.len() {
+        64 | 128 => unhex(argument.as_bytes()),
+        _ => unbase64(argument.as_bytes()),
+    };
+    mac.filter(|mac| !mac.is_empty())
+        .ok_or_else(|| "expected the MAC as hex or base64".to_owned())
+}
+
+/// Lower-case hex digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let (pairs, rest) = text.as_chunks::<2>();
+    let byte = |&[high, low]: &[u8; 2]| u8::try_from(digit(high)? * 16 + digit(low)?).ok();
+    rest.is_empty().then(|| pairs.iter().map(byte).collect())?
+}
+
+fn unbase64(text: &[u8]) -> Option<Vec<u8>> {
+    const ANY: GeneralPurposeConfig =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let decode = |alphabet| GeneralPurpose::new(alphabet, ANY).decode(text).ok();
+    decode(&alphabet::STANDARD).or_else(|| decode(&alphabet::URL_SAFE))
 }
 
 /// `name=value` of `--aad`.
@@ -227,6 +303,21 @@ mod tests {
     }
 
     #[test]
+    fn macs_are_told_apart_by_their_length() {
+        assert_eq!(mac(&"0f".repeat(32)), Ok(vec![15; 32]));
+        assert_eq!(mac(&"0F".repeat(64)), Ok(vec![15; 64]));
+        // 32 bytes as base64, with padding and without, and in the other alphabet.
+        let standard = format!("{}8=", "//".repeat(21));
+        assert_eq!(mac(&standard), Ok(vec![255; 32]));
+        assert_eq!(mac(standard.trim_end_matches('=')), Ok(vec![255; 32]));
+        assert_eq!(mac(&standard.replace('/', "_")), Ok(vec![255; 32]));
+        assert!(mac("").is_err());
+        assert!(mac(&"0g".repeat(32)).is_err());
+        assert!(mac("no mac!").is_err());
+        assert_eq!(hex(&[0, 171]), "00ab");
+    }
+
+    #[test]
     fn aad_pairs() {
         assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert!(pair("=b").is_err());
@@ -241,7 +332,7 @@ mod tests {
     #[test]
     fn every_name_of_an_enum_is_one_of_the_contract() {
         let command = clap::Command::new("test");
-        for purpose_name in ["signing", "token-signing", "encryption"] {
+        for purpose_name in ["signing", "token-signing", "encryption", "mac"] {
             assert!(
                 purpose()
                     .parse_ref(&command, None, OsStr::new(purpose_name))

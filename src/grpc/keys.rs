@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Parts, unfinished},
+    call::{self, Parts, unfinished},
     convert, destructions,
     proto::{self, key_service_server::KeyService},
 };
@@ -13,8 +13,8 @@ use crate::{
     audit::Receipt,
     clock::Clock,
     error::Result,
-    keys::{AdoptKey, CreateKey, KeyFilter, KeySnapshot, UpdateKey},
-    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Resource},
+    keys::{AdoptKey, CreateKey, ImportKey, ImportedSecret, KeyFilter, KeySnapshot, UpdateKey},
+    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Purpose, Resource},
 };
 
 /// KeyService over these parts.
@@ -108,6 +108,43 @@ impl KeyApi {
         let act = async move |permit| keys.adopt(permit, request).await;
         let gate = &self.parts.gate;
         gate.mutate(&caller, Action::AdoptKey, resource, answer, act)
+            .await
+    }
+
+    async fn import(
+        &self,
+        caller: Caller,
+        r: proto::ImportKeyRequest,
+    ) -> Result<proto::ImportKeyResponse> {
+        let secret = ImportedSecret::new(call::secret(r.secret))?;
+        let request = ImportKey {
+            key: CreateKey {
+                tenant: convert::tenant(&r.tenant, &caller)?,
+                name: r.name.parse()?,
+                purpose: Purpose::Mac,
+                algorithm: convert::algorithm(r.algorithm)?,
+                rsa_bits: 0,
+                owner: convert::text("owner", r.owner, 128)?,
+                rotation_period: convert::duration("rotation_period", r.rotation_period)?,
+                rotation_mode: None,
+                approvals_needed: NonZeroU32::new(r.approvals_needed),
+                standby: false,
+                grace: convert::duration("grace", r.grace)?,
+                backend: None,
+                standby_backend: None,
+            },
+            secret,
+        };
+        let resource = to_be(&request.key.tenant, &request.key.name);
+        let keys = Arc::clone(&self.parts.keys);
+        let now = self.clock.now();
+        let answer = move |key: &Arc<KeySnapshot>, receipt: &Receipt| proto::ImportKeyResponse {
+            key: Some(convert::key(key, now)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| keys.import(permit, request).await;
+        let gate = &self.parts.gate;
+        gate.mutate(&caller, Action::ImportKey, resource, answer, act)
             .await
     }
 
@@ -366,7 +403,10 @@ impl KeyService for KeyApi {
         &self,
         r: Request<proto::ImportKeyRequest>,
     ) -> Answer<proto::ImportKeyResponse> {
-        self.parts.call(r, Action::ImportKey, unfinished).await
+        let act = async |caller, m| self.import(caller, m).await;
+        let hide = |m: &mut proto::ImportKeyRequest| m.secret.clear();
+        let parts = &self.parts;
+        parts.call_hiding(r, Action::ImportKey, hide, act).await
     }
 
     async fn get_key_version_usage(

@@ -1,4 +1,5 @@
-//! R3: keys and what is done with them. Create, adopt, inspect, update; sign, verify, encrypt, decrypt, rewrap.
+//! R3: keys and what is done with them. Create, adopt, import, inspect, update; sign, verify, encrypt, decrypt, rewrap,
+//! data keys for callers, MACs, webhooks.
 //!
 //! A warm data-plane call reads a snapshot from memory, asks the state machine, and calls the backend or the
 //! envelope: no database, no policy. Everything that acts takes a permit. Who may is not decided here.
@@ -8,14 +9,18 @@ mod create;
 mod data_keys;
 mod encrypt;
 mod generate;
+mod import;
 mod inventory;
 mod leftovers;
+mod mac;
 mod release;
 mod revoke;
 mod sign;
 mod snapshot;
 mod standby;
 mod uses;
+mod webhook;
+mod wrapped_keys;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -23,10 +28,13 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub use create::{AdoptKey, CreateKey};
+pub use import::{ImportKey, ImportedSecret};
 pub use inventory::UpdateKey;
 pub use leftovers::Gone;
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
+pub use webhook::{DEFAULT_TOLERANCE, Delivery, Scheme, TOLERANCES, Verdict};
+pub use wrapped_keys::{DATA_KEY_LENGTHS, NewDataKey};
 
 pub use crate::store::{KeyFilter, ListedKey};
 

@@ -43,9 +43,9 @@ const KEY_PAGE: &str = "SELECT k.id, k.tenant, k.name, k.purpose, k.algorithm, k
      FROM keys k LEFT JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
      WHERE k.tenant = $1 AND k.id > $2 AND k.next_rotation_at < $3 AND ($4 = '' OR k.owner = $4) AND ($5 = 0 OR EXISTS \
      (SELECT 1 FROM key_versions c WHERE c.key_id = k.id AND c.state = 'COMPROMISED')) ORDER BY k.id LIMIT $6";
-// Not those with an open rotation, nor those whose last one was turned down or ran out only just.
+// Not those whose secret was imported, which only people can bring the next of. Not those with an open rotation, nor those whose last one was turned down or ran out only just.
 const DUE: &str = "SELECT k.id, k.tenant FROM keys k JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
-     WHERE k.next_rotation_at <= $1 AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.key_id = k.id \
+     WHERE k.next_rotation_at <= $1 AND v.sealed_secret IS NULL AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.key_id = k.id \
      AND (r.state IN ('REQUESTED', 'APPROVED') OR (r.state IN ('REJECTED', 'CANCELLED', 'EXPIRED') AND r.ended_at > $2))) \
      ORDER BY k.next_rotation_at, k.id LIMIT $3";
 const STANDBY_MISSING: &str = "SELECT k.id, k.tenant FROM keys k \

@@ -20,6 +20,7 @@ mod replicas;
 mod revocations;
 mod rotations;
 mod tenants;
+mod webhooks;
 
 use std::fmt;
 
@@ -32,6 +33,7 @@ pub use intents::{Intent, IntentState};
 pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
+pub use webhooks::WebhookMark;
 
 use crate::error::{Error, Reason};
 

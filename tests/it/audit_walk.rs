@@ -82,12 +82,20 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         "Sign" | "Verify" | "Encrypt" | "Decrypt" | "Rewrap" | "IssueToken" | "VerifyToken" => {
             ("service", Some("issuer"))
         }
+        "GenerateDataKey"
+        | "GenerateDataKeyWithoutPlaintext"
+        | "DecryptDataKey"
+        | "ComputeMac"
+        | "VerifyMac"
+        | "VerifyWebhook"
+        | "GenerateRandom" => ("service", Some("issuer")),
         "ApproveRotation" | "RejectRotation" | "ApproveRotationPolicy" => {
             ("approver", Some("auditor"))
         }
         "DeployRotation" => ("deployer", Some("auditor")),
         "CreateKey"
         | "AdoptKey"
+        | "ImportKey"
         | "UpdateKey"
         | "RotateKey"
         | "CancelRotation"

@@ -9,16 +9,19 @@ use claviger::grpc::proto::{
     AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest,
     ApproveRotationPolicyRequest, ApproveRotationRequest, BatchDecryptRequest, BatchEncryptRequest,
     BatchRewrapRequest, BatchSignRequest, BatchVerifyRequest, CancelKeyDestructionRequest,
-    CancelRotationRequest, CloseIncidentRequest, CreateKeyRequest, CreatePrincipalRequest,
-    CreateTenantRequest, DeclareCompromiseRequest, DecryptRequest, DeployRotationRequest,
-    DestroyKeyVersionRequest, EncryptRequest, GetIncidentRequest, GetJwksRequest, GetKeyRequest,
-    GetRotationRequest, GrantRoleRequest, IssueTokenRequest, Key, KeyPurpose,
-    ListAuditEventsRequest, ListIncidentsRequest, ListKeyDestructionsRequest, ListKeysRequest,
-    ListPrincipalsRequest, ListRotationsRequest, ListTenantsRequest, PrincipalType,
-    RejectRotationRequest, RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest,
-    RewrapRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest,
-    VerifyRequest, VerifyTokenRequest, batch_decrypt_request, batch_encrypt_request,
-    batch_rewrap_request, batch_sign_request, batch_verify_request, sign_request, verify_request,
+    CancelRotationRequest, CloseIncidentRequest, ComputeMacRequest, CreateKeyRequest,
+    CreatePrincipalRequest, CreateTenantRequest, DeclareCompromiseRequest, DecryptDataKeyRequest,
+    DecryptRequest, DeployRotationRequest, DestroyKeyVersionRequest, EncryptRequest,
+    GenerateDataKeyRequest, GenerateDataKeyWithoutPlaintextRequest, GenerateRandomRequest,
+    GetIncidentRequest, GetJwksRequest, GetKeyRequest, GetRotationRequest, GrantRoleRequest,
+    ImportKeyRequest, IssueTokenRequest, Key, KeyPurpose, ListAuditEventsRequest,
+    ListIncidentsRequest, ListKeyDestructionsRequest, ListKeysRequest, ListPrincipalsRequest,
+    ListRotationsRequest, ListTenantsRequest, PrincipalType, RejectRotationRequest,
+    RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest, RewrapRequest,
+    RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest,
+    VerifyMacRequest, VerifyRequest, VerifyTokenRequest, VerifyWebhookRequest, WebhookScheme,
+    batch_decrypt_request, batch_encrypt_request, batch_rewrap_request, batch_sign_request,
+    batch_verify_request, sign_request, verify_request,
 };
 use prost::Message;
 use tokio::time::{Duration, Instant, sleep};
@@ -76,6 +79,7 @@ impl World {
             ("orders", KeyPurpose::Signing, Algorithm::Es256),
             ("tokens", KeyPurpose::TokenSigning, Algorithm::Es256),
             ("vault", KeyPurpose::Encryption, Algorithm::A256gcm),
+            ("hooks", KeyPurpose::Mac, Algorithm::Hs256),
         ];
         for (name, purpose, algorithm) in keys {
             daemon.key("acme", name, purpose, algorithm).await;
@@ -111,6 +115,12 @@ impl World {
                 audience: "api".into(),
                 required_scopes: Vec::new(),
             }),
+            "GenerateDataKey"
+            | "GenerateDataKeyWithoutPlaintext"
+            | "DecryptDataKey"
+            | "GenerateRandom" => self.data_key(name).await,
+            "ComputeMac" | "VerifyMac" | "VerifyWebhook" => self.mac(name).await,
+            "ImportKey" => case(&import(&fresh("import"))).or(&import("orders")),
             "GetJwks" => case(&GetJwksRequest {}),
             "CreateKey" | "AdoptKey" | "GetKey" | "ListKeys" | "UpdateKey" => self.key(name).await,
             "ApproveRotationPolicy" => self.policy().await,
@@ -141,6 +151,86 @@ impl World {
             }),
             "VerifyAudit" => case(&VerifyAuditRequest::default()),
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
+        }
+    }
+
+    async fn data_key(&self, name: &str) -> Case {
+        let generate = |key: &str| GenerateDataKeyRequest {
+            tenant: "acme".into(),
+            key: key.into(),
+            ..Default::default()
+        };
+        match name {
+            "GenerateDataKey" => case(&generate("vault")).or(&generate("orders")),
+            "GenerateDataKeyWithoutPlaintext" => {
+                let generate = |key: &str| GenerateDataKeyWithoutPlaintextRequest {
+                    tenant: "acme".into(),
+                    key: key.into(),
+                    ..Default::default()
+                };
+                case(&generate("vault")).or(&generate("orders"))
+            }
+            "DecryptDataKey" => {
+                let mut service = self.daemon.actor("service").data_keys();
+                let made = service.generate_data_key(generate("vault")).await;
+                let wrapped = made.expect("GenerateDataKey").into_inner().wrapped;
+                let decrypt = |cut: usize| DecryptDataKeyRequest {
+                    tenant: "acme".into(),
+                    key: "vault".into(),
+                    wrapped: wrapped.slice(..wrapped.len() - cut),
+                    aad: BTreeMap::new(),
+                };
+                case(&decrypt(0)).or(&decrypt(1))
+            }
+            _ => {
+                let random = |length| GenerateRandomRequest { length };
+                case(&random(32)).or(&random(0))
+            }
+        }
+    }
+
+    async fn mac(&self, name: &str) -> Case {
+        let compute = |key: &str, message: String| ComputeMacRequest {
+            tenant: "acme".into(),
+            key: key.into(),
+            message: message.into(),
+        };
+        let mac = async |message: String| {
+            let mut service = self.daemon.actor("service").macs();
+            let made = service.compute_mac(compute("hooks", message)).await;
+            made.expect("ComputeMac").into_inner().mac
+        };
+        match name {
+            "ComputeMac" => {
+                case(&compute("hooks", "order".into())).or(&compute("vault", "order".into()))
+            }
+            "VerifyMac" => {
+                let mac = mac("order".into()).await;
+                let verify = |key: &str| VerifyMacRequest {
+                    tenant: "acme".into(),
+                    key: key.into(),
+                    message: "order".into(),
+                    mac: mac.clone(),
+                    kid: String::new(),
+                };
+                case(&verify("hooks")).or(&verify("vault"))
+            }
+            _ => {
+                let timestamp = claviger::clock::Clock::System.now().seconds();
+                let mac = mac(format!("{timestamp}.paid")).await;
+                let event_id = fresh("evt");
+                let verify = |key: &str| VerifyWebhookRequest {
+                    tenant: "acme".into(),
+                    key: key.into(),
+                    scheme: WebhookScheme::TimestampBody.into(),
+                    body: "paid".into(),
+                    timestamp,
+                    event_id: event_id.clone(),
+                    macs: vec![mac.clone()],
+                    tolerance: None,
+                };
+                case(&verify("hooks")).or(&verify("vault"))
+            }
         }
     }
 
@@ -615,6 +705,17 @@ fn create(name: &str) -> CreateKeyRequest {
         name: name.into(),
         purpose: KeyPurpose::Signing.into(),
         algorithm: Algorithm::Es256.into(),
+        owner: "team-e2e".into(),
+        ..Default::default()
+    }
+}
+
+fn import(name: &str) -> ImportKeyRequest {
+    ImportKeyRequest {
+        tenant: "acme".into(),
+        name: name.into(),
+        algorithm: Algorithm::Hs256.into(),
+        secret: "chosen by the payment provider".into(),
         owner: "team-e2e".into(),
         ..Default::default()
     }

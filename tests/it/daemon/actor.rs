@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
+    data_key_service_client::DataKeyServiceClient, incident_service_client::IncidentServiceClient,
+    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
     principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
@@ -43,6 +44,8 @@ macro_rules! clients {
 
 clients! {
     crypto: CryptoServiceClient,
+    data_keys: DataKeyServiceClient,
+    macs: MacServiceClient,
     keys: KeyServiceClient,
     rotations: RotationServiceClient,
     tokens: TokenServiceClient,
