@@ -17,8 +17,8 @@ use super::{
 };
 use crate::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
+    key_service_client::KeyServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 
@@ -87,6 +87,8 @@ clients! {
     keys: KeyServiceClient,
     /// Client of `RotationService`.
     rotations: RotationServiceClient,
+    /// Client of `ErasureService`.
+    erasures: ErasureServiceClient,
     /// Client of `IncidentService`.
     incidents: IncidentServiceClient,
     /// Client of `TokenService`.

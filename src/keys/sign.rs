@@ -8,7 +8,10 @@ use super::{KeySnapshot, Keys, VerifyAfterSign, snapshot::Version};
 use crate::{
     error::{Error, Reason, Result},
     gate::Permit,
-    model::{Action, Algorithm, Kid, Purpose, SignInput, VersionState, key::Material},
+    model::{
+        Action, Algorithm, Kid, Purpose, SignInput, TenantDestructionId, VersionState,
+        key::Material,
+    },
 };
 
 /// A signature and who made it.
@@ -84,6 +87,22 @@ impl Keys {
             .await
     }
 
+    /// Signs the proof that all keys of a tenant are destroyed, as `sign_checkpoint` with the same key.
+    ///
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, and the backend's.
+    pub async fn sign_proof(
+        &self,
+        permit: &Permit,
+        destruction: TenantDestructionId,
+        key: &KeySnapshot,
+        text: &str,
+    ) -> Result<Signed> {
+        permit.covers_tenant_destruction(Action::DestroyTenantMaterial, destruction)?;
+        key.expect(Purpose::Signing, "DestroyTenantMaterial")?;
+        self.sign_active(permit, key, SignInput::Message(text.as_bytes()))
+            .await
+    }
+
     /// Checks a signature by any version that may verify, or by `kid` alone. The kid that verified, or None.
     ///
     /// Errors: KEY_PURPOSE_MISMATCH, DIGEST_LENGTH.
@@ -108,7 +127,7 @@ impl Keys {
             });
         let verified = verified.map(|v| v.version.kid.clone());
         if let Some(kid) = &verified {
-            self.note_use(kid);
+            self.note_use(kid).opened();
             self.release_while(permit, key, kid, VersionState::verifies);
         }
         Ok(verified)
@@ -159,7 +178,7 @@ impl Keys {
         self.release_while(permit, key, kid, VersionState::verifies);
         let backend = self.backend(name)?;
         let deadline = self.deadline();
-        self.note_use(kid);
+        let uses = self.note_use(kid);
         let signature = match (input, algorithm.hash()) {
             (SignInput::Message(message), Some(hash)) => {
                 let digest = digest::digest(hash.algorithm(), message);
@@ -176,6 +195,7 @@ impl Keys {
                 "backend {name} made a signature that {kid} does not verify"
             )));
         }
+        uses.made();
         Ok(signature)
     }
 }

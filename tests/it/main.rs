@@ -14,6 +14,7 @@ mod crash;
 mod daemon;
 mod destruction;
 mod envelope;
+mod erasure;
 mod foreign;
 mod freeze;
 mod gate;

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
+    key_service_client::KeyServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -49,6 +49,7 @@ clients! {
     principals: PrincipalServiceClient,
     audit: AuditServiceClient,
     incidents: IncidentServiceClient,
+    erasures: ErasureServiceClient,
 }
 
 impl Daemon {
