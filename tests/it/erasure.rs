@@ -846,8 +846,12 @@ async fn uses_are_counted(engine: Engine) {
     let (purpose, algorithm) = (KeyPurpose::Encryption, Algorithm::A256gcm);
     daemon.key("acme", "vault", purpose, algorithm).await;
     let mut crypto = daemon.actor("service").crypto();
+    let item = |reference: &str| batch_encrypt_request::Item {
+        reference: reference.into(),
+        request: Some(encrypt("vault")),
+    };
     let batch = BatchEncryptRequest {
-        items: vec![encrypt("vault"), encrypt("vault")],
+        items: vec![item("a"), item("b")],
     };
     crypto.batch_encrypt(batch).await.expect("BatchEncrypt");
     let mut sealed = Vec::new();
