@@ -27,7 +27,8 @@ use crate::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// Name of a SIGNING key of tenant `system`, ES256 or EdDSA, that is used for nothing else.
+    /// Name of a SIGNING key of tenant `system`, ES256 or EdDSA, that signs checkpoints and proofs of destruction and is
+    /// used for nothing else.
     pub key: String,
     /// File that the notes are added to: on another disk or machine than the database.
     pub file: PathBuf,
