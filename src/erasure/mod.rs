@@ -235,6 +235,13 @@ impl Erasures {
                 why.message()
             ))
         })?;
+        if !self.keys.signs_any_length(key) {
+            return Err(missing(format!(
+                "audit.checkpoint.key {name} is {} in a backend that signs short messages only, and a proof of destruction \
+                 is long; use an ES256 key",
+                key.key.algorithm
+            )));
+        }
         Ok((Arc::clone(key), notary))
     }
 }

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aws_lc_rs::digest;
 
-use super::{KeySnapshot, Keys, VerifyAfterSign, snapshot::Version};
+use super::{KeySnapshot, Keys, snapshot::Version};
 use crate::{
+    backends::VerifyAfterSign,
     error::{Error, Reason, Result},
     gate::Permit,
     model::{
@@ -28,16 +29,19 @@ pub struct Signed {
 pub struct Sampler(AtomicU32);
 
 impl Sampler {
+    /// 2^32 over the golden ratio: multiples of it spread evenly, also those of every second or third number, so that
+    /// no backend is passed over when calls to several take turns.
+    const SPREAD: u32 = 0x9e37_79b9;
     const ONE_IN: u32 = 16;
 
     fn takes(&self, mode: VerifyAfterSign) -> bool {
         match mode {
             VerifyAfterSign::Always => true,
             VerifyAfterSign::Off => false,
-            VerifyAfterSign::Sampled => self
-                .0
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(Self::ONE_IN),
+            VerifyAfterSign::Sampled => {
+                let number = self.0.fetch_add(1, Ordering::Relaxed);
+                number.wrapping_mul(Self::SPREAD) < u32::MAX / Self::ONE_IN
+            }
         }
     }
 }
@@ -45,7 +49,7 @@ impl Sampler {
 impl Keys {
     /// Signs with the ACTIVE version of a SIGNING key.
     ///
-    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, and the backend's.
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, PAYLOAD_TOO_LARGE, and the backend's.
     pub async fn sign(
         &self,
         permit: &Permit,
@@ -101,6 +105,17 @@ impl Keys {
         key.expect(Purpose::Signing, "DestroyTenantMaterial")?;
         self.sign_active(permit, key, SignInput::Message(text.as_bytes()))
             .await
+    }
+
+    /// Does the key sign messages of any length, with its ACTIVE version in the backend where that is?
+    pub fn signs_any_length(&self, key: &KeySnapshot) -> bool {
+        let active = key.active().ok().map(|v| &v.version.material);
+        let Some(Material::KeyPair { backend, .. }) = active else {
+            return false;
+        };
+        let hashes = key.key.algorithm.hash().is_some();
+        let backend = self.backend(backend);
+        hashes || backend.is_ok_and(|b| b.capabilities().longest_message.is_none())
     }
 
     /// Checks a signature by any version that may verify, or by `kid` alone. The kid that verified, or None.
@@ -177,6 +192,7 @@ impl Keys {
         // Superseded meanwhile is fine: what it signed while it was ACTIVE stays valid.
         self.release_while(permit, key, kid, VersionState::verifies);
         let backend = self.backend(name)?;
+        check_length(algorithm, input, backend.capabilities().longest_message)?;
         let deadline = self.deadline();
         let uses = self.note_use(kid);
         let signature = match (input, algorithm.hash()) {
@@ -187,7 +203,7 @@ impl Keys {
             }
             (input, _) => backend.sign(reference, algorithm, input, deadline).await?,
         };
-        if self.sampler.takes(self.config.verify_after_sign)
+        if self.sampler.takes(backend.capabilities().verify_after_sign)
             && !verifier.verifies(input, &signature)
         {
             metrics::counter!("claviger_wrong_signature_total").increment(1);
@@ -197,6 +213,23 @@ impl Keys {
         }
         uses.made();
         Ok(signature)
+    }
+}
+
+/// Where the device makes the digest itself, it may take short messages only. Errors: PAYLOAD_TOO_LARGE.
+fn check_length(algorithm: Algorithm, input: SignInput<'_>, longest: Option<usize>) -> Result<()> {
+    match (input, algorithm.hash(), longest) {
+        (SignInput::Message(message), None, Some(longest)) if message.len() > longest => {
+            Err(Error::new(
+                Reason::PayloadTooLarge,
+                format!(
+                    "the key's backend signs {algorithm} messages of up to {longest} bytes, this one has {}; use \
+                     another algorithm, or a key in another backend",
+                    message.len()
+                ),
+            ))
+        }
+        (SignInput::Message(_) | SignInput::Digest(_), _, _) => Ok(()),
     }
 }
 
@@ -218,5 +251,27 @@ fn check_digest(algorithm: Algorithm, input: SignInput<'_>) -> Result<()> {
             Reason::DigestLength,
             format!("{algorithm} signs the message itself; send `message` instead of `digest`"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sixteenth_is_sampled_whoever_takes_turns() {
+        for step in 1..=16_usize {
+            let sampler = Sampler::default();
+            let taken: Vec<_> = (0..16_000 * step)
+                .map(|_| sampler.takes(VerifyAfterSign::Sampled))
+                .collect();
+            let of_one = taken.iter().step_by(step).filter(|taken| **taken);
+            let count = of_one.count();
+            assert!((900..1100).contains(&count), "every {step}th: {count}");
+        }
+        let sampler = Sampler::default();
+        assert!(sampler.takes(VerifyAfterSign::Sampled), "the first");
+        assert!((0..100).all(|_| sampler.takes(VerifyAfterSign::Always)));
+        assert!(!(0..100).any(|_| sampler.takes(VerifyAfterSign::Off)));
     }
 }
