@@ -797,7 +797,7 @@ async fn people_destroy_a_tenant_on_the_command_line() {
     assert!(said.contains(&format!("tenant destroy approve {id} --tenant acme")));
     let approve = ["tenant", "destroy", "approve", &id, "--tenant", "acme"];
     let said = daemon
-        .cli_ok(&[&["--as", "approver"], &approve[..]].concat())
+        .cli_ok(&[&["--as", "approver"][..], &approve[..]].concat())
         .await;
     assert!(said.contains("SCHEDULED") && said.contains("unless it is cancelled"));
     stage.make_due(&id).await;
