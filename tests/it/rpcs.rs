@@ -473,52 +473,48 @@ impl World {
         }
     }
 
-    /// Each of a tenant of its own, which has no keys.
+    /// Nothing is destroyed: the waiting period is 30 days.
     async fn tenant_destruction(&self, name: &str) -> Case {
         let destroy = |tenant: &str| DestroyTenantKeysRequest {
             tenant: tenant.into(),
             reason: "the contract has ended".into(),
         };
-        if name == "DestroyTenantKeys" {
-            return case(&destroy(&self.tenant().await)).or(&destroy("system"));
-        }
-        let tenant = self.tenant().await;
+        let cancel = |id: &str| CancelTenantDestructionRequest {
+            destruction_id: id.into(),
+            reason: "they came back".into(),
+        };
         let mut issuer = self.daemon.actor("issuer").erasures();
-        let asked = issuer.destroy_tenant_keys(destroy(&tenant)).await;
+        let open = "SELECT id FROM tenant_destructions WHERE state IN ('REQUESTED', 'SCHEDULED')";
+        for row in self.daemon.rows(open).await {
+            let cancelled = issuer.cancel_tenant_destruction(cancel(&row[0])).await;
+            cancelled.expect("CancelTenantDestruction");
+        }
+        if name == "DestroyTenantKeys" {
+            return case(&destroy("acme")).or(&destroy("system"));
+        }
+        let asked = issuer.destroy_tenant_keys(destroy("acme")).await;
         let asked = asked.expect("DestroyTenantKeys").into_inner().destruction;
         let id = asked.expect("a destruction").id;
         let approve = |tenant: &str| ApproveTenantDestructionRequest {
             destruction_id: id.clone(),
             tenant: tenant.into(),
         };
-        let cancel = |id: &str| CancelTenantDestructionRequest {
-            destruction_id: id.into(),
-            reason: "they came back".into(),
-        };
         match name {
-            "ApproveTenantDestruction" => case(&approve(&tenant)).or(&approve("acme")),
+            "ApproveTenantDestruction" => case(&approve("acme")).or(&approve("globex")),
             "CancelTenantDestruction" => {
                 let cancelled = issuer.cancel_tenant_destruction(cancel(&id)).await;
                 cancelled.expect("CancelTenantDestruction");
-                let asked = issuer.destroy_tenant_keys(destroy(&tenant)).await;
+                let asked = issuer.destroy_tenant_keys(destroy("acme")).await;
                 let asked = asked.expect("DestroyTenantKeys").into_inner().destruction;
                 let other = asked.expect("a destruction").id;
                 case(&cancel(&other)).or(&cancel(&id))
             }
             "GetTenantDestruction" => case(&GetTenantDestructionRequest { destruction_id: id }),
             _ => case(&ListTenantDestructionsRequest {
-                tenant,
+                tenant: "acme".into(),
                 ..Default::default()
             }),
         }
-    }
-
-    async fn tenant(&self) -> String {
-        let name = fresh("tenant");
-        let request = CreateTenantRequest { name: name.clone() };
-        let mut admin = self.daemon.actor("admin").principals();
-        admin.create_tenant(request).await.expect("CreateTenant");
-        name
     }
 
     /// Cancels the destruction `id` and opens another one of the same version.
