@@ -22,6 +22,7 @@ use crate::{
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
+    erasure::{Erasures, Notary},
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
@@ -132,6 +133,17 @@ pub async fn run(
         config.keys.destruction_wait(),
         config.rotation.clock_skew(),
     ));
+    let notary = config.audit.checkpoint.as_ref().map(|checkpoint| Notary {
+        key: checkpoint.key.clone(),
+        issuer: config.tokens.issuer.clone(),
+    });
+    let erasures = Arc::new(Erasures::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.keys.tenant_destruction_wait(),
+        notary,
+    ));
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
     let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
     let incidents = Arc::new(Incidents::new(
@@ -148,6 +160,7 @@ pub async fn run(
         rotations: Arc::clone(&rotations),
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
+        erasures: Arc::clone(&erasures),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
         checkpoints: config
@@ -169,6 +182,7 @@ pub async fn run(
         keys: Arc::clone(&keys),
         rotations,
         destructions,
+        erasures,
         incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),

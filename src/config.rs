@@ -297,6 +297,10 @@ impl Config {
                 "keys.destruction_wait_seconds below 86400",
             ),
             (
+                self.keys.tenant_destruction_wait_seconds < 24 * 60 * 60,
+                "keys.tenant_destruction_wait_seconds below 86400",
+            ),
+            (
                 self.keys.reconcile_after_seconds < 30,
                 "keys.reconcile_after_seconds below 30",
             ),

@@ -17,9 +17,9 @@ use super::{
 };
 use crate::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    data_key_service_client::DataKeyServiceClient, incident_service_client::IncidentServiceClient,
-    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
+    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 
@@ -92,6 +92,8 @@ clients! {
     keys: KeyServiceClient,
     /// Client of `RotationService`.
     rotations: RotationServiceClient,
+    /// Client of `ErasureService`.
+    erasures: ErasureServiceClient,
     /// Client of `IncidentService`.
     incidents: IncidentServiceClient,
     /// Client of `TokenService`.

@@ -17,12 +17,16 @@ use clap::{
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use jiff::{SignedDuration, Span, SpanRelativeTo};
+use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 
 use super::{
     exit::{Failure, Result},
     output,
 };
-use crate::grpc::proto::{Algorithm, KeyPurpose, PrincipalType, RotationMode};
+use crate::{
+    grpc::proto::{Algorithm, KeyPurpose, PrincipalType, RotationMode},
+    model::PublicKey,
+};
 
 /// Where bytes come from and go to.
 #[derive(Args, Clone, Debug)]
@@ -45,6 +49,16 @@ impl Streams {
     pub fn write(&self, bytes: &[u8], secrecy: output::Secrecy) -> Result<()> {
         output::write(self.output_file.as_deref(), bytes, secrecy)
     }
+}
+
+/// The public key in a PEM file that `option` names.
+pub fn public_key(option: &str, path: &Path) -> Result<PublicKey> {
+    let wrong = |what: &str| Failure::usage(format!("{option} {}: {what}", path.display()));
+    let pem = std::fs::read(path).map_err(|e| wrong(&e.to_string()))?;
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(&pem);
+    let der = der.map_err(|_| wrong("no PUBLIC KEY in PEM"))?;
+    let key = PublicKey::from_spki_der(&der);
+    key.ok_or_else(|| wrong("neither an ECDSA key nor an Ed25519 key"))
 }
 
 /// The most that is read: what a request can carry, and one byte, so that the daemon says what is wrong.

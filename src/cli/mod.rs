@@ -147,6 +147,8 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Rotation(command) => rotation::run(command, &options.connect().await?).await,
         Command::Incident(command) => incident::run(command, &options.connect().await?).await,
         Command::Token(command) => token::run(command, &options.connect().await?).await,
+        // Needs no daemon: whoever checks a proof may have no access to one.
+        Command::Tenant(tenant::Command::Proof(command)) => tenant::proof::run(command),
         Command::Tenant(command) => tenant::run(command, &options.connect().await?).await,
         Command::Principal(command) => principal::run(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,

@@ -18,6 +18,7 @@ use crate::{
     authn::{Authn, ConnectedPeer},
     destruction::Destructions,
     directory::Directory,
+    erasure::Erasures,
     error::{Error, Reason, Result},
     gate::Gate,
     incidents::Incidents,
@@ -86,6 +87,8 @@ pub struct Parts {
     pub rotations: Arc<Rotations>,
     /// Destructions of key versions.
     pub destructions: Arc<Destructions>,
+    /// Destructions of the keys of tenants.
+    pub erasures: Arc<Erasures>,
     /// Incidents.
     pub incidents: Arc<Incidents>,
     /// Tokens.

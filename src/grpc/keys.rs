@@ -203,6 +203,27 @@ impl KeyApi {
         gate.access(&caller, Action::ListKeys, resource, list).await
     }
 
+    async fn usage(
+        &self,
+        caller: Caller,
+        r: proto::GetKeyVersionUsageRequest,
+    ) -> Result<proto::GetKeyVersionUsageResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let key: KeyRef = r.key.parse()?;
+        let target = self.parts.keys.find(&tenant, &key).await?;
+        let resource = target.resource();
+        let act = async |permit| {
+            let id = target.snapshot()?.key.id;
+            let usage = self.parts.keys.usage(&permit, id).await?;
+            let versions = usage.iter().map(convert::usage).collect();
+            let answer = proto::GetKeyVersionUsageResponse { versions };
+            Ok((answer, String::new()))
+        };
+        let gate = &self.parts.gate;
+        gate.access(&caller, Action::GetKeyVersionUsage, resource, act)
+            .await
+    }
+
     async fn update(
         &self,
         caller: Caller,
@@ -413,8 +434,8 @@ impl KeyService for KeyApi {
         &self,
         r: Request<proto::GetKeyVersionUsageRequest>,
     ) -> Answer<proto::GetKeyVersionUsageResponse> {
-        let action = Action::GetKeyVersionUsage;
-        self.parts.call(r, action, unfinished).await
+        let act = async |caller, r| self.usage(caller, r).await;
+        self.parts.call(r, Action::GetKeyVersionUsage, act).await
     }
 
     async fn list_key_destructions(

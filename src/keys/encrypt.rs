@@ -1,13 +1,13 @@
 //! Encrypting, decrypting and rewrapping under data keys.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::{KeySnapshot, Keys, data_keys::Unwrapped, snapshot::Version};
+use super::{KeySnapshot, Keys, data_keys::Unwrapped, snapshot::Version, uses::Counter};
 use crate::{
     envelope::{self, Context, EnvelopeError, Kind},
     error::{Error, Reason, Result},
     gate::Permit,
-    model::{Action, Kid, Purpose, VersionState},
+    model::{Action, Kid, Purpose, Secret, VersionState, secret::DataKey},
 };
 
 /// Additional authenticated data, by name.
@@ -61,7 +61,8 @@ impl Keys {
             return Err(EnvelopeError::OtherKind.into());
         }
         self.release_while(permit, key, &version.version.kid, VersionState::decrypts);
-        let plaintext = self.unseal(kind, key, version, ciphertext, aad).await?;
+        let (plaintext, uses) = self.unseal(kind, key, version, ciphertext, aad).await?;
+        uses.opened();
         Ok((plaintext, version.version.kid.clone()))
     }
 
@@ -81,15 +82,17 @@ impl Keys {
         let (kind, old) = version_of(key, ciphertext, VersionState::rewraps)?;
         let new = key.active()?;
         self.release_while(permit, key, &new.version.kid, VersionState::decrypts);
-        let plaintext = self.unseal(kind, key, old, ciphertext, aad).await?;
-        let plaintext = crate::model::Secret::new(plaintext);
+        let (plaintext, uses) = self.unseal(kind, key, old, ciphertext, aad).await?;
+        let plaintext = Secret::new(plaintext);
         let (old_kid, new_kid) = (old.version.kid.clone(), new.version.kid.clone());
         if old_kid == new_kid {
+            uses.opened();
             return Ok((ciphertext.to_vec(), new_kid, old_kid));
         }
         let moved = self
             .seal(kind, key, new, plaintext.expose_secret(), aad)
             .await?;
+        uses.rewrapped();
         Ok((moved, new_kid, old_kid))
     }
 
@@ -103,9 +106,12 @@ impl Keys {
     ) -> Result<Vec<u8>> {
         let data_key = self.unwrapped(key, version).await?;
         let context = context(kind, key, version, aad);
-        Ok(envelope::seal(data_key.key(), &context, plaintext)?)
+        let sealed = envelope::seal(data_key.key(), &context, plaintext)?;
+        data_key.uses.made();
+        Ok(sealed)
     }
 
+    /// The plaintext, and what counts the use: the caller knows whether it was opened or moved.
     async fn unseal(
         &self,
         kind: Kind,
@@ -113,21 +119,33 @@ impl Keys {
         version: &Version,
         ciphertext: &[u8],
         aad: &Aad,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<(Vec<u8>, Arc<Counter>)> {
         let data_key = self.unwrapped(key, version).await?;
         let context = context(kind, key, version, aad);
-        Ok(envelope::open(data_key.key(), &context, ciphertext)?)
+        let plaintext = envelope::open(data_key.key(), &context, ciphertext)?;
+        Ok((plaintext, data_key.uses))
     }
 
-    async fn unwrapped(
-        &self,
-        key: &KeySnapshot,
-        version: &Version,
-    ) -> Result<std::sync::Arc<Unwrapped>> {
+    async fn unwrapped(&self, key: &KeySnapshot, version: &Version) -> Result<InUse> {
         let v = &version.version;
-        self.note_use(&v.kid);
-        self.data_key(&key.key.tenant, key.key.id, &v.kid, &v.material)
-            .await
+        let uses = self.note_use(&v.kid);
+        let unwrapped = self.data_key(&key.key.tenant, key.key.id, &v.kid, &v.material);
+        Ok(InUse {
+            unwrapped: unwrapped.await?,
+            uses,
+        })
+    }
+}
+
+/// An unwrapped data key, and what counts the uses of its version.
+struct InUse {
+    unwrapped: Arc<Unwrapped>,
+    uses: Arc<Counter>,
+}
+
+impl InUse {
+    fn key(&self) -> &DataKey {
+        self.unwrapped.key()
     }
 }
 

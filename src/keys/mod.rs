@@ -33,10 +33,11 @@ pub use inventory::UpdateKey;
 pub use leftovers::Gone;
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
+pub use uses::Counter;
 pub use webhook::{DEFAULT_TOLERANCE, Delivery, Scheme, TOLERANCES, Verdict};
 pub use wrapped_keys::{DATA_KEY_LENGTHS, NewDataKey};
 
-pub use crate::store::{KeyFilter, ListedKey};
+pub use crate::store::{KeyFilter, ListedKey, VersionUsage};
 
 use crate::{
     backends::Backend,
@@ -68,6 +69,9 @@ pub struct KeysConfig {
     /// Time between the approval of a destruction and the destruction, in seconds. Within it the destruction can be
     /// called off, and data that is still used under the version keeps it alive. Default 7 days.
     pub destruction_wait_seconds: u64,
+    /// Time between the approval of the destruction of all keys of a tenant and its beginning, in seconds. Within it the
+    /// destruction can be called off; use does not keep the keys alive. Default 30 days.
+    pub tenant_destruction_wait_seconds: u64,
     /// How old an attempt to generate a key pair is before what it may have left on the device is looked for, in
     /// seconds; longer than that may take. Default 30.
     pub reconcile_after_seconds: u64,
@@ -95,6 +99,11 @@ impl KeysConfig {
     pub const fn destruction_wait(&self) -> Duration {
         Duration::from_secs(self.destruction_wait_seconds)
     }
+
+    /// Time between the approval of the destruction of a tenant's keys and its beginning.
+    pub const fn tenant_destruction_wait(&self) -> Duration {
+        Duration::from_secs(self.tenant_destruction_wait_seconds)
+    }
 }
 
 impl Default for KeysConfig {
@@ -107,6 +116,7 @@ impl Default for KeysConfig {
             backend_timeout_ms: 5000,
             generate_timeout_ms: 25_000,
             destruction_wait_seconds: 7 * 24 * 60 * 60,
+            tenant_destruction_wait_seconds: 30 * 24 * 60 * 60,
             reconcile_after_seconds: 30,
             last_used_interval_seconds: 60,
         }

@@ -76,6 +76,16 @@ impl KeySnapshot {
                 ),
             );
         }
+        if self
+            .versions
+            .iter()
+            .all(|v| v.state() == VersionState::Destroyed)
+        {
+            return Error::new(
+                Reason::NoUsableVersion,
+                format!("every version of key {name} was destroyed"),
+            );
+        }
         Error::new(
             Reason::NoUsableVersion,
             format!("key {name} has no ACTIVE version; deploy a rotation first"),

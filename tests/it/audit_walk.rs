@@ -100,8 +100,10 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "RotateKey"
         | "CancelRotation"
         | "DestroyKeyVersion"
-        | "CancelKeyDestruction" => ("issuer", Some("auditor")),
-        "ApproveKeyDestruction" => ("approver", Some("auditor")),
+        | "CancelKeyDestruction"
+        | "DestroyTenantKeys"
+        | "CancelTenantDestruction" => ("issuer", Some("auditor")),
+        "ApproveKeyDestruction" | "ApproveTenantDestruction" => ("approver", Some("auditor")),
         "DeclareCompromise" | "AddIncidentNote" | "CloseIncident" | "RevokeToken"
         | "RevokeKeyVersion" => ("officer", Some("auditor")),
         "GetIncident" | "ListIncidents" => ("auditor", Some("admin")),
@@ -112,7 +114,10 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "ListKeys"
         | "GetRotation"
         | "ListRotations"
+        | "GetKeyVersionUsage"
         | "ListKeyDestructions"
+        | "GetTenantDestruction"
+        | "ListTenantDestructions"
         | "ListAuditEvents"
         | "VerifyAudit" => ("auditor", Some("admin")),
         "ListTenants" | "ListPrincipals" => ("auditor", Some("issuer")),

@@ -16,6 +16,7 @@ mod data_keys;
 mod destruction;
 mod doctor;
 mod envelope;
+mod erasure;
 mod faults;
 mod foreign;
 mod freeze;

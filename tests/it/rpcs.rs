@@ -7,18 +7,20 @@ use std::collections::BTreeMap;
 use bytes::{Buf, BufMut, Bytes};
 use claviger::grpc::proto::{
     AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest,
-    ApproveRotationPolicyRequest, ApproveRotationRequest, BatchDecryptRequest, BatchEncryptRequest,
-    BatchRewrapRequest, BatchSignRequest, BatchVerifyRequest, CancelKeyDestructionRequest,
-    CancelRotationRequest, CloseIncidentRequest, ComputeMacRequest, CreateKeyRequest,
+    ApproveRotationPolicyRequest, ApproveRotationRequest, ApproveTenantDestructionRequest,
+    BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest, BatchSignRequest,
+    BatchVerifyRequest, CancelKeyDestructionRequest, CancelRotationRequest,
+    CancelTenantDestructionRequest, CloseIncidentRequest, ComputeMacRequest, CreateKeyRequest,
     CreatePrincipalRequest, CreateTenantRequest, DeclareCompromiseRequest, DecryptDataKeyRequest,
-    DecryptRequest, DeployRotationRequest, DestroyKeyVersionRequest, EncryptRequest,
-    GenerateDataKeyRequest, GenerateDataKeyWithoutPlaintextRequest, GenerateRandomRequest,
-    GetIncidentRequest, GetJwksRequest, GetKeyRequest, GetRotationRequest, GrantRoleRequest,
+    DecryptRequest, DeployRotationRequest, DestroyKeyVersionRequest, DestroyTenantKeysRequest,
+    EncryptRequest, GenerateDataKeyRequest, GenerateDataKeyWithoutPlaintextRequest,
+    GenerateRandomRequest, GetIncidentRequest, GetJwksRequest, GetKeyRequest,
+    GetKeyVersionUsageRequest, GetRotationRequest, GetTenantDestructionRequest, GrantRoleRequest,
     ImportKeyRequest, IssueTokenRequest, Key, KeyPurpose, ListAuditEventsRequest,
     ListIncidentsRequest, ListKeyDestructionsRequest, ListKeysRequest, ListPrincipalsRequest,
-    ListRotationsRequest, ListTenantsRequest, PrincipalType, RejectRotationRequest,
-    RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest, RewrapRequest,
-    RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest,
+    ListRotationsRequest, ListTenantDestructionsRequest, ListTenantsRequest, PrincipalType,
+    RejectRotationRequest, RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest,
+    RewrapRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest,
     VerifyMacRequest, VerifyRequest, VerifyTokenRequest, VerifyWebhookRequest, WebhookScheme,
     batch_decrypt_request, batch_encrypt_request, batch_rewrap_request, batch_sign_request,
     batch_verify_request, sign_request, verify_request,
@@ -31,7 +33,7 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use crate::daemon::{Actor, Daemon, Engine, PATIENCE, TOKEN};
+use crate::daemon::{Actor, Daemon, Engine, PATIENCE, Setup, TOKEN};
 
 /// A daemon with a key of each purpose and something made with each.
 pub struct World {
@@ -72,9 +74,33 @@ impl Case {
     }
 }
 
+/// A daemon that could prove the destruction of a tenant's keys. Its one checkpoint of the audit log is written, so that
+/// no row comes that nobody asked for.
+async fn with_proof_key(engine: Engine) -> Daemon {
+    let mut daemon = Setup::new(engine).provision().await;
+    let file = daemon.path("checkpoints");
+    daemon.edit_config(|text| {
+        format!(
+            "{text}\n[audit.checkpoint]\nkey = \"proofs\"\nfile = \"{}\"\ninterval_seconds = 86400\n",
+            file.display()
+        )
+    });
+    daemon.up().await.expect("the daemon starts");
+    let (purpose, algorithm) = (KeyPurpose::Signing, Algorithm::Es256);
+    daemon.key("system", "proofs", purpose, algorithm).await;
+    let written =
+        "SELECT seq FROM audit_events WHERE action = 'CheckpointAudit' AND outcome = 'success'";
+    let until = Instant::now() + PATIENCE;
+    while daemon.rows(written).await.is_empty() {
+        assert!(Instant::now() < until, "no checkpoint is written");
+        sleep(Duration::from_millis(50)).await;
+    }
+    daemon
+}
+
 impl World {
     pub async fn new(engine: Engine) -> Self {
-        let daemon = Daemon::start(engine).await;
+        let daemon = with_proof_key(engine).await;
         let keys = [
             ("orders", KeyPurpose::Signing, Algorithm::Es256),
             ("tokens", KeyPurpose::TokenSigning, Algorithm::Es256),
@@ -130,6 +156,15 @@ impl World {
             | "ApproveKeyDestruction"
             | "CancelKeyDestruction"
             | "ListKeyDestructions" => self.destruction(name).await,
+            "DestroyTenantKeys"
+            | "ApproveTenantDestruction"
+            | "CancelTenantDestruction"
+            | "GetTenantDestruction"
+            | "ListTenantDestructions" => self.tenant_destruction(name).await,
+            "GetKeyVersionUsage" => case(&GetKeyVersionUsageRequest {
+                tenant: "acme".into(),
+                key: "vault".into(),
+            }),
             "CreateTenant" | "ListTenants" | "CreatePrincipal" | "GrantRole" | "RevokeRole"
             | "ListPrincipals" => self.people(name).await,
             "DeclareCompromise" | "GetIncident" | "ListIncidents" | "AddIncidentNote"
@@ -527,6 +562,50 @@ impl World {
         }
     }
 
+    /// Nothing is destroyed: the waiting period is 30 days.
+    async fn tenant_destruction(&self, name: &str) -> Case {
+        let destroy = |tenant: &str| DestroyTenantKeysRequest {
+            tenant: tenant.into(),
+            reason: "the contract has ended".into(),
+        };
+        let cancel = |id: &str| CancelTenantDestructionRequest {
+            destruction_id: id.into(),
+            reason: "they came back".into(),
+        };
+        let mut issuer = self.daemon.actor("issuer").erasures();
+        let open = "SELECT id FROM tenant_destructions WHERE state IN ('REQUESTED', 'SCHEDULED')";
+        for row in self.daemon.rows(open).await {
+            let cancelled = issuer.cancel_tenant_destruction(cancel(&row[0])).await;
+            cancelled.expect("CancelTenantDestruction");
+        }
+        if name == "DestroyTenantKeys" {
+            return case(&destroy("acme")).or(&destroy("system"));
+        }
+        let asked = issuer.destroy_tenant_keys(destroy("acme")).await;
+        let asked = asked.expect("DestroyTenantKeys").into_inner().destruction;
+        let id = asked.expect("a destruction").id;
+        let approve = |tenant: &str| ApproveTenantDestructionRequest {
+            destruction_id: id.clone(),
+            tenant: tenant.into(),
+        };
+        match name {
+            "ApproveTenantDestruction" => case(&approve("acme")).or(&approve("globex")),
+            "CancelTenantDestruction" => {
+                let cancelled = issuer.cancel_tenant_destruction(cancel(&id)).await;
+                cancelled.expect("CancelTenantDestruction");
+                let asked = issuer.destroy_tenant_keys(destroy("acme")).await;
+                let asked = asked.expect("DestroyTenantKeys").into_inner().destruction;
+                let other = asked.expect("a destruction").id;
+                case(&cancel(&other)).or(&cancel(&id))
+            }
+            "GetTenantDestruction" => case(&GetTenantDestructionRequest { destruction_id: id }),
+            _ => case(&ListTenantDestructionsRequest {
+                tenant: "acme".into(),
+                ..Default::default()
+            }),
+        }
+    }
+
     /// Cancels the destruction `id` and opens another one of the same version.
     async fn another(
         &self,
@@ -689,7 +768,7 @@ fn encrypt(key: &str) -> EncryptRequest {
     }
 }
 
-fn issue(ttl: i64) -> IssueTokenRequest {
+pub fn issue(ttl: i64) -> IssueTokenRequest {
     IssueTokenRequest {
         tenant: "acme".into(),
         key: "tokens".into(),

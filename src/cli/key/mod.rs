@@ -1,6 +1,8 @@
-//! `claviger key`: create, adopt, import, inspect, update and retire keys. view.rs shows them, destroy.rs ends versions for good.
+//! `claviger key`: create, adopt, import, inspect, update and retire keys. view.rs and usage.rs show them, destroy.rs ends
+//! versions for good.
 
 mod destroy;
+mod usage;
 mod view;
 
 use std::time::Duration;
@@ -31,6 +33,8 @@ pub enum Command {
     Import(Import),
     /// Show a key with all its versions
     Get(Get),
+    /// Show how each version was used, and how much of its data was moved to its successors
+    Usage(usage::Usage),
     /// List the keys of a tenant
     List(List),
     /// Change owner, rotation period, next rotation or rotation policy
@@ -268,6 +272,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
         Command::Adopt(args) => adopt(args, session).await?,
         Command::Import(args) => import(args, session).await?,
         Command::Get(args) => get(args, session).await?,
+        Command::Usage(args) => usage::run(args, session).await?,
         Command::List(args) => list(args, session).await?,
         Command::Update(args) => update(args, session).await?,
         Command::ApprovePolicy(args) => return approve_policy(args, session).await,
