@@ -8,11 +8,17 @@ pub mod cobblestone;
 mod context;
 mod error;
 mod header;
+mod stream;
 
 use aws_lc_rs::rand;
 
 use self::cobblestone::{Opener, Salt, Sealer};
-pub use self::{context::Context, error::EnvelopeError, header::Header};
+pub use self::{
+    context::Context,
+    error::EnvelopeError,
+    header::Header,
+    stream::{Beginning, StreamOpener, StreamSealer},
+};
 use crate::model::secret::DataKey;
 
 /// Encrypts. The result names the version of the context, so that `header` finds it again.

@@ -99,7 +99,7 @@ impl Keys {
         Ok(envelope::open(data_key.key(), &context, ciphertext)?)
     }
 
-    async fn unwrapped(
+    pub(super) async fn unwrapped(
         &self,
         key: &KeySnapshot,
         version: &Version,
@@ -111,7 +111,7 @@ impl Keys {
     }
 }
 
-fn context(key: &KeySnapshot, version: &Version, aad: &Aad) -> Context {
+pub(super) fn context(key: &KeySnapshot, version: &Version, aad: &Aad) -> Context {
     Context::new(&key.key.tenant, key.key.id, &version.version.kid, aad)
 }
 
@@ -121,7 +121,15 @@ fn version_of<'a>(
     ciphertext: &[u8],
     allows: fn(VersionState) -> bool,
 ) -> Result<&'a Version> {
-    let header = envelope::header(ciphertext)?;
+    version_named(key, &envelope::header(ciphertext)?, allows)
+}
+
+/// As `version_of`, for a header that was read already.
+pub(super) fn version_named<'a>(
+    key: &'a KeySnapshot,
+    header: &envelope::Header,
+    allows: fn(VersionState) -> bool,
+) -> Result<&'a Version> {
     let version = key
         .version(&header.kid)
         .ok_or(EnvelopeError::OtherVersion)?;

@@ -15,6 +15,7 @@ mod revoke;
 mod sign;
 mod snapshot;
 mod standby;
+mod streams;
 mod uses;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
