@@ -44,6 +44,7 @@ pub struct Target {
 /// An open connection. Cloning is cheap.
 #[derive(Clone)]
 pub struct Connection {
+    channel: Channel,
     service: Service,
 }
 
@@ -55,15 +56,25 @@ impl Connection {
     pub fn service(&self) -> Service {
         self.service.clone()
     }
+
+    /// `CryptoService` for calls that take as long as their input: without a deadline.
+    pub fn streams(&self) -> CryptoServiceClient<Service> {
+        let service = InterceptedService::new(self.channel.clone(), Deadline(None));
+        CryptoServiceClient::new(service)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
 }
 
-/// Tells the server how long the caller waits.
+/// Tells the server how long the caller waits, if there is an end to it.
 #[derive(Clone, Copy)]
-pub struct Deadline(Duration);
+pub struct Deadline(Option<Duration>);
 
 impl Interceptor for Deadline {
     fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
-        request.set_timeout(self.0);
+        if let Some(timeout) = self.0 {
+            request.set_timeout(timeout);
+        }
         Ok(request)
     }
 }
@@ -135,8 +146,10 @@ pub async fn connect(target: &Target) -> Result<Connection> {
         .connect_with_connector(connector)
         .await
         .map_err(|e| Status::from_error(Box::new(e)))?;
+    let deadline = Deadline(Some(target.timeout));
     Ok(Connection {
-        service: InterceptedService::new(channel, Deadline(target.timeout)),
+        service: InterceptedService::new(channel.clone(), deadline),
+        channel,
     })
 }
 

@@ -66,24 +66,35 @@ const MAX_INPUT: u64 = (8 << 20) + 1;
 
 /// All bytes of a file, or of stdin for none or `-`. Errors: more than any request can carry.
 pub fn read(path: Option<&Path>) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let (name, result) = match path.filter(|path| *path != Path::new("-")) {
-        None => (
-            "stdin".to_owned(),
-            io::stdin().lock().take(MAX_INPUT).read_to_end(&mut bytes),
-        ),
-        Some(path) => (
-            path.display().to_string(),
-            std::fs::File::open(path).and_then(|f| f.take(MAX_INPUT).read_to_end(&mut bytes)),
-        ),
-    };
-    result.map_err(|e| Failure::usage(format!("cannot read {name}: {e}")))?;
+    let (name, source) = open(path)?;
+    let bytes = read_at_most(&name, source, MAX_INPUT)?;
     if bytes.len() as u64 == MAX_INPUT {
         return Err(Failure::usage(format!(
             "{name} is larger than the 8 MiB that one request can carry"
         )));
     }
     Ok(bytes)
+}
+
+/// A file, or stdin for none or `-`, with its name for people.
+pub fn open(path: Option<&Path>) -> Result<(String, Box<dyn Read + Send>)> {
+    let Some(path) = path.filter(|path| *path != Path::new("-")) else {
+        return Ok(("stdin".to_owned(), Box::new(io::stdin())));
+    };
+    let name = path.display().to_string();
+    match std::fs::File::open(path) {
+        Ok(file) => Ok((name, Box::new(file))),
+        Err(e) => Err(Failure::usage(format!("cannot read {name}: {e}"))),
+    }
+}
+
+/// The first bytes of `source`.
+pub fn read_at_most(name: &str, source: impl Read, most: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match source.take(most).read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(e) => Err(Failure::usage(format!("cannot read {name}: {e}"))),
+    }
 }
 
 /// A signature: the name of a file that holds it, raw or as base64url, or the base64url text itself.

@@ -31,6 +31,7 @@ mod rotation;
 mod serve;
 mod sign;
 mod stop;
+mod stream;
 mod tenant;
 mod tls;
 mod token;
@@ -69,9 +70,9 @@ enum Command {
     Sign(sign::SignArgs),
     Verify(sign::VerifyArgs),
     /// Encrypt stdin to stdout
-    Encrypt(encrypt::Args),
+    Encrypt(encrypt::StreamArgs),
     /// Decrypt stdin to stdout
-    Decrypt(encrypt::Args),
+    Decrypt(encrypt::StreamArgs),
     /// Move a ciphertext to the key's ACTIVE version
     Rewrap(encrypt::Args),
     #[command(subcommand)]

@@ -8,6 +8,7 @@ pub mod cobblestone;
 mod context;
 mod error;
 mod header;
+mod stream;
 
 use aws_lc_rs::rand;
 
@@ -16,6 +17,7 @@ pub use self::{
     context::Context,
     error::EnvelopeError,
     header::{Header, Kind},
+    stream::{Beginning, StreamOpener, StreamSealer},
 };
 use crate::model::secret::DataKey;
 

@@ -42,6 +42,11 @@ impl Permit {
         self.conditions.add(Arc::new(move || condition().boxed()));
     }
 
+    /// What must hold when an answer leaves, for answers that leave in pieces.
+    pub(super) fn conditions(&self) -> Conditions {
+        self.conditions.clone()
+    }
+
     /// The permitted resource.
     pub const fn resource(&self) -> &Resource {
         &self.resource

@@ -34,6 +34,12 @@ use crate::{
 pub struct LimitsConfig {
     /// Longest message, plaintext or ciphertext body, in bytes. Default 4 MiB.
     pub max_payload_bytes: usize,
+    /// Longest plaintext of EncryptStream and DecryptStream, in bytes. Default 64 GiB.
+    pub max_stream_bytes: u64,
+    /// How long a stream waits for its client to send or to read, in seconds. Default 30.
+    pub stream_idle_seconds: u64,
+    /// Streams that one principal may have open at the same time. Default 16.
+    pub max_streams_per_principal: usize,
 }
 
 impl LimitsConfig {
@@ -70,7 +76,26 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             max_payload_bytes: 4 << 20,
+            max_stream_bytes: 64 << 30,
+            stream_idle_seconds: 30,
+            max_streams_per_principal: 16,
         }
+    }
+}
+
+impl LimitsConfig {
+    /// Errors: a sentence that names the setting of streams that is wrong.
+    pub fn check_streams(&self) -> std::result::Result<(), String> {
+        if !(1..=1 << 50).contains(&self.max_stream_bytes) {
+            return Err("limits.max_stream_bytes must be 1 to 1 PiB".into());
+        }
+        if !(1..=3600).contains(&self.stream_idle_seconds) {
+            return Err("limits.stream_idle_seconds must be 1 to 3600".into());
+        }
+        if !(1..=1024).contains(&self.max_streams_per_principal) {
+            return Err("limits.max_streams_per_principal must be 1 to 1024".into());
+        }
+        Ok(())
     }
 }
 

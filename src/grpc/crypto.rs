@@ -12,6 +12,7 @@ use super::{
     streams,
 };
 use crate::{
+    envelope::{StreamOpener, StreamSealer},
     error::Result,
     keys::Target,
     model::{Action, Caller, Kid, SignInput},
@@ -349,21 +350,21 @@ impl CryptoService for Crypto {
         .map(|r| r.map(|results| proto::BatchRewrapResponse { results }))
     }
 
-    type EncryptStreamStream = streams::Sealed;
+    type EncryptStreamStream = streams::Pieces<proto::EncryptStreamResponse>;
 
     async fn encrypt_stream(
         &self,
-        _: Request<Streaming<proto::EncryptStreamRequest>>,
+        r: Request<Streaming<proto::EncryptStreamRequest>>,
     ) -> Answer<Self::EncryptStreamStream> {
-        Err(Status::unimplemented("not implemented yet"))
+        streams::answer::<StreamSealer>(&self.0, r).await
     }
 
-    type DecryptStreamStream = streams::Opened;
+    type DecryptStreamStream = streams::Pieces<proto::DecryptStreamResponse>;
 
     async fn decrypt_stream(
         &self,
-        _: Request<Streaming<proto::DecryptStreamRequest>>,
+        r: Request<Streaming<proto::DecryptStreamRequest>>,
     ) -> Answer<Self::DecryptStreamStream> {
-        Err(Status::unimplemented("not implemented yet"))
+        streams::answer::<StreamOpener>(&self.0, r).await
     }
 }

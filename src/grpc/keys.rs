@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{self, Parts, unfinished},
+    call::{self, Parts},
     convert, destructions,
     proto::{self, key_service_server::KeyService},
 };

@@ -126,7 +126,7 @@ impl Keys {
         Ok((plaintext, data_key.uses))
     }
 
-    async fn unwrapped(&self, key: &KeySnapshot, version: &Version) -> Result<InUse> {
+    pub(super) async fn unwrapped(&self, key: &KeySnapshot, version: &Version) -> Result<InUse> {
         let v = &version.version;
         let uses = self.note_use(&v.kid);
         let unwrapped = self.data_key(&key.key.tenant, key.key.id, &v.kid, &v.material);
@@ -138,18 +138,18 @@ impl Keys {
 }
 
 /// An unwrapped data key, and what counts the uses of its version.
-struct InUse {
+pub(super) struct InUse {
     unwrapped: Arc<Unwrapped>,
-    uses: Arc<Counter>,
+    pub(super) uses: Arc<Counter>,
 }
 
 impl InUse {
-    fn key(&self) -> &DataKey {
+    pub(super) fn key(&self) -> &DataKey {
         self.unwrapped.key()
     }
 }
 
-fn context(kind: Kind, key: &KeySnapshot, version: &Version, aad: &Aad) -> Context {
+pub(super) fn context(kind: Kind, key: &KeySnapshot, version: &Version, aad: &Aad) -> Context {
     let kid = &version.version.kid;
     Context::of(kind, &key.key.tenant, key.key.id, kid, aad)
 }
@@ -162,11 +162,20 @@ fn version_of<'a>(
     allows: fn(VersionState) -> bool,
 ) -> Result<(Kind, &'a Version)> {
     let header = envelope::header(ciphertext)?;
+    Ok((header.kind, version_named(key, &header, allows)?))
+}
+
+/// As `version_of`, for a header that was read already.
+pub(super) fn version_named<'a>(
+    key: &'a KeySnapshot,
+    header: &envelope::Header,
+    allows: fn(VersionState) -> bool,
+) -> Result<&'a Version> {
     let version = key
         .version(&header.kid)
         .ok_or(EnvelopeError::OtherVersion)?;
     if allows(version.state()) {
-        return Ok((header.kind, version));
+        return Ok(version);
     }
     Err(Error::new(
         Reason::NoUsableVersion,

@@ -18,6 +18,7 @@ mod revoke;
 mod sign;
 mod snapshot;
 mod standby;
+mod streams;
 mod uses;
 mod webhook;
 mod wrapped_keys;

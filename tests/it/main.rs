@@ -43,6 +43,7 @@ mod rpcs;
 mod smoke;
 mod softhsm;
 mod store;
+mod streams;
 mod stumbles;
 mod three_roles;
 mod tls;

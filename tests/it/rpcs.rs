@@ -12,18 +12,19 @@ use claviger::grpc::proto::{
     BatchVerifyRequest, CancelKeyDestructionRequest, CancelRotationRequest,
     CancelTenantDestructionRequest, CloseIncidentRequest, ComputeMacRequest, CreateKeyRequest,
     CreatePrincipalRequest, CreateTenantRequest, DeclareCompromiseRequest, DecryptDataKeyRequest,
-    DecryptRequest, DeployRotationRequest, DestroyKeyVersionRequest, DestroyTenantKeysRequest,
-    EncryptRequest, GenerateDataKeyRequest, GenerateDataKeyWithoutPlaintextRequest,
-    GenerateRandomRequest, GetIncidentRequest, GetJwksRequest, GetKeyRequest,
-    GetKeyVersionUsageRequest, GetRotationRequest, GetTenantDestructionRequest, GrantRoleRequest,
-    ImportKeyRequest, IssueTokenRequest, Key, KeyPurpose, ListAuditEventsRequest,
-    ListIncidentsRequest, ListKeyDestructionsRequest, ListKeysRequest, ListPrincipalsRequest,
-    ListRotationsRequest, ListTenantDestructionsRequest, ListTenantsRequest, PrincipalType,
-    RejectRotationRequest, RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest,
-    RewrapRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest, VerifyAuditRequest,
-    VerifyMacRequest, VerifyRequest, VerifyTokenRequest, VerifyWebhookRequest, WebhookScheme,
-    batch_decrypt_request, batch_encrypt_request, batch_rewrap_request, batch_sign_request,
-    batch_verify_request, sign_request, verify_request,
+    DecryptRequest, DecryptStreamRequest, DeployRotationRequest, DestroyKeyVersionRequest,
+    DestroyTenantKeysRequest, EncryptRequest, EncryptStreamRequest, GenerateDataKeyRequest,
+    GenerateDataKeyWithoutPlaintextRequest, GenerateRandomRequest, GetIncidentRequest,
+    GetJwksRequest, GetKeyRequest, GetKeyVersionUsageRequest, GetRotationRequest,
+    GetTenantDestructionRequest, GrantRoleRequest, ImportKeyRequest, IssueTokenRequest, Key,
+    KeyPurpose, ListAuditEventsRequest, ListIncidentsRequest, ListKeyDestructionsRequest,
+    ListKeysRequest, ListPrincipalsRequest, ListRotationsRequest, ListTenantDestructionsRequest,
+    ListTenantsRequest, PrincipalType, RejectRotationRequest, RevokeKeyVersionRequest,
+    RevokeRoleRequest, RevokeTokenRequest, RewrapRequest, RotateKeyRequest, Rotation, SignRequest,
+    UpdateKeyRequest, VerifyAuditRequest, VerifyMacRequest, VerifyRequest, VerifyTokenRequest,
+    VerifyWebhookRequest, WebhookScheme, batch_decrypt_request, batch_encrypt_request,
+    batch_rewrap_request, batch_sign_request, batch_verify_request, decrypt_stream_request,
+    encrypt_stream_request, sign_request, verify_request,
 };
 use prost::Message;
 use tokio::time::{Duration, Instant, sleep};
@@ -51,6 +52,8 @@ pub struct Case {
     pub failing: Option<Bytes>,
     /// Items that each leave a row of their own; 1 for everything that is not a batch.
     pub items: usize,
+    /// The bytes are those of several messages, each preceded by its length.
+    pub is_stream: bool,
 }
 
 fn case(valid: &impl Message) -> Case {
@@ -58,6 +61,20 @@ fn case(valid: &impl Message) -> Case {
         valid: valid.encode_to_vec().into(),
         failing: None,
         items: 1,
+        is_stream: false,
+    }
+}
+
+fn stream<M: Message>(valid: &[M], failing: &[M]) -> Case {
+    let bytes = |messages: &[M]| {
+        let delimited = messages.iter().map(Message::encode_length_delimited_to_vec);
+        Bytes::from(delimited.collect::<Vec<_>>().concat())
+    };
+    Case {
+        valid: bytes(valid),
+        failing: Some(bytes(failing)),
+        items: 1,
+        is_stream: true,
     }
 }
 
@@ -131,6 +148,12 @@ impl World {
             "Encrypt" => case(&encrypt("vault")).or(&encrypt("orders")),
             "Decrypt" => case(&self.decrypt(0)).or(&self.decrypt(1)),
             "Rewrap" => case(&self.rewrap(0)).or(&self.rewrap(1)),
+            "EncryptStream" => stream(&encrypt_stream("vault"), &encrypt_stream("orders")),
+            "DecryptStream" => {
+                // Cut within the header: it fails before it has begun.
+                let all = self.ciphertext.len();
+                stream(&self.decrypt_stream(all), &self.decrypt_stream(20))
+            }
             "BatchSign" | "BatchVerify" | "BatchEncrypt" | "BatchDecrypt" | "BatchRewrap" => {
                 self.batch(name)
             }
@@ -725,6 +748,17 @@ impl World {
         }
     }
 
+    fn decrypt_stream(&self, len: usize) -> [DecryptStreamRequest; 2] {
+        use decrypt_stream_request::{Part, Start};
+        let start = Start {
+            tenant: "acme".into(),
+            key: "vault".into(),
+            aad: BTreeMap::new(),
+        };
+        [Part::Start(start), Part::Data(self.ciphertext.slice(..len))]
+            .map(|part| DecryptStreamRequest { part: Some(part) })
+    }
+
     fn rewrap(&self, cut: usize) -> RewrapRequest {
         RewrapRequest {
             tenant: "acme".into(),
@@ -766,6 +800,17 @@ fn encrypt(key: &str) -> EncryptRequest {
         plaintext: "order".into(),
         aad: BTreeMap::new(),
     }
+}
+
+fn encrypt_stream(key: &str) -> [EncryptStreamRequest; 2] {
+    use encrypt_stream_request::{Part, Start};
+    let start = Start {
+        tenant: "acme".into(),
+        key: key.into(),
+        aad: BTreeMap::new(),
+    };
+    [Part::Start(start), Part::Data("order".into())]
+        .map(|part| EncryptStreamRequest { part: Some(part) })
 }
 
 pub fn issue(ttl: i64) -> IssueTokenRequest {
@@ -812,7 +857,7 @@ fn adopt(name: &str, id: &str) -> AdoptKeyRequest {
     }
 }
 
-/// Sends a request as it is and returns the answer as it is.
+/// Sends a request as it is and returns the answer as it is; of a stream, all messages, one after the other.
 pub async fn send(actor: &Actor, path: &'static str, request: &Bytes) -> Result<Bytes, Status> {
     send_with(actor, path, request, &[]).await
 }
@@ -827,6 +872,16 @@ pub async fn send_with(
     let mut grpc = Grpc::new(actor.channel.clone());
     grpc.ready().await.expect("a connection");
     let path = http::uri::PathAndQuery::from_static(path);
+    if path.path().ends_with("Stream") {
+        let messages = futures_util::stream::iter(messages(request));
+        let answer = grpc.streaming(Request::new(messages), path, Raw).await?;
+        let mut answers = answer.into_inner();
+        let mut all = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            all.extend_from_slice(&answer);
+        }
+        return Ok(all.into());
+    }
     let mut request = Request::new(request.clone());
     for key in keys {
         let key = key.parse().expect("metadata");
@@ -834,6 +889,17 @@ pub async fn send_with(
     }
     let answer = grpc.unary(request, path, Raw).await?;
     Ok(answer.into_inner())
+}
+
+/// The messages of a stream.
+fn messages(bytes: &Bytes) -> Vec<Bytes> {
+    let mut bytes = bytes.clone();
+    let mut messages = Vec::new();
+    while !bytes.is_empty() {
+        let length = prost::decode_length_delimiter(&mut bytes).expect("a length");
+        messages.push(bytes.split_to(length));
+    }
+    messages
 }
 
 /// A codec that leaves bytes alone.
