@@ -42,7 +42,7 @@ impl Keys {
         // Superseded meanwhile is fine: what it made while it was ACTIVE stays valid.
         self.release_while(permit, key, kid, VersionState::verifies);
         let tag = hmac::sign(&self.mac_key(key, version).await?, message);
-        self.note_use(kid);
+        self.note_use(kid).made();
         Ok((tag.as_ref().to_vec(), kid.clone()))
     }
 
@@ -85,7 +85,7 @@ impl Keys {
             let same = |mac: &&[u8]| verify_slices_are_equal(expected.as_ref(), mac).is_ok();
             if macs.iter().any(same) {
                 let kid = &version.version.kid;
-                self.note_use(kid);
+                self.note_use(kid).opened();
                 self.release_while(permit, key, kid, VersionState::verifies);
                 return Ok(Some(kid.clone()));
             }

@@ -232,6 +232,24 @@ fn decrypt(key: &str, sealed: &EncryptResponse) -> DecryptRequest {
     }
 }
 
+fn compute_mac(key: &str) -> ComputeMacRequest {
+    ComputeMacRequest {
+        tenant: String::new(),
+        key: key.into(),
+        message: "order".into(),
+    }
+}
+
+fn verify_mac(key: &str, mac: &Bytes) -> VerifyMacRequest {
+    VerifyMacRequest {
+        tenant: String::new(),
+        key: key.into(),
+        message: "order".into(),
+        mac: mac.clone(),
+        kid: String::new(),
+    }
+}
+
 fn create(name: &str, purpose: KeyPurpose, algorithm: Algorithm) -> CreateKeyRequest {
     CreateKeyRequest {
         tenant: "acme".into(),
@@ -249,6 +267,7 @@ struct Busy {
     old: EncryptResponse,
     new: EncryptResponse,
     token: String,
+    mac: Bytes,
     /// Ends with its rotation, before the key does.
     announced: String,
 }
@@ -286,6 +305,7 @@ impl Busy {
         issuer.create_key(mac).await.expect("CreateKey");
 
         let service = daemon.actor("service");
+        let mac = service.macs().compute_mac(compute_mac("hooks")).await;
         let signed = service.crypto().sign(sign("orders")).await.expect("Sign");
         let old = service.crypto().encrypt(encrypt("vault")).await;
         let old = old.expect("Encrypt").into_inner();
@@ -308,6 +328,7 @@ impl Busy {
             old,
             new: new.expect("Encrypt").into_inner(),
             token: issued.expect("IssueToken").into_inner().token,
+            mac: mac.expect("ComputeMac").into_inner().mac,
             announced: open.id,
         }
     }
@@ -323,6 +344,14 @@ impl Busy {
         verified.expect("Verify").into_inner().valid
     }
 
+    async fn authenticates(&self, service: &Actor) -> bool {
+        let verified = service
+            .macs()
+            .verify_mac(verify_mac("hooks", &self.mac))
+            .await;
+        verified.expect("VerifyMac").into_inner().valid
+    }
+
     async fn token(&self, service: &Actor) -> VerifyTokenResponse {
         let request = VerifyTokenRequest {
             token: self.token.clone(),
@@ -335,6 +364,7 @@ impl Busy {
 
     async fn assert_works(&self, service: &Actor) {
         assert!(self.verifies(service).await);
+        assert!(self.authenticates(service).await);
         let verified = self.token(service).await;
         assert!(verified.valid, "{verified:?}");
         for sealed in [&self.old, &self.new] {
@@ -346,6 +376,9 @@ impl Busy {
 
     async fn assert_gone(&self, service: &Actor) {
         assert!(!self.verifies(service).await);
+        assert!(!self.authenticates(service).await);
+        let computed = service.macs().compute_mac(compute_mac("hooks")).await;
+        refused(computed, STATE, "NO_USABLE_VERSION");
         let verified = self.token(service).await;
         assert!(!verified.valid, "{verified:?}");
         for sealed in [&self.old, &self.new] {
@@ -376,7 +409,7 @@ async fn gone_everywhere(stage: &Stage, busy: &Busy, twin: Option<&Twin>) {
     loop {
         let sealed = there.crypto().encrypt(encrypt("vault")).await;
         let token = busy.token(&there).await;
-        if sealed.is_err() && !token.valid {
+        if sealed.is_err() && !token.valid && !busy.authenticates(&there).await {
             break;
         }
         assert!(Instant::now() < until, "the other replica never forgets");
@@ -902,6 +935,19 @@ async fn uses_are_counted(engine: Engine) {
     crypto.sign(sign("orders")).await.expect("Sign");
     crypto.sign(sign("orders")).await.expect("Sign");
     assert_eq!(counts(&usage(&daemon, "orders").await[0]), [2, 0, 0, 2]);
+    let hooks = create("hooks", KeyPurpose::Mac, Algorithm::Hs256);
+    let created = daemon.actor("issuer").keys().create_key(hooks).await;
+    created.expect("CreateKey");
+    let mut macs = daemon.actor("service").macs();
+    let mac = macs.compute_mac(compute_mac("hooks")).await;
+    let mac = mac.expect("ComputeMac").into_inner().mac;
+    let wrong = Bytes::from(vec![0; 32]);
+    for (mac, valid) in [(&mac, true), (&mac, true), (&wrong, false)] {
+        let verified = macs.verify_mac(verify_mac("hooks", mac)).await;
+        let verified = verified.expect("VerifyMac").into_inner();
+        assert_eq!(verified.valid, valid);
+    }
+    assert_eq!(counts(&usage(&daemon, "hooks").await[0]), [1, 2, 0, 1]);
     daemon.stop().await;
 }
 
