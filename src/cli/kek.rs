@@ -12,7 +12,10 @@ use super::{
 };
 use crate::{
     app,
-    backends::{BackendError, pkcs11::uri::KeyUri},
+    backends::{
+        BackendError,
+        pkcs11::{Modules, uri::KeyUri},
+    },
     config::Config,
     model::{IntentId, KeySpec},
 };
@@ -38,7 +41,7 @@ pub struct Create {
 pub async fn run(command: Command) -> Result<Exit> {
     let Command::Create(args) = command;
     let config = Config::load(&args.config).map_err(Failure::usage)?;
-    let backends = app::open_backends(&config.backends).await;
+    let backends = app::open_backends(&config.backends, &Modules::new()).await;
     let backends = backends.map_err(Failure::other)?;
     let backend = backends
         .get(&config.kek.backend)

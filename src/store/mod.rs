@@ -7,6 +7,7 @@
 mod alerts;
 mod audit;
 mod destructions;
+mod doctor;
 mod engine;
 mod idempotency;
 mod incidents;
@@ -18,18 +19,23 @@ mod principals;
 mod replicas;
 mod revocations;
 mod rotations;
+mod tenant_destructions;
 mod tenants;
+mod webhooks;
 
 use std::fmt;
 
 pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use doctor::{Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
-pub use keys::{KeyFilter, ListedKey};
+pub use keys::{Counts, KeyFilter, ListedKey, VersionUsage};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
+pub use tenant_destructions::NamedVersion;
+pub use webhooks::WebhookMark;
 
 use crate::error::{Error, Reason};
 
@@ -46,6 +52,8 @@ pub enum StoreError {
     Setup(String),
     /// The term under which this is done is over.
     LeaseLost,
+    /// The tenant is erased: nothing is created in it any more.
+    TenantErased,
 }
 
 /// Result of a store call.
@@ -59,6 +67,7 @@ impl fmt::Display for StoreError {
             Self::Corrupt(what) => write!(f, "stored value is corrupt: {what}"),
             Self::Setup(what) => f.write_str(what),
             Self::LeaseLost => f.write_str("another replica does the scheduled work now"),
+            Self::TenantErased => f.write_str("the tenant is erased"),
         }
     }
 }
@@ -97,6 +106,10 @@ impl From<StoreError> for Error {
             StoreError::LeaseLost => Self::new(
                 Reason::LeaseLost,
                 "another replica does the scheduled work now; nothing was changed here",
+            ),
+            StoreError::TenantErased => Self::new(
+                Reason::TenantErased,
+                "the keys of this tenant were destroyed or are being destroyed; nothing is created in it any more",
             ),
         }
     }

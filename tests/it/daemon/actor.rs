@@ -4,8 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
+    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -43,12 +44,15 @@ macro_rules! clients {
 
 clients! {
     crypto: CryptoServiceClient,
+    data_keys: DataKeyServiceClient,
+    macs: MacServiceClient,
     keys: KeyServiceClient,
     rotations: RotationServiceClient,
     tokens: TokenServiceClient,
     principals: PrincipalServiceClient,
     audit: AuditServiceClient,
     incidents: IncidentServiceClient,
+    erasures: ErasureServiceClient,
 }
 
 impl Daemon {
