@@ -11,6 +11,7 @@ mod engine;
 mod idempotency;
 mod incidents;
 mod intents;
+mod keks;
 mod keys;
 mod leases;
 mod notify;
@@ -27,6 +28,7 @@ pub use audit::{AuditFilter, AuditRow, Head};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
+pub use keks::{ListedKek, Rewrapped, WrappedKey};
 pub use keys::{KeyFilter, ListedKey};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
@@ -46,6 +48,8 @@ pub enum StoreError {
     Setup(String),
     /// The term under which this is done is over.
     LeaseLost,
+    /// The KEK that wrapped the data key is RETIRED, or was never one of ours.
+    KekGone,
 }
 
 /// Result of a store call.
@@ -59,6 +63,7 @@ impl fmt::Display for StoreError {
             Self::Corrupt(what) => write!(f, "stored value is corrupt: {what}"),
             Self::Setup(what) => f.write_str(what),
             Self::LeaseLost => f.write_str("another replica does the scheduled work now"),
+            Self::KekGone => f.write_str("the KEK of this data key is not in use any more"),
         }
     }
 }
@@ -98,6 +103,11 @@ impl From<StoreError> for Error {
                 Reason::LeaseLost,
                 "another replica does the scheduled work now; nothing was changed here",
             ),
+            StoreError::KekGone => Self::new(
+                Reason::Conflict,
+                "the key-encryption key was rotated at this very moment; nothing was changed; retry",
+            )
+            .retry_after(std::time::Duration::from_secs(1)),
         }
     }
 }
