@@ -14,7 +14,7 @@ use crate::{
     authn::{self, Authn, ReloadableTls},
     authz::{Authz, Policies},
     backends::{
-        Backend, BackendError,
+        Backend, BackendError, Guarded,
         aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
@@ -27,7 +27,7 @@ use crate::{
     health::Health,
     http::{JwksSource, ops, public},
     incidents::Incidents,
-    jobs::{Checkpoints, Feed, Patience, Work, flush_uses, probe_backends, run_scheduler},
+    jobs::{Checkpoints, Feed, Patience, Work, flush_uses, run_scheduler, watch_backends},
     keys::{Backends, Kek, Keys},
     model::{Action, Entity, Job, KeySpec, Resource, TenantName},
     rotation::Rotations,
@@ -71,7 +71,11 @@ pub async fn run(
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
     db.check_schema().await.map_err(AppError::new)?;
-    let backends = open_backends(&config.backends).await?;
+    let guarded = guard(open_backends(&config.backends).await?, &config.backends);
+    let backends: Backends = guarded
+        .iter()
+        .map(|(name, backend)| (name.clone(), Arc::clone(backend) as Arc<dyn Backend>))
+        .collect();
     let kek = find_kek(&backends, &config.kek).await?;
 
     let health = Health::default();
@@ -190,11 +194,15 @@ pub async fn run(
     };
     // Nobody is let in before the lease has begun.
     feed.round().await.map_err(AppError::new)?;
-    let probed = backends
-        .iter()
+    let watched = guarded
+        .into_iter()
         .map(|(name, backend)| {
-            let component = health.component(&format!("backend {name}"));
-            (Arc::clone(backend), component)
+            let name = format!("backend {name}");
+            let component = match config.ops.ready_requires_backends {
+                true => health.component(&name),
+                false => health.advisory(&name),
+            };
+            (backend, component)
         })
         .collect();
 
@@ -249,7 +257,7 @@ pub async fn run(
     )));
     let every = Duration::from_secs(config.keys.last_used_interval_seconds);
     tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
-    tasks.spawn(done(probe_backends(probed, stopped())));
+    tasks.spawn(done(watch_backends(watched, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
     tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));
     // Kubelets ask until the very end, so the ops listener goes last.
@@ -338,6 +346,18 @@ pub async fn open_backends(
         backends.insert(name.clone(), backend);
     }
     Ok(backends)
+}
+
+/// Puts each backend behind its circuit breaker.
+fn guard(
+    backends: Backends,
+    configs: &BTreeMap<String, BackendConfig>,
+) -> BTreeMap<String, Arc<Guarded>> {
+    let guarded = backends.into_iter().filter_map(|(name, backend)| {
+        let stall = configs.get(&name)?.stall();
+        Some((name, Arc::new(Guarded::new(backend, stall))))
+    });
+    guarded.collect()
 }
 
 /// Finds the KEK and proves it by wrapping and unwrapping (R-ENV-2).

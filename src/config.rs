@@ -113,6 +113,16 @@ pub enum BackendConfig {
     AwsKms(AwsKmsConfig),
 }
 
+impl BackendConfig {
+    /// How long no call may come back before the device counts as hanging.
+    pub const fn stall(&self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Pkcs11(pkcs11) => pkcs11.stall_ms,
+            Self::AwsKms(kms) => kms.stall_ms,
+        })
+    }
+}
+
 /// Section `[kek]`.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -20,8 +20,10 @@ pub struct Component(Arc<Entry>);
 /// What is wrong with the daemon, if anything, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// True when every check is fine.
+    /// True when every check that is not advisory is fine.
     pub ready: bool,
+    /// True when an advisory check is not fine: some calls fail here, and would fail on every other replica too.
+    pub degraded: bool,
     /// One per component, in the order they were registered, and `draining` at the end.
     pub checks: Vec<Check>,
 }
@@ -33,6 +35,8 @@ pub struct Check {
     pub name: String,
     /// Does it work?
     pub ok: bool,
+    /// True when the daemon stays ready without it.
+    pub advisory: bool,
     /// What is wrong; empty when it works.
     pub detail: String,
 }
@@ -45,6 +49,7 @@ struct Inner {
 
 struct Entry {
     name: String,
+    advisory: bool,
     ok: AtomicBool,
     detail: Mutex<String>,
 }
@@ -52,12 +57,23 @@ struct Entry {
 impl Health {
     /// The component of that name; one that is new is down until it reports.
     pub fn component(&self, name: &str) -> Component {
+        self.register(name, false)
+    }
+
+    /// The same for something that replicas share: when it is away, taking this replica out of rotation would take out
+    /// all of them, and with them everything that works without it.
+    pub fn advisory(&self, name: &str) -> Component {
+        self.register(name, true)
+    }
+
+    fn register(&self, name: &str, advisory: bool) -> Component {
         let mut components = lock(&self.0.components);
         if let Some(known) = components.iter().find(|entry| entry.name == name) {
             return Component(Arc::clone(known));
         }
         let entry = Arc::new(Entry {
             name: name.to_owned(),
+            advisory,
             ok: AtomicBool::new(false),
             detail: Mutex::new("starting".to_owned()),
         });
@@ -85,6 +101,7 @@ impl Health {
                 Check {
                     name: entry.name.clone(),
                     ok,
+                    advisory: entry.advisory,
                     detail: if ok { String::new() } else { detail },
                 }
             })
@@ -93,10 +110,12 @@ impl Health {
         checks.push(Check {
             name: "draining".to_owned(),
             ok: !draining,
+            advisory: false,
             detail: if draining { "shutting down" } else { "" }.to_owned(),
         });
         Snapshot {
-            ready: checks.iter().all(|check| check.ok),
+            ready: checks.iter().all(|check| check.ok || check.advisory),
+            degraded: checks.iter().any(|check| !check.ok && check.advisory),
             checks,
         }
     }
@@ -147,6 +166,21 @@ mod tests {
         let snapshot = health.snapshot();
         assert!(!snapshot.ready);
         assert_eq!(snapshot.checks[0].detail, "connection refused");
+    }
+
+    #[test]
+    fn what_replicas_share_degrades_and_does_not_take_out() {
+        let health = Health::default();
+        let hsm = health.advisory("backend hsm");
+        health.component("database").up();
+        hsm.down("gone");
+        let snapshot = health.snapshot();
+        assert!(snapshot.ready && snapshot.degraded);
+        assert_eq!(snapshot.checks[0].detail, "gone");
+        hsm.up();
+        assert!(!health.snapshot().degraded);
+        health.component("database").down("gone");
+        assert!(!health.snapshot().ready && !health.snapshot().degraded);
     }
 
     #[test]

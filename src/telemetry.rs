@@ -237,4 +237,33 @@ fn describe() {
         "claviger_backend_up",
         "1 while the key backend answers, by backend."
     );
+    describe_gauge!(
+        "claviger_backend_breaker_state",
+        "Circuit breaker by backend: 0 closed, 1 half-open, 2 open, 3 shut because the PIN is wrong."
+    );
+    describe_gauge!(
+        "claviger_backend_calls_in_flight",
+        "Uses of keys that are with the backend, as seen a moment ago."
+    );
+    describe_counter!(
+        "claviger_backend_refused_total",
+        "Calls answered by the circuit breaker in place of the backend."
+    );
+    describe_counter!(
+        "claviger_backend_failures_total",
+        "Calls that the backend failed or did not answer in time; what it refuses is no failure."
+    );
+    describe_histogram!(
+        "claviger_backend_call_seconds",
+        Unit::Seconds,
+        "Time of calls to the backend, by backend and operation, queue included."
+    );
+    describe_counter!(
+        "claviger_pkcs11_threads_replaced_total",
+        "Threads that did not come back from the PKCS#11 library and were replaced."
+    );
+    describe_gauge!(
+        "claviger_pkcs11_threads_lost",
+        "Replaced threads that are still inside the PKCS#11 library."
+    );
 }

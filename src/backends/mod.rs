@@ -6,6 +6,7 @@
 
 use std::{fmt, future::Future, pin::Pin, time::Duration};
 
+use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::model::{
@@ -14,7 +15,11 @@ use crate::model::{
 };
 
 pub mod aws_kms;
+pub mod breaker;
+pub mod guarded;
 pub mod pkcs11;
+
+pub use guarded::Guarded;
 
 /// The answer of a backend call.
 pub type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, BackendError>> + Send + 'a>>;
@@ -90,7 +95,30 @@ pub struct Capabilities {
     pub specs: Vec<KeySpec>,
     /// Algorithms it can sign with.
     pub algorithms: Vec<Algorithm>,
+    /// How far its signatures are believed; of the configuration.
+    pub verify_after_sign: VerifyAfterSign,
 }
+
+/// Which fresh signatures of a backend are verified with the public key before they leave. Setting `verify_after_sign`
+/// of a backend; the defaults follow from measurements in docs/backends.md.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VerifyAfterSign {
+    /// Every one.
+    Always,
+    /// One in 16: a device that signs wrongly is found within a few calls, at a sixteenth of the cost.
+    Sampled,
+    /// None.
+    Off,
+}
+
+/// Default of `stall_ms`: 800, so that callers of a device that hangs hear so within a second.
+pub(crate) const fn default_stall_ms() -> u64 {
+    800
+}
+
+/// What `stall_ms` may be.
+pub(crate) const STALL_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
 
 /// A key that was created or adopted.
 #[derive(Clone, Debug)]

@@ -35,6 +35,9 @@ pub struct OpsConfig {
     pub expose: bool,
     /// Connections open at the same time.
     pub max_connections: usize,
+    /// `/readyz` answers 503 while a key backend is away. Default false: a backend that all replicas share would take
+    /// all of them out of rotation, and with them verification, the JWKS and cached decryption, which need no backend.
+    pub ready_requires_backends: bool,
 }
 
 /// The listener would be open to other machines.
@@ -51,6 +54,7 @@ impl Default for OpsConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 9090)),
             expose: false,
             max_connections: 64,
+            ready_requires_backends: false,
         }
     }
 }
@@ -103,6 +107,7 @@ pub async fn run(
 #[derive(Serialize)]
 struct Readiness {
     ready: bool,
+    degraded: bool,
     checks: Vec<Check>,
 }
 
@@ -110,6 +115,7 @@ struct Readiness {
 struct Check {
     name: String,
     ok: bool,
+    advisory: bool,
     detail: String,
 }
 
@@ -123,10 +129,12 @@ async fn readyz(State(health): State<Health>) -> Response {
     let checks = snapshot.checks.into_iter().map(|check| Check {
         name: check.name,
         ok: check.ok,
+        advisory: check.advisory,
         detail: check.detail,
     });
     let body = Readiness {
         ready: snapshot.ready,
+        degraded: snapshot.degraded,
         checks: checks.collect(),
     };
     (status, Json(body)).into_response()

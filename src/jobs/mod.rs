@@ -20,7 +20,7 @@ mod uses;
 
 pub use checkpoint_audit::Checkpoints;
 pub use feed::{Feed, FeedConfig};
-pub use probe::probe_backends;
+pub use probe::watch_backends;
 pub use prune::IdempotencyConfig;
 pub use round::Patience;
 pub use scheduler::{SchedulerConfig, Work, run_scheduler};

@@ -52,8 +52,6 @@ pub struct KeysConfig {
     /// How long an unwrapped data key stays in memory, counted from its unwrapping. Disabling the KEK ends
     /// decryption within this time. Default 300.
     pub data_key_ttl_seconds: u64,
-    /// Whether a fresh signature is verified with the public key before it leaves. Default `sampled`.
-    pub verify_after_sign: VerifyAfterSign,
     /// How long one backend call may take, in milliseconds. Default 5000.
     pub backend_timeout_ms: u64,
     /// How long the generation of a key pair may take, in milliseconds: minutes are not unheard of for RSA on a small or
@@ -98,7 +96,6 @@ impl Default for KeysConfig {
             cache_size: 10_000,
             data_key_cache_size: 10_000,
             data_key_ttl_seconds: 300,
-            verify_after_sign: VerifyAfterSign::Sampled,
             backend_timeout_ms: 5000,
             generate_timeout_ms: 25_000,
             destruction_wait_seconds: 7 * 24 * 60 * 60,
@@ -106,18 +103,6 @@ impl Default for KeysConfig {
             last_used_interval_seconds: 60,
         }
     }
-}
-
-/// When a fresh signature is verified before it leaves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum VerifyAfterSign {
-    /// Every one.
-    Always,
-    /// One in 16: a device that signs wrongly is found within a few calls, at a sixteenth of the cost.
-    Sampled,
-    /// None.
-    Off,
 }
 
 /// The backends by the names that keys know them by.

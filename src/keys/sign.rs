@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aws_lc_rs::digest;
 
-use super::{KeySnapshot, Keys, VerifyAfterSign, snapshot::Version};
+use super::{KeySnapshot, Keys, snapshot::Version};
 use crate::{
+    backends::VerifyAfterSign,
     error::{Error, Reason, Result},
     gate::Permit,
     model::{Action, Algorithm, Kid, Purpose, SignInput, VersionState, key::Material},
@@ -25,16 +26,19 @@ pub struct Signed {
 pub struct Sampler(AtomicU32);
 
 impl Sampler {
+    /// 2^32 over the golden ratio: multiples of it spread evenly, also those of every second or third number, so that
+    /// no backend is passed over when calls to several take turns.
+    const SPREAD: u32 = 0x9e37_79b9;
     const ONE_IN: u32 = 16;
 
     fn takes(&self, mode: VerifyAfterSign) -> bool {
         match mode {
             VerifyAfterSign::Always => true,
             VerifyAfterSign::Off => false,
-            VerifyAfterSign::Sampled => self
-                .0
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(Self::ONE_IN),
+            VerifyAfterSign::Sampled => {
+                let number = self.0.fetch_add(1, Ordering::Relaxed);
+                number.wrapping_mul(Self::SPREAD) < u32::MAX / Self::ONE_IN
+            }
         }
     }
 }
@@ -168,7 +172,7 @@ impl Keys {
             }
             (input, _) => backend.sign(reference, algorithm, input, deadline).await?,
         };
-        if self.sampler.takes(self.config.verify_after_sign)
+        if self.sampler.takes(backend.capabilities().verify_after_sign)
             && !verifier.verifies(input, &signature)
         {
             metrics::counter!("claviger_wrong_signature_total").increment(1);
@@ -198,5 +202,27 @@ fn check_digest(algorithm: Algorithm, input: SignInput<'_>) -> Result<()> {
             Reason::DigestLength,
             format!("{algorithm} signs the message itself; send `message` instead of `digest`"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sixteenth_is_sampled_whoever_takes_turns() {
+        for step in 1..=16_usize {
+            let sampler = Sampler::default();
+            let taken: Vec<_> = (0..16_000 * step)
+                .map(|_| sampler.takes(VerifyAfterSign::Sampled))
+                .collect();
+            let of_one = taken.iter().step_by(step).filter(|taken| **taken);
+            let count = of_one.count();
+            assert!((900..1100).contains(&count), "every {step}th: {count}");
+        }
+        let sampler = Sampler::default();
+        assert!(sampler.takes(VerifyAfterSign::Sampled), "the first");
+        assert!((0..100).all(|_| sampler.takes(VerifyAfterSign::Always)));
+        assert!(!(0..100).any(|_| sampler.takes(VerifyAfterSign::Off)));
     }
 }

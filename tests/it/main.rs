@@ -41,4 +41,5 @@ mod store;
 mod stumbles;
 mod three_roles;
 mod tls;
+mod trouble;
 mod warm_path;

@@ -18,7 +18,7 @@ use std::{
 
 use claviger::{
     backends::{
-        BackendError,
+        BackendError, VerifyAfterSign,
         pkcs11::{Module, Modules, Pkcs11Backend, Pkcs11Config, provision},
     },
     model::{IntentId, Secret},
@@ -144,6 +144,8 @@ impl SoftHsm {
             pin_file: None,
             threads: Some(2),
             queue: 1024,
+            stall_ms: 800,
+            verify_after_sign: VerifyAfterSign::Sampled,
         }
     }
 

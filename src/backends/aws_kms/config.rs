@@ -9,7 +9,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::arn::is_account;
-use crate::backends::BackendError;
+use crate::backends::{BackendError, STALL_MS, VerifyAfterSign, default_stall_ms};
 
 /// Keys in AWS KMS, in one account and region.
 #[derive(Clone, Debug, Deserialize)]
@@ -37,6 +37,13 @@ pub struct AwsKmsConfig {
     /// Request quotas of the account.
     #[serde(default)]
     pub quotas: QuotaConfig,
+    /// How long no call may come back while calls wait before the device counts as hanging, in milliseconds, 100 to
+    /// 60,000. Default 800.
+    #[serde(default = "default_stall_ms")]
+    pub stall_ms: u64,
+    /// Which fresh signatures are verified before they leave. Default `always`.
+    #[serde(default = "default_verify_after_sign")]
+    pub verify_after_sign: VerifyAfterSign,
 }
 
 /// Request quotas of the account in the region, and how much of them this daemon takes.
@@ -90,11 +97,18 @@ pub enum AwsKmsConfigError {
     #[error("operation_timeout_ms must be at least attempt_timeout_ms and at most 300000, not {0}")]
     Operation(u64),
     /// Out of range.
+    #[error("stall_ms must be 100 to 60000, not {0}")]
+    Stall(u64),
+    /// Out of range.
     #[error("quotas.{0} must be 1 to 1000000")]
     Quota(&'static str),
     /// Out of range.
     #[error("quotas.share_percent must be 1 to 100")]
     Share,
+}
+
+const fn default_verify_after_sign() -> VerifyAfterSign {
+    VerifyAfterSign::Always
 }
 
 const fn default_attempt() -> u64 {
@@ -127,6 +141,9 @@ impl AwsKmsConfig {
         }
         if !(self.attempt_timeout_ms..=300_000).contains(&self.operation_timeout_ms) {
             return Err(AwsKmsConfigError::Operation(self.operation_timeout_ms));
+        }
+        if !STALL_MS.contains(&self.stall_ms) {
+            return Err(AwsKmsConfigError::Stall(self.stall_ms));
         }
         self.quotas.validate()
     }

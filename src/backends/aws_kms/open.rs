@@ -41,6 +41,7 @@ impl AwsKmsBackend {
                     device: format!("AWS KMS {}", config.region),
                     specs,
                     algorithms,
+                    verify_after_sign: config.verify_after_sign,
                 },
             }),
             priority: Priority::Interactive,

@@ -3,14 +3,14 @@
 //! Read at start and never again; the PIN leaves it only towards `C_Login`. It has no `Debug`, because the
 //! PIN has none.
 
-use std::{num::NonZeroUsize, path::PathBuf, thread};
+use std::{path::PathBuf, thread};
 
 use serde::Deserialize;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::{
-    backends::BackendError,
+    backends::{BackendError, STALL_MS, VerifyAfterSign, default_stall_ms},
     model::secret::{Secret, SecretString},
 };
 
@@ -26,12 +26,19 @@ pub struct Pkcs11Config {
     pub pin: Option<SecretString>,
     /// File that holds the user PIN; one trailing newline is not part of it.
     pub pin_file: Option<PathBuf>,
-    /// Threads that talk to the token, one session each, 1 to 64. Default: the number of cores. Fewer are
-    /// started when the token allows fewer sessions.
+    /// Threads that talk to the token, one session each, 1 to 64. Default: the number of cores, and at least 2, so that
+    /// one is left while another generates keys. Fewer are started when the token allows fewer sessions.
     pub threads: Option<usize>,
     /// Calls that may wait for a free thread; one more is refused at once.
     #[serde(default = "default_queue")]
     pub queue: usize,
+    /// How long no call may come back while calls wait before the device counts as hanging, in milliseconds, 100 to
+    /// 60,000. Default 800.
+    #[serde(default = "default_stall_ms")]
+    pub stall_ms: u64,
+    /// Which fresh signatures are verified before they leave. Default `sampled`.
+    #[serde(default = "default_verify_after_sign")]
+    pub verify_after_sign: VerifyAfterSign,
 }
 
 /// What is wrong with the section.
@@ -55,6 +62,13 @@ pub enum Pkcs11ConfigError {
     /// Out of range.
     #[error("queue must be 1 to 1000000, not {0}")]
     Queue(usize),
+    /// Out of range.
+    #[error("stall_ms must be 100 to 60000, not {0}")]
+    Stall(u64),
+}
+
+const fn default_verify_after_sign() -> VerifyAfterSign {
+    VerifyAfterSign::Sampled
 }
 
 const fn default_queue() -> usize {
@@ -78,14 +92,20 @@ impl Pkcs11Config {
         if !(1..=1_000_000).contains(&self.queue) {
             return Err(Pkcs11ConfigError::Queue(self.queue));
         }
+        if !STALL_MS.contains(&self.stall_ms) {
+            return Err(Pkcs11ConfigError::Stall(self.stall_ms));
+        }
         Ok(())
     }
 
     /// Threads to start when the token sets no limit.
     pub fn threads(&self) -> usize {
         self.threads
-            .or_else(|| thread::available_parallelism().ok().map(NonZeroUsize::get))
-            .unwrap_or(1)
+            .or_else(|| {
+                let cores = thread::available_parallelism().ok();
+                cores.map(|cores| cores.get().max(2))
+            })
+            .unwrap_or(2)
             .clamp(1, 64)
     }
 

@@ -6,6 +6,7 @@
 //! key, or creates one because another was not found.
 
 mod config;
+mod crew;
 mod errors;
 mod keys;
 mod mechanisms;
@@ -61,7 +62,7 @@ impl Backend for Pkcs11Backend {
             }
             let label = label.to_owned();
             let work = move |live: &mut session::Live| live.create(spec, intent, &label);
-            self.pool.run(deadline, work).await
+            self.pool.manage(deadline, work).await
         })
     }
 
@@ -69,7 +70,7 @@ impl Backend for Pkcs11Backend {
         Box::pin(async move {
             let uri = uri.to_owned();
             let work = move |live: &mut session::Live| live.adopt(&uri, spec);
-            self.pool.run(deadline, work).await
+            self.pool.manage(deadline, work).await
         })
     }
 
@@ -135,14 +136,14 @@ impl Backend for Pkcs11Backend {
             let key = key.clone();
             let mut begun = false;
             let work = move |live: &mut session::Live| live.destroy(&key, &mut begun);
-            self.pool.run(deadline, work).await
+            self.pool.manage(deadline, work).await
         })
     }
 
     fn find(&self, intent: IntentId, deadline: Instant) -> Call<'_, Vec<String>> {
         Box::pin(async move {
             let work = move |live: &mut session::Live| live.describe(intent);
-            self.pool.run(deadline, work).await
+            self.pool.manage(deadline, work).await
         })
     }
 

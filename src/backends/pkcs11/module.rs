@@ -9,7 +9,10 @@
 use std::{
     collections::{HashMap, HashSet},
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,8 +23,12 @@ use cryptoki::{
 
 use crate::backends::BackendError;
 
-/// Reinitialising ends every session of the process, so not more often than this.
+/// Reinitialising ends every session of the process, so while any of its tokens works not more often than this.
 const REINITIALISE_EVERY: Duration = Duration::from_secs(30);
+/// While none works nobody has a session to lose, and a token that returned should not wait.
+const REINITIALISE_IN_TROUBLE: Duration = Duration::from_secs(2);
+/// A token works if a call was answered within this time; probes come more often.
+const WORKS_FOR: Duration = Duration::from_secs(6);
 /// A call that hangs inside the library must not hang the others for longer than this.
 const PAUSE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -35,6 +42,9 @@ pub struct Module {
     context: Pkcs11,
     gate: Mutex<Gate>,
     turned: Condvar,
+    loaded: Instant,
+    /// Milliseconds from `loaded` to the last call that was answered; 0 before the first.
+    worked: AtomicU64,
     refused: Mutex<HashSet<String>>,
     generating: Mutex<()>,
 }
@@ -43,7 +53,10 @@ struct Gate {
     inside: usize,
     closed: bool,
     epoch: u64,
+    /// Last attempt, also one that could not pause.
     reinitialised: Option<Instant>,
+    /// Threads inside that their pool has given up.
+    lost: usize,
 }
 
 /// Proof that the library will not be reinitialised under a call. Not re-entrant.
@@ -111,8 +124,11 @@ impl Module {
                 closed: false,
                 epoch: 0,
                 reinitialised: None,
+                lost: 0,
             }),
             turned: Condvar::new(),
+            loaded: Instant::now(),
+            worked: AtomicU64::new(0),
             refused: Mutex::default(),
             generating: Mutex::new(()),
         })
@@ -128,20 +144,46 @@ impl Module {
         &self.context
     }
 
-    /// Goes in; waits while the library is paused.
+    /// Goes in; waits while the library is paused. For the start and for tools, which have nothing else to do.
     pub(super) fn enter(&self) -> Inside<'_> {
-        let mut gate = lock(&self.gate);
-        while gate.closed {
-            gate = self
-                .turned
-                .wait(gate)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
+        let gate = lock(&self.gate);
+        let gate = self.turned.wait_while(gate, |gate| gate.closed);
+        self.inside(gate.unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Goes in; None when the library is paused until `deadline`: its `C_Finalize` may hang like anything else.
+    pub(super) fn enter_by(&self, deadline: Instant) -> Option<Inside<'_>> {
+        let within = deadline.saturating_duration_since(Instant::now());
+        let (gate, _) = self
+            .turned
+            .wait_timeout_while(lock(&self.gate), within, |gate| gate.closed)
+            .unwrap_or_else(PoisonError::into_inner);
+        (!gate.closed).then(|| self.inside(gate))
+    }
+
+    fn inside(&self, mut gate: MutexGuard<'_, Gate>) -> Inside<'_> {
         gate.inside += 1;
         Inside {
             module: self,
             epoch: gate.epoch,
         }
+    }
+
+    /// A call was answered, so somebody has a session that works.
+    pub(super) fn works(&self) {
+        let now = u64::try_from(self.loaded.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.worked.store(now.max(1), Ordering::Relaxed);
+    }
+
+    /// A thread has not come out for so long that its pool goes on without it. Until it does, nobody finalises the
+    /// library under it.
+    pub(super) fn lose(&self) {
+        lock(&self.gate).lost += 1;
+    }
+
+    /// A lost thread came back.
+    pub(super) fn find_again(&self) {
+        lock(&self.gate).lost -= 1;
     }
 
     /// Waits until no call is inside and keeps new ones out; None when that takes longer than `within`.
@@ -174,9 +216,16 @@ impl Module {
         if self.reinitialised_since(seen)? {
             return Ok(());
         }
-        let paused = self.pause(PAUSE_WITHIN).ok_or_else(|| {
-            BackendError::Unavailable("calls into the PKCS#11 module do not return".into())
-        })?;
+        let stuck =
+            || BackendError::Unavailable("calls into the PKCS#11 module do not return".into());
+        if lock(&self.gate).lost > 0 {
+            return Err(stuck());
+        }
+        let Some(paused) = self.pause(PAUSE_WITHIN) else {
+            // It kept everybody out for a while, so not again at once.
+            lock(&self.gate).reinitialised = Some(Instant::now());
+            return Err(stuck());
+        };
         if self.reinitialised_since(seen)? {
             return Ok(());
         }
@@ -202,12 +251,25 @@ impl Module {
         if gate.epoch != seen {
             return Ok(true);
         }
+        // Who worked before the last time has lost that session already.
+        let hold = match self.is_working_since(gate.reinitialised) {
+            true => REINITIALISE_EVERY,
+            false => REINITIALISE_IN_TROUBLE,
+        };
         match gate.reinitialised {
-            Some(at) if at.elapsed() < REINITIALISE_EVERY => Err(BackendError::Unavailable(
+            Some(at) if at.elapsed() < hold => Err(BackendError::Unavailable(
                 "the PKCS#11 module was reinitialised moments ago".into(),
             )),
             Some(_) | None => Ok(false),
         }
+    }
+
+    fn is_working_since(&self, reinitialised: Option<Instant>) -> bool {
+        let worked = match self.worked.load(Ordering::Relaxed) {
+            0 => return false,
+            at => self.loaded + Duration::from_millis(at),
+        };
+        worked.elapsed() < WORKS_FOR && reinitialised.is_none_or(|at| worked >= at)
     }
 
     /// Remembers that the token with this serial number refused the PIN: no second try in this process,

@@ -40,6 +40,7 @@ impl Pkcs11Backend {
             device: format!("{} {}", token.manufacturer_id(), token.model()),
             specs,
             algorithms: algorithms.clone(),
+            verify_after_sign: config.verify_after_sign,
         };
         let shared = Arc::new(Shared {
             module: module.clone(),

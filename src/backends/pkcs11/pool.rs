@@ -4,23 +4,22 @@
 //! passed, or whose caller has left, never reaches the device. After any error the session is discarded.
 //! The recovery ladder is: new session, login, reinitialise the module; a caller waits on it for no longer
 //! than its deadline.
+//!
+//! A thread that hangs inside the library cannot be killed. When nobody waits for it any more it is given up: another
+//! one takes its place (`crew.rs`), and it ends by itself when the library lets it go.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
-        mpsc,
-    },
-    thread,
+    sync::{Arc, Mutex, Weak, atomic::Ordering, mpsc},
     time::{Duration, Instant},
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
+    crew::{Crew, Terms},
     errors::Fault,
     module::lock,
-    queue::{PushError, Queue},
+    queue::PushError,
     session::{Live, Shared},
 };
 use crate::backends::BackendError;
@@ -32,13 +31,18 @@ const TROUBLES: u32 = 5;
 const DRAIN_WITHIN: Duration = Duration::from_secs(5);
 
 pub(super) struct Pool {
-    queue: Arc<Queue<Box<dyn Job>>>,
-    shared: Arc<Shared>,
+    crew: Arc<Crew>,
+    /// Management may take long: it leaves one thread to those who use keys.
+    managing: Arc<Semaphore>,
     ended: Mutex<mpsc::Receiver<()>>,
+    /// The watch ends when this is dropped.
+    _watch: mpsc::Sender<()>,
 }
 
 /// A call on its way through the queue.
-trait Job: Send {
+pub(super) trait Job: Send {
+    /// What the watch must know about it.
+    fn terms(&mut self) -> Terms;
     /// Nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
     fn deadline(&self) -> Instant;
@@ -51,11 +55,14 @@ struct Call<T, F> {
     work: F,
     deadline: Instant,
     reply: Option<oneshot::Sender<Result<T, BackendError>>>,
+    /// Alive while somebody waits.
+    caller: Weak<()>,
+    /// Of management.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
-struct Worker {
-    shared: Arc<Shared>,
-    troubles: Arc<AtomicU32>,
+pub(super) struct Worker {
+    crew: Arc<Crew>,
     live: Option<Live>,
 }
 
@@ -67,32 +74,13 @@ impl Pool {
         name: &str,
     ) -> Result<Self, BackendError> {
         let (alive, ended) = mpsc::channel();
-        let pool = Self {
-            queue: Arc::new(Queue::new(queue)),
-            shared,
+        let crew = Crew::start(name, shared, threads, queue, alive)?;
+        Ok(Self {
+            managing: Arc::new(Semaphore::new(threads.saturating_sub(1).max(1))),
             ended: Mutex::new(ended),
-        };
-        let troubles = Arc::new(AtomicU32::new(0));
-        for number in 0..threads {
-            let mut worker = Worker {
-                shared: pool.shared.clone(),
-                troubles: troubles.clone(),
-                live: None,
-            };
-            let (queue, alive) = (pool.queue.clone(), alive.clone());
-            thread::Builder::new()
-                .name(format!("{name}-{number}"))
-                .spawn(move || {
-                    while let Some(mut job) = queue.pop() {
-                        worker.serve(job.as_mut());
-                    }
-                    worker.finish();
-                    drop(worker);
-                    drop(alive);
-                })
-                .map_err(|e| BackendError::Unavailable(format!("cannot start a thread: {e}")))?;
-        }
-        Ok(pool)
+            _watch: crew.watch()?,
+            crew,
+        })
     }
 
     /// Runs `work` on a logged-in session. It runs again, on another session, when the first was gone.
@@ -105,37 +93,76 @@ impl Pool {
         T: Send + 'static,
         F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
     {
+        self.send(deadline, None, work).await
+    }
+
+    /// The same for management, which never takes the last thread of several.
+    pub(super) async fn manage<T, F>(
+        &self,
+        deadline: tokio::time::Instant,
+        work: F,
+    ) -> Result<T, BackendError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
+    {
+        let turn = Arc::clone(&self.managing).acquire_owned();
+        match tokio::time::timeout_at(deadline, turn).await {
+            Ok(Ok(permit)) => self.send(deadline, Some(permit), work).await,
+            // Closed, which it never is, or out of time.
+            Ok(Err(_)) | Err(_) => Err(BackendError::Overloaded),
+        }
+    }
+
+    async fn send<T, F>(
+        &self,
+        deadline: tokio::time::Instant,
+        permit: Option<OwnedSemaphorePermit>,
+        work: F,
+    ) -> Result<T, BackendError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
+    {
         if deadline <= tokio::time::Instant::now() {
             return Err(BackendError::DeadlineExceeded);
         }
         let (reply, answer) = oneshot::channel();
+        let waits = Arc::new(());
         let call = Call {
             work,
             deadline: deadline.into_std(),
             reply: Some(reply),
+            caller: Arc::downgrade(&waits),
+            permit,
         };
         let ended = || BackendError::Unavailable("the backend is shutting down".into());
-        self.queue.push(Box::new(call)).map_err(|e| match e {
+        self.crew.queue.push(Box::new(call)).map_err(|e| match e {
             PushError::Full => BackendError::Overloaded,
             PushError::Closed => ended(),
         })?;
-        match tokio::time::timeout_at(deadline, answer).await {
+        let outcome = match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_dropped)) => Err(ended()),
             Err(_elapsed) => Err(BackendError::DeadlineExceeded),
-        }
+        };
+        drop(waits);
+        outcome
     }
 }
 
 /// Waits, for a while, so that no thread is inside the library when the process unloads it.
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.queue.close();
+        self.crew.close();
         // Never anything to receive: it ends when the last thread drops its sender.
         let _ = lock(&self.ended).recv_timeout(DRAIN_WITHIN);
-        let keeper = lock(&self.shared.keeper).take();
-        if let Some(keeper) = keeper {
-            keeper.close(self.shared.module.enter().epoch());
+        // A library that hangs would hang this thread too; then the login ends with the process.
+        let shared = &self.crew.shared;
+        let keeper = shared.keeper.try_lock().ok().and_then(|mut k| k.take());
+        let inside = shared.module.enter_by(Instant::now() + DRAIN_WITHIN);
+        if let (Some(keeper), Some(inside), true) = (keeper, inside, self.crew.is_home()) {
+            keeper.close(inside.epoch());
         }
     }
 }
@@ -145,6 +172,14 @@ where
     T: Send,
     F: FnMut(&mut Live) -> Result<T, Fault> + Send,
 {
+    fn terms(&mut self) -> Terms {
+        Terms {
+            deadline: self.deadline,
+            caller: self.caller.clone(),
+            permit: self.permit.take(),
+        }
+    }
+
     fn is_abandoned(&self) -> bool {
         self.reply.as_ref().is_none_or(oneshot::Sender::is_closed)
     }
@@ -169,23 +204,29 @@ where
 }
 
 impl Worker {
-    fn serve(&mut self, job: &mut dyn Job) {
+    pub(super) const fn new(crew: Arc<Crew>) -> Self {
+        Self { crew, live: None }
+    }
+
+    pub(super) fn serve(&mut self, job: &mut dyn Job) {
         let mut reinitialised = false;
         loop {
             if job.is_abandoned() {
                 return;
             }
-            let shared = self.shared.clone();
-            let inside = shared.module.enter();
-            let epoch = inside.epoch();
+            let shared = self.crew.shared.clone();
+            let inside = shared.module.enter_by(job.deadline());
             // Looked at inside: the way in may have been closed for a while.
-            if job.deadline() <= Instant::now() {
+            let Some(inside) = inside.filter(|_| job.deadline() > Instant::now()) else {
                 return job.fail(BackendError::DeadlineExceeded);
-            }
+            };
+            let epoch = inside.epoch();
             let (outcome, was_fresh) = self.attempt(job, epoch);
+            let troubles = &self.crew.troubles;
             let Err(fault) = outcome else {
-                if self.troubles.load(Ordering::Relaxed) != 0 {
-                    self.troubles.store(0, Ordering::Relaxed);
+                shared.module.works();
+                if troubles.load(Ordering::Relaxed) != 0 {
+                    troubles.store(0, Ordering::Relaxed);
                 }
                 return;
             };
@@ -200,7 +241,7 @@ impl Worker {
                 Fault::Gone(error) => (error, true),
                 Fault::Trouble(error) => {
                     let count = match was_fresh {
-                        Fresh::Yes => self.troubles.fetch_add(1, Ordering::Relaxed) + 1,
+                        Fresh::Yes => troubles.fetch_add(1, Ordering::Relaxed) + 1,
                         Fresh::No => 0,
                     };
                     (error, count >= TROUBLES)
@@ -213,7 +254,7 @@ impl Worker {
                         tracing::warn!(error = %error, held = %held, "the token does not answer");
                         return job.fail(error);
                     }
-                    self.troubles.store(0, Ordering::Relaxed);
+                    troubles.store(0, Ordering::Relaxed);
                     reinitialised = true;
                 }
                 Fresh::Yes => {
@@ -229,15 +270,15 @@ impl Worker {
         if let Some(live) = self.live.as_mut().filter(|live| live.epoch() == epoch) {
             return (job.attempt(live), Fresh::No);
         }
-        let outcome =
-            Live::open(&self.shared, epoch).and_then(|live| job.attempt(self.live.insert(live)));
+        let outcome = Live::open(&self.crew.shared, epoch)
+            .and_then(|live| job.attempt(self.live.insert(live)));
         (outcome, Fresh::Yes)
     }
 
-    fn finish(&mut self) {
-        if let Some(live) = self.live.take() {
-            let shared = self.shared.clone();
-            let inside = shared.module.enter();
+    pub(super) fn finish(&mut self) {
+        let inside = Instant::now() + DRAIN_WITHIN;
+        let inside = self.crew.shared.module.enter_by(inside);
+        if let (Some(live), Some(inside)) = (self.live.take(), inside) {
             live.close(inside.epoch());
         }
     }

@@ -19,7 +19,7 @@ use std::{
 
 use aws_sdk_kms::config::{BehaviorVersion, Credentials as Keys, Region};
 use claviger::backends::{
-    BackendError,
+    BackendError, VerifyAfterSign,
     aws_kms::{AwsKmsBackend, AwsKmsConfig, QuotaConfig},
 };
 use serde_json::Value;
@@ -189,6 +189,8 @@ pub fn config(region: &str, endpoint: Option<String>) -> AwsKmsConfig {
             read_per_second: 100_000,
             share_percent: 100,
         },
+        stall_ms: 800,
+        verify_after_sign: VerifyAfterSign::Always,
     }
 }
 

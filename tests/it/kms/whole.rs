@@ -1,5 +1,7 @@
 //! A daemon whose keys and KEK are in KMS: through the public API, and through an outage.
 
+use std::time::{Duration, Instant as Clock};
+
 use claviger::grpc::proto::{
     Algorithm, DecryptRequest, EncryptRequest, KeyPurpose, SignRequest, SignResponse,
     sign_request::Payload,
@@ -72,14 +74,31 @@ async fn a_daemon_lives_on_kms() {
         ..Default::default()
     };
 
-    kms.proxy.set(Mode::Reset);
-    let away = sign(&daemon).await.expect_err("KMS is away");
-    assert_eq!(away.code(), Code::Unavailable, "{away}");
-    assert_eq!(reason(&away), "BACKEND_UNAVAILABLE");
-    let opened = service.crypto().decrypt(decrypt.clone()).await;
-    assert_eq!(opened.expect("cached").into_inner().plaintext, "IBAN");
-    kms.proxy.set(Mode::Pass);
-    sign(&daemon).await.expect("KMS is back");
+    for mode in [Mode::Reset, Mode::Hang] {
+        kms.proxy.set(mode);
+        let began = Clock::now();
+        let away = sign(&daemon).await.expect_err("KMS is away");
+        println!(
+            "{mode:?}: answered after {} ms",
+            began.elapsed().as_millis()
+        );
+        // Before `keys.backend_timeout_ms`; a second is promised, and these machines are slow.
+        assert!(began.elapsed() < Duration::from_secs(4), "{mode:?}");
+        assert_eq!(away.code(), Code::Unavailable, "{mode:?} {away}");
+        assert_eq!(reason(&away), "BACKEND_UNAVAILABLE");
+        let opened = service.crypto().decrypt(decrypt.clone()).await;
+        assert_eq!(opened.expect("cached").into_inner().plaintext, "IBAN");
+        let ready = daemon.ops_get("/readyz").await;
+        assert_eq!(ready.status, 200, "{}", ready.text());
+        kms.proxy.set(Mode::Pass);
+        let began = Clock::now();
+        while let Err(status) = sign(&daemon).await {
+            assert_eq!(status.code(), Code::Unavailable, "{mode:?} {status}");
+            assert!(began.elapsed() < Duration::from_secs(10), "KMS is back");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        println!("{mode:?}: again after {} ms", began.elapsed().as_millis());
+    }
 
     // A new process has nothing cached: KMS unwraps.
     daemon.restart().await;

@@ -1,0 +1,289 @@
+//! Who works at the pool: its threads, their replacements, and the watch that decides when one is needed.
+//!
+//! A thread is lost when it is busy with one call long after anybody waited for it. Its place is filled, its permit
+//! given back, and nobody reinitialises the library under it (`Module::lose`). Libraries that hang for ever must not
+//! make threads without end: at most twice the configured number are lost at a time, beyond that the pool waits.
+
+use std::{
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU32, AtomicUsize, Ordering},
+        mpsc::{self, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::{
+    module::lock,
+    pool::{Job, Worker},
+    queue::Queue,
+    session::Shared,
+};
+use crate::backends::BackendError;
+
+/// How long a call may go on without anybody who waits for it. With the time to open the breaker and to probe, less
+/// than the ten seconds within which a device that is back must be used again.
+const ALONE: Duration = Duration::from_secs(5);
+/// How often the watch looks.
+const LOOK: Duration = Duration::from_millis(500);
+/// Lost threads for each configured one.
+const LOST: usize = 2;
+
+pub(super) struct Crew {
+    pub(super) queue: Queue<Box<dyn Job>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) troubles: AtomicU32,
+    name: String,
+    size: usize,
+    hired: AtomicUsize,
+    posts: Mutex<Vec<Arc<Post>>>,
+    /// Each thread has a clone; None when the pool ends.
+    alive: Mutex<Option<mpsc::Sender<()>>>,
+}
+
+/// What the watch must know about a call.
+pub(super) struct Terms {
+    pub(super) deadline: Instant,
+    /// Alive while somebody waits for the call.
+    pub(super) caller: Weak<()>,
+    /// Held while the call runs.
+    pub(super) permit: Option<OwnedSemaphorePermit>,
+}
+
+/// One thread.
+#[derive(Default)]
+struct Post(Mutex<Duty>);
+
+#[derive(Default)]
+struct Duty {
+    busy: Option<(Instant, Terms)>,
+    is_lost: bool,
+}
+
+impl Crew {
+    pub(super) fn start(
+        name: &str,
+        shared: Arc<Shared>,
+        size: usize,
+        queue: usize,
+        alive: mpsc::Sender<()>,
+    ) -> Result<Arc<Self>, BackendError> {
+        let crew = Arc::new(Self {
+            queue: Queue::new(queue),
+            shared,
+            troubles: AtomicU32::new(0),
+            name: name.to_owned(),
+            size,
+            hired: AtomicUsize::new(0),
+            posts: Mutex::default(),
+            alive: Mutex::new(Some(alive)),
+        });
+        for _ in 0..size {
+            crew.hire()?;
+        }
+        Ok(crew)
+    }
+
+    /// Starts the watch, which ends when the sender is dropped.
+    pub(super) fn watch(self: &Arc<Self>) -> Result<mpsc::Sender<()>, BackendError> {
+        let (stop, stopped) = mpsc::channel();
+        let crew = Arc::clone(self);
+        let watch = move || {
+            while stopped.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
+                crew.look(Instant::now());
+            }
+        };
+        thread::Builder::new()
+            .name(format!("{}-watch", self.name))
+            .spawn(watch)
+            .map_err(|e| no_thread(&e))?;
+        Ok(stop)
+    }
+
+    /// Nothing is begun any more; threads end with what they are at.
+    pub(super) fn close(&self) {
+        self.queue.close();
+        lock(&self.alive).take();
+    }
+
+    /// No thread is inside the library.
+    pub(super) fn is_home(&self) -> bool {
+        lock(&self.posts).is_empty()
+    }
+
+    fn hire(self: &Arc<Self>) -> Result<(), BackendError> {
+        let Some(alive) = lock(&self.alive).clone() else {
+            return Ok(());
+        };
+        let post = Arc::new(Post::default());
+        lock(&self.posts).push(Arc::clone(&post));
+        let (crew, theirs) = (Arc::clone(self), Arc::clone(&post));
+        let number = self.hired.fetch_add(1, Ordering::Relaxed);
+        let spawned = thread::Builder::new()
+            .name(format!("{}-{number}", self.name))
+            .spawn(move || {
+                let leave = Leave {
+                    crew: &crew,
+                    post: &theirs,
+                    _alive: alive,
+                };
+                crew.work(&theirs);
+                drop(leave);
+            });
+        spawned.map(drop).map_err(|e| {
+            self.leave(&post);
+            no_thread(&e)
+        })
+    }
+
+    fn work(self: &Arc<Self>, post: &Post) {
+        let mut worker = Worker::new(Arc::clone(self));
+        while let Some(mut job) = self.queue.pop() {
+            post.begin(job.terms());
+            worker.serve(job.as_mut());
+            if post.end() {
+                break;
+            }
+        }
+        worker.finish();
+    }
+
+    fn leave(&self, post: &Arc<Post>) {
+        let mut posts = lock(&self.posts);
+        posts.retain(|other| !Arc::ptr_eq(other, post));
+        if post.is_lost() {
+            self.shared.module.find_again();
+            self.count(&posts);
+            tracing::info!(backend = self.name, "a thread came back from the library");
+        }
+    }
+
+    /// Gives up threads that are lost, and fills their places.
+    fn look(self: &Arc<Self>, now: Instant) {
+        let mut given_up = 0;
+        {
+            let posts = lock(&self.posts);
+            let lost = posts.iter().filter(|post| post.is_lost()).count();
+            let room = (LOST * self.size).saturating_sub(lost);
+            for post in posts.iter() {
+                if given_up < room && post.give_up(now) {
+                    self.shared.module.lose();
+                    given_up += 1;
+                }
+            }
+            if given_up > 0 {
+                self.count(&posts);
+            }
+        }
+        for _ in 0..given_up {
+            tracing::warn!(
+                backend = self.name,
+                "a call into the library does not return; its thread is replaced"
+            );
+            metrics::counter!("claviger_pkcs11_threads_replaced_total", "backend" => self.name.clone())
+                .increment(1);
+            if let Err(error) = self.hire() {
+                tracing::error!(backend = self.name, %error, "a lost thread is not replaced");
+            }
+        }
+    }
+
+    fn count(&self, posts: &[Arc<Post>]) {
+        let lost = posts.iter().filter(|post| post.is_lost()).count();
+        let lost = u32::try_from(lost).unwrap_or(u32::MAX);
+        metrics::gauge!("claviger_pkcs11_threads_lost", "backend" => self.name.clone()).set(lost);
+    }
+}
+
+/// A thread leaves its post however it ends.
+struct Leave<'a> {
+    crew: &'a Crew,
+    post: &'a Arc<Post>,
+    _alive: mpsc::Sender<()>,
+}
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.crew.leave(self.post);
+    }
+}
+
+impl Post {
+    fn begin(&self, terms: Terms) {
+        lock(&self.0).busy = Some((Instant::now(), terms));
+    }
+
+    /// True when somebody else has taken the place.
+    fn end(&self) -> bool {
+        let mut duty = lock(&self.0);
+        duty.busy = None;
+        duty.is_lost
+    }
+
+    fn is_lost(&self) -> bool {
+        lock(&self.0).is_lost
+    }
+
+    /// True when it is lost from now on.
+    fn give_up(&self, now: Instant) -> bool {
+        let mut duty = lock(&self.0);
+        let Duty {
+            busy: Some((since, terms)),
+            is_lost: false,
+        } = &mut *duty
+        else {
+            return false;
+        };
+        let is_alone = terms.caller.strong_count() == 0 && now >= *since + ALONE;
+        if !is_alone && now < terms.deadline + ALONE {
+            return false;
+        }
+        terms.permit = None;
+        duty.is_lost = true;
+        true
+    }
+}
+
+fn no_thread(error: &std::io::Error) -> BackendError {
+    BackendError::Unavailable(format!("cannot start a thread: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_is_lost_when_nobody_waits_for_it_any_more() {
+        let (now, waits) = (Instant::now(), Arc::new(()));
+        let terms = || Terms {
+            deadline: now + Duration::from_secs(30),
+            caller: Arc::downgrade(&waits),
+            permit: None,
+        };
+        let after = |seconds| Instant::now() + Duration::from_secs(seconds);
+        let post = Post::default();
+        assert!(!post.give_up(after(1000)), "it is idle");
+        post.begin(terms());
+        assert!(!post.give_up(after(29)), "somebody waits");
+        assert!(post.give_up(after(36)), "not even its caller");
+        assert!(!post.give_up(after(37)), "once");
+        assert!(post.end(), "its place is taken");
+
+        let post = Post::default();
+        post.begin(terms());
+        drop(waits);
+        assert!(!post.give_up(after(1)));
+        assert!(post.give_up(after(6)), "its caller left");
+        let post = Post::default();
+        post.begin(Terms {
+            deadline: now,
+            caller: Weak::new(),
+            permit: None,
+        });
+        assert!(!post.end(), "it came back in time");
+        assert!(!post.give_up(after(1000)));
+    }
+}
