@@ -14,7 +14,7 @@ use crate::{
     authn::{self, Authn, ReloadableTls},
     authz::{Authz, Policies},
     backends::{
-        Backend, BackendError, Guarded,
+        Backend, Guarded,
         aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
@@ -370,13 +370,10 @@ pub async fn find_kek(backends: &Backends, config: &KekConfig) -> Result<Kek, Ap
     })?;
     let deadline = Instant::now() + START_PATIENCE;
     let found = backend.adopt(&config.uri, KeySpec::Kek, deadline).await;
+    // What to do about it, the backend says.
     let found = found.map_err(|e| {
-        let hint = match &e {
-            BackendError::Missing(_) => "; create it with `claviger kek create`",
-            _ => "",
-        };
         AppError(format!(
-            "broker credentials encryption key misconfigured: kek.uri {}: {e}{hint}",
+            "broker credentials encryption key misconfigured: kek.uri {}: {e}",
             config.uri
         ))
     })?;

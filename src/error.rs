@@ -136,6 +136,10 @@ reasons! {
     IdempotencyKeyReused = "IDEMPOTENCY_KEY_REUSED": FailedPrecondition,
     /// The object on the token cannot be taken over.
     KeyNotAdoptable = "KEY_NOT_ADOPTABLE": FailedPrecondition,
+    /// The key is switched off in its backend, until an operator there changes that.
+    KeySuspended = "KEY_SUSPENDED": FailedPrecondition,
+    /// The backend does not permit this to the daemon.
+    BackendDenied = "BACKEND_DENIED": FailedPrecondition,
     /// The backend cannot do this.
     Unsupported = "UNSUPPORTED_BY_BACKEND": FailedPrecondition,
     /// Somebody else changed the row first.

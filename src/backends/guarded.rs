@@ -143,6 +143,8 @@ fn judge<T>(outcome: &Result<T, BackendError>) -> Verdict {
         | Err(
             BackendError::Missing(_)
             | BackendError::Rejected(_)
+            | BackendError::Suspended { .. }
+            | BackendError::Denied { .. }
             | BackendError::Unfit(_)
             | BackendError::Unsupported(_),
         ) => Verdict::Answered,

@@ -18,6 +18,9 @@ pub mod aws_kms;
 pub mod breaker;
 pub mod guarded;
 pub mod pkcs11;
+mod priority;
+
+pub use priority::{Priority, with_priority};
 
 pub use guarded::Guarded;
 
@@ -97,6 +100,8 @@ pub struct Capabilities {
     pub algorithms: Vec<Algorithm>,
     /// How far its signatures are believed; of the configuration.
     pub verify_after_sign: VerifyAfterSign,
+    /// Longest message that it signs whole, in bytes, which is what EdDSA needs; None for any. Digests always fit.
+    pub longest_message: Option<usize>,
 }
 
 /// Which fresh signatures of a backend are verified with the public key before they leave. Setting `verify_after_sign`
@@ -144,6 +149,21 @@ pub enum BackendError {
     Missing(String),
     /// The device works and says no: tampered ciphertext, wrong context, wrong input length.
     Rejected(String),
+    /// The key is there and cannot be used in its present state, until an operator changes that: it is disabled, or its
+    /// key store is disconnected. The device is well.
+    Suspended {
+        /// Which, for the log.
+        key: String,
+        /// The state and what to do about it, for callers too.
+        why: String,
+    },
+    /// The device is well and does not permit us this.
+    Denied {
+        /// The permission, for callers too.
+        needs: String,
+        /// What the device said, for the log.
+        said: String,
+    },
     /// The object must not be used: extractable, of another type, or its signature does not verify.
     Unfit(String),
     /// The device has no such mechanism.
@@ -162,6 +182,12 @@ impl fmt::Display for BackendError {
             Self::DeadlineExceeded => f.write_str("backend did not answer in time"),
             Self::Missing(what) => write!(f, "no single object for {what}"),
             Self::Rejected(why) => write!(f, "backend rejected the input: {why}"),
+            Self::Suspended { key, why } => write!(f, "{key} cannot be used now: {why}"),
+            Self::Denied { needs, said } => write!(
+                f,
+                "the backend denies {needs}; allow it to the daemon, and where the key has a policy of its own, \
+                 there too: {said}"
+            ),
             Self::Unfit(why) => write!(f, "key unfit for use: {why}"),
             Self::Unsupported(what) => write!(f, "backend does not support {what}"),
             Self::WrongPin => f.write_str(
@@ -182,11 +208,13 @@ impl From<BackendError> for crate::error::Error {
     fn from(error: BackendError) -> Self {
         use crate::error::{Error, Reason};
         let (reason, message) = match &error {
-            BackendError::Unavailable(_)
-            | BackendError::WrongPin
-            | BackendError::Misconfigured(_) => (
+            BackendError::Unavailable(_) => (
                 Reason::BackendUnavailable,
                 "the key backend does not answer; retry later",
+            ),
+            BackendError::WrongPin | BackendError::Misconfigured(_) => (
+                Reason::BackendUnavailable,
+                "the key backend cannot be used; an operator must look at the daemon's log",
             ),
             BackendError::Overloaded => {
                 (Reason::Overloaded, "the key backend is busy; retry later")
@@ -197,8 +225,19 @@ impl From<BackendError> for crate::error::Error {
             ),
             BackendError::Missing(_) => (
                 Reason::BackendUnavailable,
-                "the backend does not show the key's object; an operator must look at the token",
+                "the backend does not show the key: it is on another token, was deleted, or is about to be; an \
+                 operator must look there",
             ),
+            BackendError::Suspended { why, .. } => {
+                let text = format!("a key in the backend cannot be used now: {why}");
+                return Error::new(Reason::KeySuspended, text).because(error);
+            }
+            BackendError::Denied { needs, .. } => {
+                let text = format!(
+                    "the backend denies {needs}; an operator must allow it to the daemon, and in the key's own policy"
+                );
+                return Error::new(Reason::BackendDenied, text).because(error);
+            }
             BackendError::Unsupported(_) => (
                 Reason::Unsupported,
                 "the key backend does not support this algorithm",

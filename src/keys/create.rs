@@ -334,8 +334,13 @@ fn not_adoptable(error: crate::backends::BackendError) -> Error {
     match error {
         B::Missing(_) => Error::new(
             Reason::KeyNotAdoptable,
-            "the URI names no key pair on the token, or more than one",
-        ),
+            "the URI names no key pair in the backend, or more than one, or one that is about to be deleted",
+        )
+        .because(error),
+        B::Suspended { ref why, .. } => {
+            let text = format!("the key cannot be used: {why}");
+            Error::new(Reason::KeyNotAdoptable, text).because(error)
+        }
         B::Rejected(why) => Error::new(Reason::InvalidField, format!("uri: {why}")),
         other => other.into(),
     }

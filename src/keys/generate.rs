@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::Keys;
 use crate::{
+    backends::{Priority, with_priority},
     error::{Error, Result},
     fault,
     model::{IntentId, Key, Kid, Purpose, key::Material},
@@ -34,6 +35,10 @@ impl Keys {
         number: u32,
         backend: &str,
     ) -> Result<Generated> {
+        with_priority(Priority::Rotation, self.material(key, number, backend)).await
+    }
+
+    async fn material(&self, key: &Key, number: u32, backend: &str) -> Result<Generated> {
         match key.purpose {
             Purpose::Encryption | Purpose::Mac => {
                 let kid = Kid::random();

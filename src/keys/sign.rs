@@ -46,7 +46,7 @@ impl Sampler {
 impl Keys {
     /// Signs with the ACTIVE version of a SIGNING key.
     ///
-    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, and the backend's.
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, PAYLOAD_TOO_LARGE, and the backend's.
     pub async fn sign(
         &self,
         permit: &Permit,
@@ -162,6 +162,7 @@ impl Keys {
         // Superseded meanwhile is fine: what it signed while it was ACTIVE stays valid.
         self.release_while(permit, key, kid, VersionState::verifies);
         let backend = self.backend(name)?;
+        check_length(algorithm, input, backend.capabilities().longest_message)?;
         let deadline = self.deadline();
         self.note_use(kid);
         let signature = match (input, algorithm.hash()) {
@@ -181,6 +182,23 @@ impl Keys {
             )));
         }
         Ok(signature)
+    }
+}
+
+/// Where the device makes the digest itself, it may take short messages only. Errors: PAYLOAD_TOO_LARGE.
+fn check_length(algorithm: Algorithm, input: SignInput<'_>, longest: Option<usize>) -> Result<()> {
+    match (input, algorithm.hash(), longest) {
+        (SignInput::Message(message), None, Some(longest)) if message.len() > longest => {
+            Err(Error::new(
+                Reason::PayloadTooLarge,
+                format!(
+                    "the key's backend signs {algorithm} messages of up to {longest} bytes, this one has {}; use \
+                     another algorithm, or a key in another backend",
+                    message.len()
+                ),
+            ))
+        }
+        (SignInput::Message(_) | SignInput::Digest(_), _, _) => Ok(()),
     }
 }
 

@@ -6,9 +6,11 @@
 //! AWS deletes after a week.
 
 mod adopt;
-mod layer;
+mod find;
+pub mod layer;
 mod proxy;
 mod quota;
+mod states;
 mod trouble;
 mod whole;
 

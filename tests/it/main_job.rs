@@ -13,21 +13,26 @@ mod token;
 use claviger::grpc::proto::{AuditOutcome, Key};
 use tonic::{Code, Response, Status};
 
-use crate::daemon::{Actor, Daemon, Engine, reason};
+use crate::{
+    daemon::{Actor, Daemon, Engine, reason},
+    kms::layer::Kms,
+};
 
 #[tokio::test]
 async fn main_job_on_sqlite() {
-    main_job(Engine::Sqlite).await;
+    main_job(Daemon::start(Engine::Sqlite).await, Pairs::OnToken).await;
 }
 
 #[tokio::test]
 async fn main_job_on_postgres() {
-    main_job(Engine::Postgres).await;
+    main_job(Daemon::start(Engine::Postgres).await, Pairs::OnToken).await;
 }
 
-async fn main_job(engine: Engine) {
+/// The whole job on a daemon that has just been made. `kms/whole.rs` runs it with keys in AWS KMS.
+pub async fn main_job(daemon: Daemon, pairs: Pairs) {
     let mut story = Story {
-        daemon: Daemon::start(engine).await,
+        daemon,
+        pairs,
         expected: Vec::new(),
     };
     let orders = keys::create(&mut story).await;
@@ -42,9 +47,16 @@ async fn main_job(engine: Engine) {
     story.daemon.stop().await;
 }
 
+/// Where the daemon makes key pairs, for those who look there with tools that are not ours.
+pub enum Pairs {
+    OnToken,
+    InKms(Kms),
+}
+
 /// What the steps share.
 struct Story {
     daemon: Daemon,
+    pairs: Pairs,
     expected: Vec<Expected>,
 }
 

@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{
     errors::{Fault, judge},
-    governor::{Class, Governor, Priority},
+    governor::{Class, Governor},
 };
-use crate::backends::BackendError;
+use crate::backends::{BackendError, Priority};
 
 const ATTEMPTS: u32 = 4;
 /// Upper end of the first pause; it doubles with each failure.
@@ -116,7 +116,7 @@ impl Calls {
 const fn may_repeat(fault: &Fault, repeat: Repeat) -> bool {
     match fault {
         Fault::Throttled => true,
-        Fault::Trouble(_) => matches!(repeat, Repeat::Always),
+        Fault::Trouble(_) | Fault::KeyTrouble(_) => matches!(repeat, Repeat::Always),
         Fault::State(_) | Fault::Invalid(_) | Fault::Final(_) => false,
     }
 }
@@ -124,7 +124,7 @@ const fn may_repeat(fault: &Fault, repeat: Repeat) -> bool {
 const fn outcome(fault: &Fault) -> &'static str {
     match fault {
         Fault::Throttled => "throttled",
-        Fault::Trouble(_) => "trouble",
+        Fault::Trouble(_) | Fault::KeyTrouble(_) => "trouble",
         Fault::State(_) | Fault::Invalid(_) | Fault::Final(_) => "refused",
     }
 }

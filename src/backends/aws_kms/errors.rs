@@ -1,5 +1,9 @@
 //! What an answer of AWS means, judged by its error code here and nowhere else.
 //!
+//! Only `Trouble` is trouble of KMS itself, and becomes `Unavailable` or `DeadlineExceeded`, which a circuit breaker
+//! counts. What is wrong with one key or one permission never is: a disabled key must not stop all keys of the account.
+//! Nor is throttling: the governor slows down by itself, and a breaker would turn a slower service into none.
+//!
 //! Texts of AWS go into private causes only: they name roles and accounts.
 
 use std::error::Error;
@@ -19,8 +23,10 @@ pub(super) enum Fault {
     Throttled,
     /// Nobody knows whether AWS did it: no answer, a broken connection, trouble inside AWS.
     Trouble(String),
-    /// The key's state forbids it; DescribeKey says which.
+    /// The key's state forbids it; DescribeKey says which. Other keys are well.
     State(String),
+    /// KMS cannot use this key just now, its custom key store is away for example. Other keys are well.
+    KeyTrouble(String),
     /// AWS finds the request malformed.
     Invalid(String),
     /// Asking again gives the same answer.
@@ -31,7 +37,15 @@ impl Fault {
     pub(super) fn into_error(self) -> BackendError {
         match self {
             Self::Throttled => BackendError::Overloaded,
-            Self::Trouble(why) | Self::State(why) => BackendError::Unavailable(why),
+            Self::Trouble(why) => BackendError::Unavailable(why),
+            Self::State(said) => BackendError::Suspended {
+                key: said,
+                why: "its state in KMS forbids this".into(),
+            },
+            Self::KeyTrouble(said) => BackendError::Suspended {
+                key: said,
+                why: "KMS does not reach its key material now; if it is in a custom key store, look there".into(),
+            },
             Self::Invalid(why) => BackendError::Rejected(why),
             Self::Final(error) => error,
         }
@@ -70,7 +84,9 @@ fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
         | "TooManyRequestsException"
         | "RequestLimitExceeded" => Fault::Throttled,
 
-        "NotFoundException" => Fault::Final(BackendError::Missing(what)),
+        "NotFoundException" => Fault::Final(BackendError::Missing(format!(
+            "{call}: no such key or alias in this account and region"
+        ))),
         "InvalidArnException" => Fault::Final(BackendError::Unfit(
             "AWS finds that its ARN or alias names nothing of this region and account".into(),
         )),
@@ -84,11 +100,16 @@ fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
         "UnsupportedOperationException" => Fault::Final(BackendError::Unsupported(what)),
         "ValidationException" => Fault::Invalid(what),
 
-        "AccessDeniedException" | "AccessDenied" | "NotAuthorized" | "OptInRequired" => {
-            Fault::Final(BackendError::Misconfigured(format!(
-                "AWS denies {call}; allow it in the role's IAM policy and in the key policy: {said}"
-            )))
+        // One permission on one key; nothing is wrong with the others.
+        "AccessDeniedException" | "AccessDenied" | "NotAuthorized" => {
+            Fault::Final(BackendError::Denied {
+                needs: call.to_owned(),
+                said: said.to_owned(),
+            })
         }
+        "OptInRequired" => Fault::Final(BackendError::Misconfigured(format!(
+            "the AWS account has not enabled this region: {said}"
+        ))),
         "UnrecognizedClientException"
         | "InvalidClientTokenId"
         | "ExpiredTokenException"
@@ -106,10 +127,11 @@ fn by_code(call: &str, code: &str, status: u16, said: &str) -> Fault {
             "a resource quota of the AWS account is used up; raise it: {said}"
         ))),
 
+        "KeyUnavailableException" | "CustomKeyStoreInvalidStateException" => {
+            Fault::KeyTrouble(what)
+        }
         "KMSInternalException"
-        | "KeyUnavailableException"
         | "DependencyTimeoutException"
-        | "CustomKeyStoreInvalidStateException"
         | "InternalFailure"
         | "ServiceUnavailable" => Fault::Trouble(what),
         // A wildcard, because AWS adds codes.

@@ -13,7 +13,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use super::QuotaConfig;
-use crate::backends::BackendError;
+use crate::backends::{BackendError, Priority};
 
 /// What AWS counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,41 +28,44 @@ pub(super) enum Class {
     Read,
 }
 
-/// Who goes first when the quota is short.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Priority {
-    /// Making, checking and destroying keys: rare, and an incident waits for it.
-    Rotation,
-    /// Somebody waits for the answer.
-    Interactive,
-    /// Rewrapping and other background work.
-    Batch,
-}
-
-impl Priority {
-    /// Part of a second's quota that this priority leaves to higher ones.
-    const fn leaves(self) -> f64 {
-        match self {
-            Self::Rotation => 0.0,
-            Self::Interactive => 0.1,
-            Self::Batch => 0.5,
-        }
-    }
-
-    /// How long it waits for its turn before it gives up; never beyond the deadline.
-    const fn patience(self) -> Duration {
-        match self {
-            Self::Rotation => Duration::from_secs(10),
-            Self::Interactive => Duration::from_millis(100),
-            Self::Batch => Duration::ZERO,
-        }
+/// Part of a second's quota that a priority leaves to higher ones.
+const fn leaves(priority: Priority) -> f64 {
+    match priority {
+        Priority::Rotation => 0.0,
+        Priority::Interactive => 0.1,
+        Priority::Batch => 0.5,
     }
 }
+
+/// How long a priority waits for a turn that is promised to it; never beyond the deadline. Batches get no promise: a
+/// thousand of them would leave nothing to callers who come later. They ask again until their deadline.
+const fn patience(priority: Priority) -> Duration {
+    match priority {
+        Priority::Rotation => Duration::from_secs(10),
+        Priority::Interactive => Duration::from_millis(100),
+        Priority::Batch => Duration::ZERO,
+    }
+}
+
+/// Bounds of the time after which a batch asks again.
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(250));
 
 /// Part of the rate that is left however often AWS throttles.
 const SLOWEST: f64 = 0.1;
 /// Part of the rate that comes back per second without throttling.
 const RECOVERY: f64 = 0.05;
+
+/// When a request may be sent.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    Now,
+    /// It has a turn, which comes then.
+    After(Duration),
+    /// It has none and may ask again then.
+    AskAgain(Duration),
+    /// Not before its deadline, or its patience, is over.
+    Never,
+}
 
 /// One bucket per class.
 pub(super) struct Governor {
@@ -93,18 +96,38 @@ impl Governor {
         priority: Priority,
         deadline: Instant,
     ) -> Result<(), BackendError> {
-        let now = Instant::now();
-        let left = deadline.saturating_duration_since(now);
-        let patience = priority.patience().min(left);
-        let turn = self.bucket(class).take(priority, now, patience);
-        let Some(wait) = turn else {
-            metrics::counter!("claviger_kms_refused_total", "class" => class.name()).increment(1);
-            return Err(BackendError::Overloaded);
-        };
-        if !wait.is_zero() {
-            sleep(wait).await;
+        loop {
+            match self.ask(class, priority, Instant::now(), deadline) {
+                Turn::Now => return Ok(()),
+                Turn::After(wait) => {
+                    sleep(wait).await;
+                    return Ok(());
+                }
+                Turn::AskAgain(pause) => sleep(pause).await,
+                Turn::Never => {
+                    let class = class.name();
+                    metrics::counter!("claviger_kms_refused_total", "class" => class).increment(1);
+                    return Err(BackendError::Overloaded);
+                }
+            }
         }
-        Ok(())
+    }
+
+    fn ask(&self, class: Class, priority: Priority, now: Instant, deadline: Instant) -> Turn {
+        let left = deadline.saturating_duration_since(now);
+        let patience = patience(priority).min(left);
+        match (self.bucket(class).take(priority, now, patience), priority) {
+            (Ok(wait), _) if wait.is_zero() => Turn::Now,
+            (Ok(wait), _) => Turn::After(wait),
+            (Err(wait), Priority::Batch) => {
+                let pause = wait.clamp(ASK_AGAIN.0, ASK_AGAIN.1);
+                match pause < left {
+                    true => Turn::AskAgain(pause),
+                    false => Turn::Never,
+                }
+            }
+            (Err(_), Priority::Rotation | Priority::Interactive) => Turn::Never,
+        }
     }
 
     /// AWS throttled a request of this class.
@@ -154,26 +177,31 @@ impl Bucket {
         }
     }
 
-    /// How long to wait for one token; None when that is longer than `patience`, and then none is taken.
-    fn take(&mut self, priority: Priority, now: Instant, patience: Duration) -> Option<Duration> {
+    /// How long to wait for one token. Errors: that is longer than `patience`, and none is taken.
+    fn take(
+        &mut self,
+        priority: Priority,
+        now: Instant,
+        patience: Duration,
+    ) -> Result<Duration, Duration> {
         self.fill(now);
         let capacity = self.capacity();
         // A bucket of few tokens is not divided: whoever keeps one back would keep all.
-        let floor = (capacity * priority.leaves()).min(capacity - 1.0).floor();
+        let floor = (capacity * leaves(priority)).min(capacity - 1.0).floor();
         let missing = floor - (self.level - 1.0);
         let wait = Duration::from_secs_f64((missing / (self.rate * self.pace)).max(0.0));
         if wait > patience {
-            return None;
+            return Err(wait);
         }
         self.level -= 1.0;
-        Some(wait)
+        Ok(wait)
     }
 
     fn slow_down(&mut self, now: Instant) {
         self.fill(now);
         self.pace = (self.pace / 2.0).max(SLOWEST);
         // The burst is over; callers go on at the pace at which it fills, background work waits.
-        let left = self.capacity() * Priority::Interactive.leaves() + 1.0;
+        let left = self.capacity() * leaves(Priority::Interactive) + 1.0;
         self.level = self.level.min(left);
     }
 
@@ -199,7 +227,7 @@ mod tests {
 
     fn taken(bucket: &mut Bucket, priority: Priority, now: Instant) -> u32 {
         (0..10_000)
-            .take_while(|_| bucket.take(priority, now, Duration::ZERO).is_some())
+            .take_while(|_| bucket.take(priority, now, Duration::ZERO).is_ok())
             .count() as u32
     }
 
@@ -223,9 +251,10 @@ mod tests {
         assert_eq!(taken(&mut bucket, Priority::Rotation, now), 10);
         let first = bucket.take(Priority::Rotation, now, SECOND);
         let second = bucket.take(Priority::Rotation, now, SECOND);
-        assert_eq!(first, Some(SECOND / 10));
-        assert_eq!(second, Some(SECOND / 5));
-        assert_eq!(bucket.take(Priority::Rotation, now, SECOND / 5), None);
+        assert_eq!(first, Ok(SECOND / 10));
+        assert_eq!(second, Ok(SECOND / 5));
+        let third = bucket.take(Priority::Rotation, now, SECOND / 5);
+        assert_eq!(third, Err(SECOND * 3 / 10));
     }
 
     #[test]
@@ -254,5 +283,55 @@ mod tests {
         let now = Instant::now();
         let mut bucket = Bucket::new(0.8, now);
         assert_eq!(taken(&mut bucket, Priority::Batch, now), 1);
+    }
+
+    fn governor(rate: u32) -> Governor {
+        let quotas = QuotaConfig {
+            symmetric_per_second: rate,
+            share_percent: 100,
+            ..QuotaConfig::default()
+        };
+        Governor::new(&quotas, Instant::now())
+    }
+
+    /// Five seconds of a batch that always wants more, in steps of 10 ms, while a caller comes every 50 ms.
+    #[test]
+    fn a_batch_waits_and_never_takes_what_is_left_to_callers() {
+        let governor = governor(100);
+        let begin = Instant::now();
+        let end = begin + 5 * SECOND;
+        let ask = |priority, now| governor.ask(Class::Symmetric, priority, now, end);
+        let (mut batch, mut callers) = (0, 0);
+        for step in 0..500 {
+            let now = begin + step * SECOND / 100;
+            while ask(Priority::Batch, now) == Turn::Now {
+                batch += 1;
+            }
+            if step % 5 == 0 {
+                assert_eq!(ask(Priority::Interactive, now), Turn::Now, "{step}");
+                callers += 1;
+            }
+        }
+        assert_eq!(callers, 100);
+        // Half of the bucket, and all that flows in and no caller takes.
+        assert!((440..=451).contains(&batch), "{batch}");
+    }
+
+    #[test]
+    fn nobody_waits_beyond_patience_and_deadline() {
+        let governor = governor(10);
+        let now = Instant::now();
+        let ask = |priority, time| governor.ask(Class::Symmetric, priority, now, now + time);
+        while ask(Priority::Rotation, Duration::ZERO) == Turn::Now {}
+        assert_eq!(ask(Priority::Interactive, SECOND), Turn::Never);
+        assert_eq!(ask(Priority::Batch, SECOND / 5), Turn::Never);
+        let longest = Turn::AskAgain(ASK_AGAIN.1);
+        assert_eq!(
+            ask(Priority::Batch, SECOND),
+            longest,
+            "and nothing is promised"
+        );
+        assert_eq!(ask(Priority::Rotation, SECOND), Turn::After(SECOND / 10));
+        assert_eq!(ask(Priority::Rotation, SECOND / 10), Turn::Never);
     }
 }

@@ -13,6 +13,7 @@ use super::{
     AwsKmsBackend, Class, Named,
     calls::{Plan, Repeat, pause_after},
     errors::Fault,
+    find::{alias, description},
     lookup::{fitness, is_gone},
     specs, unfit,
 };
@@ -39,7 +40,7 @@ impl AwsKmsBackend {
         if !self.shared.capabilities.specs.contains(&spec) {
             return Err(BackendError::Unsupported(format!("{spec:?} keys")));
         }
-        let alias = format!("alias/claviger/{intent}");
+        let alias = alias(intent);
         match self.describe(&alias, deadline).await {
             Err(BackendError::Missing(_)) => {}
             Ok(_) => return Err(second_key()),
@@ -85,13 +86,10 @@ impl AwsKmsBackend {
         let tag = tag
             .build()
             .map_err(|e| BackendError::Rejected(e.to_string()))?;
-        let description: String = format!("Claviger {intent} {label}")
-            .chars()
-            .take(1000)
-            .collect();
+        let description = description(intent, label);
         let plan = Plan {
             repeat: Repeat::Refused,
-            ..self.management("kms:CreateKey", Class::Control, deadline)
+            ..self.plan("kms:CreateKey", Class::Control, deadline)
         };
         let created = self.shared.calls.run(plan, |client| {
             client
@@ -108,9 +106,11 @@ impl AwsKmsBackend {
                 tracing::warn!(why, ?spec, "CreateKey was refused");
                 unsupported()
             }
-            Fault::Throttled | Fault::Trouble(_) | Fault::State(_) | Fault::Final(_) => {
-                fault.into_error()
-            }
+            Fault::Throttled
+            | Fault::Trouble(_)
+            | Fault::State(_)
+            | Fault::KeyTrouble(_)
+            | Fault::Final(_) => fault.into_error(),
         })?;
         let arn = created.key_metadata.and_then(|key| key.arn);
         arn.ok_or_else(|| BackendError::Unavailable("kms:CreateKey answered no ARN".into()))
@@ -123,7 +123,7 @@ impl AwsKmsBackend {
         alias: String,
         deadline: Instant,
     ) -> Result<(), BackendError> {
-        let plan = self.management("kms:CreateAlias", Class::Control, deadline);
+        let plan = self.plan("kms:CreateAlias", Class::Control, deadline);
         let mut settling = Settling::new(deadline);
         let error = loop {
             let named = self.shared.calls.run(plan, |client| {
@@ -153,7 +153,12 @@ impl AwsKmsBackend {
         deadline: Instant,
     ) -> Result<Created, BackendError> {
         self.named(uri)?;
-        let key = self.describe(uri, deadline).await?;
+        let key = match self.describe(uri, deadline).await {
+            Err(BackendError::Missing(what)) if spec == KeySpec::Kek => {
+                return Err(BackendError::Missing(no_kek(&what)));
+            }
+            described => described?,
+        };
         let arn = key.arn().unwrap_or_default();
         // From here on the ARN that the name stands for today.
         let Named::Key(_) = self.named(arn)? else {
@@ -185,7 +190,7 @@ impl AwsKmsBackend {
                  its deletion in AWS"
             )));
         }
-        let plan = self.management("kms:ScheduleKeyDeletion", Class::Control, deadline);
+        let plan = self.plan("kms:ScheduleKeyDeletion", Class::Control, deadline);
         let scheduled = self.shared.calls.run(plan, |client| {
             let schedule = client.schedule_key_deletion().key_id(arn);
             schedule.pending_window_in_days(WINDOW_DAYS).send()
@@ -200,6 +205,14 @@ impl AwsKmsBackend {
             Err(fault) => Err(fault.into_error()),
         }
     }
+}
+
+/// A KEK is made in AWS, by people: the daemon's role need not be able to.
+fn no_kek(what: &str) -> String {
+    format!(
+        "{what}; create a symmetric key there (SYMMETRIC_DEFAULT, ENCRYPT_DECRYPT) and its alias, and allow \
+         kms:DescribeKey, kms:Encrypt, kms:Decrypt and kms:ListResourceTags on it to the daemon's role"
+    )
 }
 
 fn second_key() -> BackendError {
@@ -222,7 +235,12 @@ impl Settling {
 
     /// Pauses, when asking again may give another answer.
     async fn goes_on<T>(&mut self, answer: &Result<T, BackendError>) -> bool {
-        let Err(BackendError::Missing(_) | BackendError::Unavailable(_)) = answer else {
+        let Err(
+            BackendError::Missing(_)
+            | BackendError::Unavailable(_)
+            | BackendError::Suspended { .. },
+        ) = answer
+        else {
             return false;
         };
         self.attempt += 1;

@@ -1,7 +1,6 @@
 //! What KMS says about keys, without using them.
 
 use aws_sdk_kms::types::{KeyManagerType, KeyMetadata, KeyState, OriginType};
-use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 
 use super::{AwsKmsBackend, Class, errors::Fault, keys::TAG, specs, unfit};
@@ -10,9 +9,6 @@ use crate::{
     model::{IntentId, KeySpec, PublicKey},
 };
 
-/// Keys that are looked at side by side in a search.
-const SIDE_BY_SIDE: usize = 16;
-
 impl AwsKmsBackend {
     /// The metadata of the key that an ARN or an alias names.
     pub(super) async fn describe(
@@ -20,13 +16,19 @@ impl AwsKmsBackend {
         name: &str,
         deadline: Instant,
     ) -> Result<KeyMetadata, BackendError> {
-        let plan = self.management("kms:DescribeKey", Class::Read, deadline);
+        let plan = self.plan("kms:DescribeKey", Class::Read, deadline);
         let shown = self
             .shared
             .calls
             .run(plan, |client| client.describe_key().key_id(name).send())
             .await
-            .map_err(Fault::into_error)?;
+            .map_err(|fault| match fault.into_error() {
+                BackendError::Missing(_) => BackendError::Missing(format!(
+                    "{name}, which is not in region {} of the daemon's account",
+                    self.shared.config.region
+                )),
+                other => other,
+            })?;
         shown
             .key_metadata
             .ok_or_else(|| BackendError::Unavailable("kms:DescribeKey answered no metadata".into()))
@@ -37,7 +39,7 @@ impl AwsKmsBackend {
         arn: &str,
         deadline: Instant,
     ) -> Result<PublicKey, BackendError> {
-        let plan = self.management("kms:GetPublicKey", Class::Read, deadline);
+        let plan = self.plan("kms:GetPublicKey", Class::Read, deadline);
         let shown = self
             .shared
             .calls
@@ -61,7 +63,7 @@ impl AwsKmsBackend {
         arn: &str,
         deadline: Instant,
     ) -> Result<Option<IntentId>, BackendError> {
-        let plan = self.management("kms:ListResourceTags", Class::Read, deadline);
+        let plan = self.plan("kms:ListResourceTags", Class::Read, deadline);
         // A key has 50 tags at most, and one page holds 50.
         let shown = self
             .shared
@@ -75,71 +77,10 @@ impl AwsKmsBackend {
         Ok(tag.and_then(|tag| tag.tag_value().parse().ok()))
     }
 
-    /// Looks at every key of the account: KMS finds no key by its tag. The intent is in the description too,
-    /// which costs one request per key and not two; the tag then decides.
-    pub(super) async fn left_by(
-        &self,
-        intent: IntentId,
-        deadline: Instant,
-    ) -> Result<Vec<String>, BackendError> {
-        let arns = self.every_key(deadline).await?;
-        let found: Vec<_> = stream::iter(arns)
-            .map(|arn| async move { self.if_left_by(intent, &arn, deadline).await })
-            .buffer_unordered(SIDE_BY_SIDE)
-            .try_collect()
-            .await?;
-        Ok(found.into_iter().flatten().collect())
-    }
-
-    async fn every_key(&self, deadline: Instant) -> Result<Vec<String>, BackendError> {
-        let mut arns = Vec::new();
-        let mut marker = None;
-        loop {
-            let plan = self.management("kms:ListKeys", Class::Read, deadline);
-            let page = self.shared.calls.run(plan, |client| {
-                let list = client.list_keys().limit(1000);
-                list.set_marker(marker.clone()).send()
-            });
-            let page = page.await.map_err(Fault::into_error)?;
-            let keys = page.keys();
-            arns.extend(keys.iter().filter_map(|key| key.key_arn.clone()));
-            match page.next_marker {
-                Some(next) if page.truncated => marker = Some(next),
-                Some(_) | None => return Ok(arns),
-            }
-        }
-    }
-
-    async fn if_left_by(
-        &self,
-        intent: IntentId,
-        arn: &str,
-        deadline: Instant,
-    ) -> Result<Option<String>, BackendError> {
-        let key = match self.describe(arn, deadline).await {
-            Ok(key) => key,
-            // Keys of other owners in the same account, which do not concern us.
-            Err(BackendError::Misconfigured(_) | BackendError::Missing(_)) => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        let is_named = key
-            .description()
-            .is_some_and(|text| text.contains(&intent.to_string()));
-        if !is_named || is_gone(&key) || self.tag(arn, deadline).await? != Some(intent) {
-            return Ok(None);
-        }
-        let word = |text: Option<&str>| text.unwrap_or("unknown").to_owned();
-        Ok(Some(format!(
-            "{arn}, {}, {}",
-            word(key.key_spec().map(|spec| spec.as_str())),
-            word(key.key_state().map(|state| state.as_str()))
-        )))
-    }
-
     /// What a refusal because of the key's state means: KMS answers "disabled" also for keys that are about
     /// to be deleted, so the state is read.
     pub(super) async fn explain(&self, arn: &str, fault: Fault, deadline: Instant) -> BackendError {
-        if !matches!(fault, Fault::State(_)) {
+        if !matches!(fault, Fault::State(_) | Fault::KeyTrouble(_)) {
             return fault.into_error();
         }
         match self.describe(arn, deadline).await {
@@ -151,7 +92,7 @@ impl AwsKmsBackend {
 
     /// One request that reads nothing of anybody.
     pub(super) async fn answers(&self, deadline: Instant) -> Result<(), BackendError> {
-        let plan = self.management("kms:ListKeys", Class::Read, deadline);
+        let plan = self.plan("kms:ListKeys", Class::Read, deadline);
         let calls = &self.shared.calls;
         calls
             .run(plan, |client| client.list_keys().limit(1).send())
@@ -172,22 +113,30 @@ pub(super) fn is_gone(key: &KeyMetadata) -> bool {
 /// Can the key be used now?
 pub(super) fn usable(key: &KeyMetadata) -> Result<(), BackendError> {
     let arn = key.arn().unwrap_or_default();
+    let suspended = |why: &str| {
+        Err(BackendError::Suspended {
+            key: arn.to_owned(),
+            why: why.to_owned(),
+        })
+    };
     if is_gone(key) {
         return Err(BackendError::Missing(format!(
-            "{arn}: it is scheduled for deletion"
+            "{arn}, which is scheduled for deletion; before that is done, kms:CancelKeyDeletion and kms:EnableKey \
+             bring it back"
         )));
     }
     match key.key_state() {
         Some(KeyState::Enabled | KeyState::Updating) => Ok(()),
-        Some(KeyState::Disabled) => Err(unfit(&format!(
-            "{arn} is disabled in KMS; enable it (kms:EnableKey)"
-        ))),
+        Some(KeyState::Disabled) => suspended("it is disabled in KMS; enable it (kms:EnableKey)"),
+        Some(KeyState::Unavailable) => suspended(
+            "its custom key store is disconnected from KMS; connect it (kms:ConnectCustomKeyStore)",
+        ),
         Some(KeyState::PendingImport) => Err(unfit("it has no key material of KMS")),
-        // Creating, or its custom key store is disconnected; a wildcard, because AWS adds states.
-        other => Err(BackendError::Unavailable(format!(
-            "{arn} is in state {}",
+        // Creating, for example; a wildcard, because AWS adds states.
+        other => suspended(&format!(
+            "its state in KMS is {}",
             other.map_or("unknown", KeyState::as_str)
-        ))),
+        )),
     }
 }
 
@@ -210,6 +159,13 @@ pub(super) fn fitness(key: &KeyMetadata, wanted: KeySpec) -> Result<KeySpec, Bac
         (Some(spec), Some(usage)) => specs::from_aws(spec, usage),
         _ => None,
     };
+    // A replica elsewhere signs whatever we say here, and outlives what is deleted here.
+    if key.multi_region() == Some(true) && wanted != KeySpec::Kek {
+        return Err(unfit(
+            "it is a multi-region key: its private half is in other regions too, where neither a destruction here nor \
+             its proof reaches; use a single-region key",
+        ));
+    }
     match (wanted, found) {
         (KeySpec::Rsa(0), Some(found @ KeySpec::Rsa(_))) => Ok(found),
         (wanted, Some(found)) if wanted == found => Ok(found),

@@ -4,11 +4,15 @@
 //! ARN, pinned in every request and compared in every answer. Keys are tagged with their intent when they
 //! are made, and only keys with such a tag are ever deleted. Nothing here creates a key because another was
 //! not found, or undoes a creation: what a cut-off attempt left is found by its intent.
+//!
+//! Priorities: making, adopting and destroying keys and the probe are `Rotation`, `find` is `Batch`, and the uses of
+//! keys are what their caller says by `with_priority`.
 
 mod arn;
 mod calls;
 mod config;
 mod errors;
+mod find;
 mod governor;
 mod keys;
 mod lookup;
@@ -21,10 +25,11 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 pub use config::{AwsKmsConfig, AwsKmsConfigError, QuotaConfig};
-pub use governor::Priority;
 
 use crate::{
-    backends::{Backend, BackendError, Call, Capabilities, Created},
+    backends::{
+        Backend, BackendError, Call, Capabilities, Created, Priority, priority, with_priority,
+    },
     model::{
         Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
         secret::DataKey,
@@ -38,48 +43,21 @@ use governor::Class;
 #[derive(Clone)]
 pub struct AwsKmsBackend {
     shared: Arc<Shared>,
-    priority: Priority,
 }
 
 struct Shared {
     calls: Calls,
     config: AwsKmsConfig,
     capabilities: Capabilities,
+    surveyed: find::Surveyed,
 }
 
 impl AwsKmsBackend {
-    /// The same keys for callers of another priority. Signing and wrapping are `Interactive` at first;
-    /// everything else is `Rotation` always.
-    #[must_use]
-    pub fn with_priority(&self, priority: Priority) -> Self {
-        Self {
-            shared: Arc::clone(&self.shared),
-            priority,
-        }
-    }
-
-    /// A request about keys rather than with them.
-    fn management(&self, name: &'static str, class: Class, deadline: Instant) -> Plan {
+    fn plan(&self, name: &'static str, class: Class, deadline: Instant) -> Plan {
         Plan {
             name,
             class,
-            priority: Priority::Rotation,
-            deadline,
-            repeat: Repeat::Always,
-        }
-    }
-
-    fn use_of_key(
-        &self,
-        name: &'static str,
-        class: Class,
-        priority: Priority,
-        deadline: Instant,
-    ) -> Plan {
-        Plan {
-            name,
-            class,
-            priority,
+            priority: priority::current(),
             deadline,
             repeat: Repeat::Always,
         }
@@ -132,11 +110,13 @@ impl Backend for AwsKmsBackend {
         label: &'a str,
         deadline: Instant,
     ) -> Call<'a, Created> {
-        Box::pin(self.create_key(spec, intent, label, deadline))
+        let created = self.create_key(spec, intent, label, deadline);
+        Box::pin(with_priority(Priority::Rotation, created))
     }
 
     fn adopt<'a>(&'a self, uri: &'a str, spec: KeySpec, deadline: Instant) -> Call<'a, Created> {
-        Box::pin(self.adopt_key(uri, spec, deadline))
+        let adopted = self.adopt_key(uri, spec, deadline);
+        Box::pin(with_priority(Priority::Rotation, adopted))
     }
 
     fn public_key<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, PublicKey> {
@@ -155,8 +135,7 @@ impl Backend for AwsKmsBackend {
     ) -> Call<'a, Vec<u8>> {
         Box::pin(async move {
             let arn = self.pinned(key)?;
-            self.sign_with(arn, algorithm, input, self.priority, deadline)
-                .await
+            self.sign_with(arn, algorithm, input, deadline).await
         })
     }
 
@@ -169,7 +148,7 @@ impl Backend for AwsKmsBackend {
     ) -> Call<'a, Vec<u8>> {
         Box::pin(async move {
             let arn = self.pinned(kek)?;
-            self.encrypt(arn, key, aad, self.priority, deadline).await
+            self.encrypt(arn, key, aad, deadline).await
         })
     }
 
@@ -182,23 +161,25 @@ impl Backend for AwsKmsBackend {
     ) -> Call<'a, DataKey> {
         Box::pin(async move {
             let arn = self.pinned(kek)?;
-            self.decrypt(arn, wrapped, aad, self.priority, deadline)
-                .await
+            self.decrypt(arn, wrapped, aad, deadline).await
         })
     }
 
     fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
         Box::pin(async move {
             let arn = self.pinned(key)?;
-            self.schedule_deletion(arn, deadline).await
+            let scheduled = self.schedule_deletion(arn, deadline);
+            with_priority(Priority::Rotation, scheduled).await
         })
     }
 
     fn find(&self, intent: IntentId, deadline: Instant) -> Call<'_, Vec<String>> {
-        Box::pin(self.left_by(intent, deadline))
+        let found = self.left_by(intent, deadline);
+        Box::pin(with_priority(Priority::Batch, found))
     }
 
     fn ready(&self, deadline: Instant) -> Call<'_, ()> {
-        Box::pin(self.answers(deadline))
+        let answered = self.answers(deadline);
+        Box::pin(with_priority(Priority::Rotation, answered))
     }
 }

@@ -13,13 +13,13 @@ use aws_sdk_kms::{
 use tokio::time::Instant;
 
 use super::{
-    AwsKmsBackend, AwsKmsConfig, Priority, Shared, calls::Calls, governor::Governor, specs,
+    AwsKmsBackend, AwsKmsConfig, Shared, calls::Calls, find::Surveyed, governor::Governor, specs,
 };
 use crate::backends::{Backend, BackendError, Capabilities};
 
 impl AwsKmsBackend {
     /// Finds credentials and asks KMS once. A KMS that does not answer now may answer later, so only what an
-    /// operator must put right is an error: `Misconfigured`.
+    /// operator must put right is an error: `Misconfigured` and `Denied`.
     pub async fn open(
         name: &str,
         config: &AwsKmsConfig,
@@ -42,13 +42,16 @@ impl AwsKmsBackend {
                     specs,
                     algorithms,
                     verify_after_sign: config.verify_after_sign,
+                    longest_message: Some(specs::MAX_RAW),
                 },
+                surveyed: Surveyed::default(),
             }),
-            priority: Priority::Interactive,
         };
         match backend.ready(deadline).await {
             Ok(()) => Ok(backend),
-            Err(error @ BackendError::Misconfigured(_)) => Err(error),
+            Err(error @ (BackendError::Misconfigured(_) | BackendError::Denied { .. })) => {
+                Err(error)
+            }
             Err(error) => {
                 tracing::warn!(backend = name, %error, "AWS KMS does not answer yet");
                 Ok(backend)

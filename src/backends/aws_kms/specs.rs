@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Longest message that KMS signs as it is, in bytes.
-const MAX_RAW: usize = 4096;
+pub(super) const MAX_RAW: usize = 4096;
 
 /// Keys and algorithms that an endpoint offers.
 pub(super) fn supported(has_ed25519: bool) -> (Vec<KeySpec>, Vec<Algorithm>) {

@@ -23,7 +23,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
-use super::{AwsKmsBackend, Class, Priority, specs, unfit};
+use super::{AwsKmsBackend, Class, specs, unfit};
 use crate::{
     backends::BackendError,
     model::{
@@ -45,7 +45,6 @@ impl AwsKmsBackend {
         arn: &str,
         algorithm: Algorithm,
         input: SignInput<'_>,
-        priority: Priority,
         deadline: Instant,
     ) -> Result<Vec<u8>, BackendError> {
         let offered = self.shared.capabilities.algorithms.contains(&algorithm);
@@ -57,7 +56,7 @@ impl AwsKmsBackend {
             SignInput::Digest(_) => MessageType::Digest,
         };
         let data = specs::signing_input(algorithm, input)?;
-        let plan = self.use_of_key("kms:Sign", Class::Asymmetric, priority, deadline);
+        let plan = self.plan("kms:Sign", Class::Asymmetric, deadline);
         let signed = self.shared.calls.run(plan, |client| {
             client
                 .sign()
@@ -83,11 +82,10 @@ impl AwsKmsBackend {
         arn: &str,
         key: &DataKey,
         aad: &[u8],
-        priority: Priority,
         deadline: Instant,
     ) -> Result<Vec<u8>, BackendError> {
         let [purpose, bound] = context(aad)?;
-        let plan = self.use_of_key("kms:Encrypt", Class::Symmetric, priority, deadline);
+        let plan = self.plan("kms:Encrypt", Class::Symmetric, deadline);
         let sealed = self.shared.calls.run(plan, |client| {
             client
                 .encrypt()
@@ -118,7 +116,6 @@ impl AwsKmsBackend {
         arn: &str,
         wrapped: &[u8],
         aad: &[u8],
-        priority: Priority,
         deadline: Instant,
     ) -> Result<DataKey, BackendError> {
         let reject = |why: &str| BackendError::Rejected(why.into());
@@ -127,7 +124,7 @@ impl AwsKmsBackend {
             _ => return Err(reject("not a wrapped data key of a version we know")),
         };
         let [purpose, bound] = context(aad)?;
-        let plan = self.use_of_key("kms:Decrypt", Class::Symmetric, priority, deadline);
+        let plan = self.plan("kms:Decrypt", Class::Symmetric, deadline);
         let opened = self.shared.calls.run(plan, |client| {
             client
                 .decrypt()
@@ -173,9 +170,7 @@ impl AwsKmsBackend {
             Some(digest) => SignInput::Digest(digest.as_ref()),
             None => SignInput::Message(message),
         };
-        let signature = self
-            .sign_with(arn, algorithm, input, Priority::Rotation, deadline)
-            .await?;
+        let signature = self.sign_with(arn, algorithm, input, deadline).await?;
         let verifier = public.verifier(algorithm);
         let verifier = verifier.map_err(|_| unfit("its public half is not valid"))?;
         if !verifier.verifies(input, &signature) {
@@ -186,13 +181,8 @@ impl AwsKmsBackend {
 
     async fn prove_kek(&self, arn: &str, deadline: Instant) -> Result<(), BackendError> {
         let probe = Secret::new([0x5a; 32]);
-        let priority = Priority::Rotation;
-        let wrapped = self
-            .encrypt(arn, &probe, b"probe", priority, deadline)
-            .await?;
-        let back = self
-            .decrypt(arn, &wrapped, b"probe", priority, deadline)
-            .await?;
+        let wrapped = self.encrypt(arn, &probe, b"probe", deadline).await?;
+        let back = self.decrypt(arn, &wrapped, b"probe", deadline).await?;
         if back.expose_secret() != probe.expose_secret() {
             return Err(unfit("what it wraps does not unwrap"));
         }

@@ -122,7 +122,9 @@ impl Live {
         if uri.class.is_some() && uri.class != wanted.class {
             return Err(unfit("the URI's type is not that of the key to adopt"));
         }
-        let handle = self.exactly_one(&wanted)?;
+        let handle = self
+            .exactly_one(&wanted)
+            .map_err(|fault| how_to_begin(fault, spec))?;
         let found = self.spec_of(handle)?;
         // `Rsa(0)` leaves the length to the pair, within R-JWT-3.
         if matches!(found, KeySpec::Rsa(bits) if bits < RSA_BITS[0]) {
@@ -331,6 +333,17 @@ impl Live {
             self.session.destroy_object(public)?;
         }
         Ok(())
+    }
+}
+
+/// A new installation has no KEK yet, and a person makes it.
+fn how_to_begin(fault: Fault, spec: KeySpec) -> Fault {
+    match (fault, spec) {
+        (Fault::Refused(BackendError::Missing(what)), KeySpec::Kek) => {
+            let hint = format!("{what}; on a new installation, `claviger kek create` makes it");
+            Fault::Refused(BackendError::Missing(hint))
+        }
+        (fault, _) => fault,
     }
 }
 

@@ -2,7 +2,8 @@
 
 moto signs with disabled and deletion-pending keys, hashes again what was hashed already, knows no throttling and
 forgives ARNs of other accounts. The layer enforces key state, key usage and ARNs, signs digests as they are, shows new
-keys late, and throttles, delays and refuses on demand. Faults belong to a region, so that tests share one server.
+keys late, lists in pages, and throttles, delays and refuses on demand. Faults belong to a region, so that tests share
+one server, and spare AKIDOPERATOR, who is the person at the AWS console.
 
 Prints its port. Ends when its standard input does. `POST /faults/REGION` sets the faults, `GET` shows what was asked.
 """
@@ -10,11 +11,15 @@ Prints its port. Ends when its standard input does. `POST /faults/REGION` sets t
 import base64
 import collections
 import json
+import math
 import os
 import re
 import sys
 import threading
 import time
+
+# Each test has a region of its own, of any name. moto reads this when it is imported.
+os.environ["MOTO_ALLOW_NONEXISTENT_REGION"] = "true"
 
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, utils
@@ -62,7 +67,7 @@ class Region:
         self.refused = collections.Counter()
         self.born = {}
         self.faults = {}
-        self.tokens, self.filled = 0.0, time.monotonic()
+        self.tokens, self.filled = math.inf, time.monotonic()
 
     def fault(self, name, default=None):
         return self.faults.get(name, default)
@@ -116,6 +121,12 @@ class Region:
         return key
 
     def check_state(self, operation, key):
+        if operation in self.fault("deny_key", {}).get(key.arn, []):
+            raise Refusal("AccessDeniedException", f"not authorized to perform: kms:{operation} on {key.arn}")
+        if key.arn in self.fault("store_away", []) and operation in USES:
+            raise Refusal("KMSInvalidStateException", f"{key.arn} is unavailable.")
+        if key.arn in self.fault("material_away", []) and operation in USES:
+            raise Refusal("KeyUnavailableException", "", 500)
         if key.key_state == "PendingDeletion" and operation in USES | CHANGES:
             raise Refusal("KMSInvalidStateException", f"{key.arn} is pending deletion.")
         if key.key_state == "Disabled" and operation in USES:
@@ -125,6 +136,15 @@ class Region:
             raise Refusal("InvalidKeyUsageException", f"{key.arn} key usage is {key.key_usage}")
         if operation == "GetPublicKey" and key.key_spec == "SYMMETRIC_DEFAULT":
             raise Refusal("UnsupportedOperationException", f"{key.arn} is symmetric")
+
+    def list_keys(self, asked):
+        ids = sorted(list(self.keys.keys))
+        size = min(asked.get("Limit", 100), self.fault("page", 1000))
+        begin = int(asked.get("Marker") or 0)
+        page = [{"KeyId": id, "KeyArn": self.keys.keys[id].arn} for id in ids[begin : begin + size]]
+        end = begin + size
+        more = {"Truncated": True, "NextMarker": str(end)} if end < len(ids) else {"Truncated": False}
+        return {"Keys": page} | more
 
     def sign(self, key, asked):
         message = base64.b64decode(asked["Message"])
@@ -188,11 +208,12 @@ class Layer:
                 region.faults = json.loads(body)
                 region.asked.clear()
                 region.refused.clear()
-                region.tokens, region.filled = 0.0, time.monotonic()
+                region.tokens, region.filled = math.inf, time.monotonic()
             return {"asked": region.asked, "refused": region.refused}
 
     def kms(self, region, operation, asked, environ):
-        region.misbehave(operation)
+        if "Credential=AKIDOPERATOR/" not in environ.get("HTTP_AUTHORIZATION", ""):
+            region.misbehave(operation)
         answer = self.obey(region, operation, asked, environ)
         with region.lock:
             left = region.fault("lose", {}).get(operation, 0)
@@ -215,6 +236,8 @@ class Layer:
         if operation == "Sign":
             signature = base64.b64encode(region.sign(key, asked)).decode()
             return {"KeyId": key.arn, "Signature": signature, "SigningAlgorithm": asked["SigningAlgorithm"]}
+        if operation == "ListKeys":
+            return region.list_keys(asked)
         if operation == "CreateKey":
             asked.setdefault("KeyUsage", "ENCRYPT_DECRYPT")
         is_ed25519 = operation == "CreateKey" and asked.get("KeySpec") == ED25519
@@ -229,6 +252,8 @@ class Layer:
             if is_ed25519:
                 key.key_spec, key.private_key = ED25519, Ed25519Key()
                 answer["KeyMetadata"]["KeySpec"] = ED25519
+        elif operation == "DescribeKey" and key.arn in region.fault("store_away", []):
+            answer["KeyMetadata"] |= {"KeyState": "Unavailable", "Enabled": False}
         elif operation == "GetPublicKey":
             answer |= {"KeyId": key.arn, "KeySpec": key.key_spec}
         elif operation == "ScheduleKeyDeletion":

@@ -17,7 +17,10 @@ use std::{
     },
 };
 
-use aws_sdk_kms::config::{BehaviorVersion, Credentials as Keys, Region};
+use aws_sdk_kms::{
+    config::{BehaviorVersion, Credentials as Keys, Region},
+    types::{KeyMetadata, KeyUsageType},
+};
 use claviger::backends::{
     BackendError, VerifyAfterSign,
     aws_kms::{AwsKmsBackend, AwsKmsConfig, QuotaConfig},
@@ -38,39 +41,6 @@ const PORT: &str = "CLAVIGER_TEST_KMS_PORT";
 const REGION: &str = "CLAVIGER_TEST_KMS_REGION";
 /// The account that moto gives everybody.
 pub const ACCOUNT: &str = "123456789012";
-/// One for each test.
-const REGIONS: [&str; 29] = [
-    "eu-west-1",
-    "eu-west-2",
-    "eu-west-3",
-    "eu-central-1",
-    "eu-central-2",
-    "eu-north-1",
-    "eu-south-1",
-    "eu-south-2",
-    "us-east-1",
-    "us-east-2",
-    "us-west-1",
-    "us-west-2",
-    "ca-central-1",
-    "ca-west-1",
-    "ap-south-1",
-    "ap-south-2",
-    "ap-east-1",
-    "ap-northeast-1",
-    "ap-northeast-2",
-    "ap-northeast-3",
-    "ap-southeast-1",
-    "ap-southeast-2",
-    "ap-southeast-3",
-    "ap-southeast-4",
-    "sa-east-1",
-    "me-south-1",
-    "me-central-1",
-    "il-central-1",
-    "af-south-1",
-];
-
 /// How the daemon shows AWS who it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Credentials {
@@ -113,7 +83,7 @@ pub fn alone_with<F: AsyncFnOnce(Kms)>(credentials: Credentials, test: F) {
     fs::write(&token, "header.claims.signature").expect("a token");
     let mut variables = vec![
         (PORT, OsStr::new(&port)),
-        (REGION, OsStr::new(region)),
+        (REGION, OsStr::new(&region)),
         // Nothing of whoever runs the tests.
         ("AWS_CONFIG_FILE", OsStr::new("/dev/null")),
         ("AWS_SHARED_CREDENTIALS_FILE", OsStr::new("/dev/null")),
@@ -143,10 +113,10 @@ pub fn alone_with<F: AsyncFnOnce(Kms)>(credentials: Credentials, test: F) {
     print!("{}", String::from_utf8_lossy(&out.stdout));
 }
 
-fn next_region() -> &'static str {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let next = NEXT.fetch_add(1, Ordering::Relaxed);
-    REGIONS.get(next).expect("a region for each test of KMS")
+/// One for each test: of a name that AWS does not have.
+fn next_region() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(1);
+    format!("xx-test-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The port of the one server of this process, which ends when its standard input does: with us.
@@ -198,7 +168,7 @@ impl Kms {
     /// For a test that starts daemons and uses no credentials itself.
     pub async fn here() -> Self {
         let port = tokio::task::spawn_blocking(port).await.expect("layer.py");
-        Self::connect(port, next_region().to_owned()).await
+        Self::connect(port, next_region()).await
     }
 
     async fn connect(port: u16, region: String) -> Self {
@@ -221,6 +191,32 @@ impl Kms {
 
     pub async fn backend(&self) -> AwsKmsBackend {
         self.open(&self.config()).await.expect("KMS opens")
+    }
+
+    /// A KEK as an operator makes it, by the name `alias/kek`; its ARN.
+    pub async fn kek(&self) -> String {
+        let operator = self.operator();
+        let made = operator.create_key().send().await.expect("a KEK");
+        let arn = made.key_metadata.and_then(|key| key.arn).expect("an ARN");
+        let named = operator.create_alias().alias_name("alias/kek");
+        named.target_key_id(&arn).send().await.expect("an alias");
+        arn
+    }
+
+    /// Every key pair of the region, as AWS shows it.
+    pub async fn pairs(&self) -> Vec<KeyMetadata> {
+        let operator = self.operator();
+        let keys = operator.list_keys().limit(1000).send().await;
+        let mut pairs = Vec::new();
+        for key in keys.expect("a list").keys() {
+            let id = key.key_id().expect("an id");
+            let shown = operator.describe_key().key_id(id).send().await;
+            let shown = shown.expect("shown").key_metadata.expect("metadata");
+            if shown.key_usage() == Some(&KeyUsageType::SignVerify) {
+                pairs.push(shown);
+            }
+        }
+        pairs
     }
 
     /// What an operator does in AWS.

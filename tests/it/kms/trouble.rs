@@ -7,6 +7,7 @@ use claviger::{
     backends::{Backend, BackendError, aws_kms::AwsKmsBackend},
     model::{Algorithm, KeySpec, Secret, SignInput, key::BackendRef},
 };
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -16,8 +17,10 @@ use super::{
 };
 use crate::conformance::create;
 
-/// Time that callers give in this test.
-const PATIENCE: Duration = Duration::from_millis(1500);
+/// Time that callers give in this test: enough for four attempts that fail at once, on any machine.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How much later than their deadline callers may notice it on a machine that has other things to do.
+const SLACK: Duration = Duration::from_secs(5);
 const OPERATIONS: [(&str, &str); 5] = [
     ("sign", "Sign"),
     ("wrap", "Encrypt"),
@@ -30,7 +33,8 @@ const OPERATIONS: [(&str, &str); 5] = [
 struct Fault {
     name: &'static str,
     mode: Mode,
-    faults: fn(&str) -> Value,
+    /// Given every operation of the service that the test uses.
+    faults: fn([&str; 5]) -> Value,
     class: &'static str,
 }
 
@@ -50,28 +54,33 @@ const FAULTS: [Fault; 6] = [
     Fault {
         name: "late answers",
         mode: Mode::Pass,
-        faults: |_| json!({"latency_ms": 3000}),
+        faults: |_| json!({"latency_ms": 8000}),
         class: "DeadlineExceeded",
     },
     Fault {
         name: "internal error",
         mode: Mode::Pass,
-        faults: |operation| json!({"internal": {operation: 1000}}),
+        faults: |operations| json!({"internal": each(operations, 1000)}),
         class: "Unavailable",
     },
     Fault {
         name: "throttling",
         mode: Mode::Pass,
-        faults: |operation| json!({"throttle": {operation: 1000}}),
+        faults: |operations| json!({"throttle": each(operations, 1000)}),
         class: "Overloaded",
     },
     Fault {
         name: "access denied",
         mode: Mode::Pass,
-        faults: |operation| json!({"deny": [operation]}),
-        class: "Misconfigured",
+        faults: |operations| json!({"deny": operations}),
+        class: "Denied",
     },
 ];
+
+fn each(operations: [&str; 5], count: u32) -> Value {
+    let each = operations.map(|operation| (operation.to_owned(), count.into()));
+    Value::Object(each.into_iter().collect())
+}
 
 struct Keys {
     pair: BackendRef,
@@ -96,16 +105,22 @@ fn every_fault_has_its_class_and_passes() {
         println!("| fault | operation | class | after | works again after |");
         println!("|---|---|---|---|---|");
         for fault in &FAULTS {
-            for (name, operation) in OPERATIONS {
-                kms.faults((fault.faults)(operation)).await;
-                kms.proxy.set(fault.mode);
+            kms.faults((fault.faults)(OPERATIONS.map(|(_, operation)| operation)))
+                .await;
+            kms.proxy.set(fault.mode);
+            let calls = OPERATIONS.map(async |(name, _)| {
                 let began = Clock::now();
-                let outcome = call(&backend, name, &keys, Instant::now() + PATIENCE).await;
-                let after = began.elapsed();
-                kms.proxy.set(Mode::Pass);
-                kms.faults(json!({})).await;
+                let deadline = Instant::now() + PATIENCE;
+                let outcome = call(&backend, name, &keys, deadline).await;
+                (name, outcome, began.elapsed())
+            });
+            let outcomes = join_all(calls).await;
+            kms.proxy.set(Mode::Pass);
+            kms.faults(json!({})).await;
+            for (name, outcome, after) in outcomes {
                 let began = Clock::now();
-                call(&backend, name, &keys, soon()).await.expect("again");
+                let back = call(&backend, name, &keys, soon()).await;
+                back.expect("it works again at once");
                 let again = began.elapsed();
 
                 let class = outcome.as_ref().err().map_or("Ok", class);
@@ -116,8 +131,7 @@ fn every_fault_has_its_class_and_passes() {
                     again.as_millis()
                 );
                 assert_eq!(class, fault.class, "{} {name}: {outcome:?}", fault.name);
-                assert!(after < PATIENCE + Duration::from_millis(700), "{after:?}");
-                assert!(again < Duration::from_secs(10), "{again:?}");
+                assert!(after < PATIENCE + SLACK, "{after:?}");
             }
         }
     });
@@ -137,7 +151,7 @@ fn a_silent_service_is_unavailable() {
             matches!(outcome, Err(BackendError::Unavailable(_))),
             "{outcome:?}"
         );
-        assert!(began.elapsed() < Duration::from_secs(2));
+        assert!(began.elapsed() < SLACK);
     });
 }
 
@@ -202,13 +216,15 @@ async fn call(
     }
 }
 
-const fn class(error: &BackendError) -> &'static str {
+pub const fn class(error: &BackendError) -> &'static str {
     match error {
         BackendError::Unavailable(_) => "Unavailable",
         BackendError::Overloaded => "Overloaded",
         BackendError::DeadlineExceeded => "DeadlineExceeded",
         BackendError::Missing(_) => "Missing",
         BackendError::Rejected(_) => "Rejected",
+        BackendError::Suspended { .. } => "Suspended",
+        BackendError::Denied { .. } => "Denied",
         BackendError::Unfit(_) => "Unfit",
         BackendError::Unsupported(_) => "Unsupported",
         BackendError::WrongPin => "WrongPin",

@@ -1,12 +1,14 @@
 //! Step 1: the issuer creates an ES256 signing key; it is in the token and cannot leave it.
 
+use aws_sdk_kms::types::{KeyManagerType, OriginType};
 use claviger::grpc::proto::{Algorithm, CreateKeyRequest, GetKeyRequest, Key, KeyPurpose};
 use tonic::Code;
 
-use super::{Story, active, refused};
+use super::{Pairs, Story, active, refused};
+use crate::kms::layer::Kms;
 
 pub async fn create(story: &mut Story) -> Key {
-    let before = story.daemon.private_keys().await.len();
+    let before = pairs(story).await;
     let request = CreateKeyRequest {
         tenant: "acme".into(),
         name: "orders".into(),
@@ -34,7 +36,7 @@ pub async fn create(story: &mut Story) -> Key {
         .create_key(request.clone())
         .await;
     refused(stranger, Code::Unauthenticated, "UNKNOWN_PRINCIPAL");
-    assert_eq!(story.daemon.private_keys().await.len(), before);
+    assert_eq!(pairs(story).await, before);
 
     let made = story
         .actor("issuer")
@@ -67,14 +69,37 @@ pub async fn create(story: &mut Story) -> Key {
     refused(hidden, Code::NotFound, "KEY_NOT_FOUND");
     story.was_refused("other", "GetKey", &key.id);
 
-    in_the_token(story, &key, before).await;
+    assert_eq!(pairs(story).await, before + 1);
+    assert!(!active(&key).public_pem.contains("PRIVATE"));
+    match &story.pairs {
+        Pairs::OnToken => in_the_token(story, &key).await,
+        Pairs::InKms(kms) => in_kms(kms, &key).await,
+    }
     key
 }
 
+/// How many key pairs the device holds.
+async fn pairs(story: &Story) -> usize {
+    match &story.pairs {
+        Pairs::OnToken => story.daemon.private_keys().await.len(),
+        Pairs::InKms(kms) => kms.pairs().await.len(),
+    }
+}
+
+// R-LIFE-4: seen by a client that is not ours. No API of KMS shows a private half.
+async fn in_kms(kms: &Kms, key: &Key) {
+    let seen = kms.pairs().await;
+    let reference = &active(key).backend_ref;
+    let ours = seen.iter().find(|k| k.arn() == Some(reference));
+    let ours = ours.unwrap_or_else(|| panic!("{reference}: {seen:?}"));
+    assert_eq!(ours.origin(), Some(&OriginType::AwsKms));
+    assert_eq!(ours.key_manager(), Some(&KeyManagerType::Customer));
+    assert_eq!(ours.multi_region(), Some(false));
+}
+
 // R-LIFE-4: seen by a tool that is not ours.
-async fn in_the_token(story: &Story, key: &Key, before: usize) {
+async fn in_the_token(story: &Story, key: &Key) {
     let seen = story.daemon.private_keys().await;
-    assert_eq!(seen.len(), before + 1, "{seen:?}");
     let reference = active(key).backend_ref.to_ascii_lowercase();
     let reference = reference.replace('%', "");
     let ours: Vec<_> = seen.iter().filter(|k| reference.contains(&k.id)).collect();
@@ -89,5 +114,4 @@ async fn in_the_token(story: &Story, key: &Key, before: usize) {
     ] {
         assert!(ours.access.iter().any(|a| a == access), "{ours:?}");
     }
-    assert!(!active(key).public_pem.contains("PRIVATE"));
 }
