@@ -17,7 +17,8 @@ use super::{
 };
 use crate::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
+    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
+    key_service_client::KeyServiceClient,
     principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
@@ -87,6 +88,8 @@ clients! {
     keys: KeyServiceClient,
     /// Client of `RotationService`.
     rotations: RotationServiceClient,
+    /// The key-encryption key.
+    keks: KekServiceClient,
     /// Client of `IncidentService`.
     incidents: IncidentServiceClient,
     /// Client of `TokenService`.

@@ -21,7 +21,7 @@ use crate::{
     incidents::Incidents,
     keys::Keys,
     model::{AccessKind, Action, Caller, Idempotency},
-    rotation::Rotations,
+    rotation::{KekRotations, Rotations},
     tokens::Tokens,
 };
 
@@ -52,6 +52,8 @@ pub struct Parts {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Rotations of the KEK.
+    pub kek_rotations: Arc<KekRotations>,
     /// Destructions of key versions.
     pub destructions: Arc<Destructions>,
     /// Incidents.

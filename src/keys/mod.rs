@@ -25,6 +25,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub use create::{AdoptKey, CreateKey};
+pub use data_keys::binding as data_key_binding;
 pub use inventory::UpdateKey;
 pub use keks::Keks;
 pub use leftovers::Gone;

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes};
 use claviger::grpc::proto::{
-    AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest,
+    AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKekRotationRequest,
+    ApproveKeyDestructionRequest, CancelKekRotationRequest, DeployKekRotationRequest,
+    GetKekRotationRequest, ListKekRotationsRequest, ListKeksRequest, RejectKekRotationRequest,
+    RotateKekRequest,
     ApproveRotationPolicyRequest, ApproveRotationRequest, BatchDecryptRequest, BatchEncryptRequest,
     BatchRewrapRequest, BatchSignRequest, BatchVerifyRequest, CancelKeyDestructionRequest,
     CancelRotationRequest, CloseIncidentRequest, CreateKeyRequest, CreatePrincipalRequest,
@@ -28,7 +31,10 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use crate::daemon::{Actor, Daemon, Engine, PATIENCE, TOKEN};
+use crate::{
+    daemon::{Actor, Daemon, Engine, PATIENCE, TOKEN},
+    keks,
+};
 
 /// A daemon with a key of each purpose and something made with each.
 pub struct World {
@@ -140,7 +146,61 @@ impl World {
                 ..Default::default()
             }),
             "VerifyAudit" => case(&VerifyAuditRequest::default()),
+            "ListKeks" | "RotateKek" | "ApproveKekRotation" | "DeployKekRotation"
+            | "RejectKekRotation" | "CancelKekRotation" | "GetKekRotation" | "ListKekRotations" => {
+                self.kek(name).await
+            }
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
+        }
+    }
+
+    /// There is one KEK, so whatever rotation is open ends first.
+    async fn kek(&self, name: &str) -> Case {
+        let daemon = &self.daemon;
+        keks::settle(daemon).await;
+        let uri = keks::create(daemon, &fresh("kek")).await;
+        if name == "RotateKek" {
+            let elsewhere = RotateKekRequest {
+                backend: "nowhere".into(),
+                ..keks::rotate(&uri)
+            };
+            return case(&keks::rotate(&uri)).or(&elsewhere);
+        }
+        let over = keks::request(daemon, &uri).await.expect("RotateKek").id;
+        keks::settle(daemon).await;
+        let rotation = keks::request(daemon, &uri).await.expect("RotateKek");
+        let id = rotation.id.clone();
+        match name {
+            "ListKeks" => case(&ListKeksRequest {}),
+            "ListKekRotations" => case(&ListKekRotationsRequest::default()),
+            "GetKekRotation" => case(&GetKekRotationRequest { rotation_id: id }),
+            "ApproveKekRotation" => {
+                let approve = |plan_digest: String| ApproveKekRotationRequest {
+                    rotation_id: id.clone(),
+                    plan_digest,
+                };
+                case(&approve(rotation.plan_digest)).or(&approve("0".repeat(64)))
+            }
+            "DeployKekRotation" => {
+                let approved = keks::approve(daemon, "approver", &rotation).await;
+                approved.expect("ApproveKekRotation");
+                let deploy = |rotation_id| DeployKekRotationRequest { rotation_id };
+                case(&deploy(id)).or(&deploy(over))
+            }
+            "RejectKekRotation" => {
+                let reject = |rotation_id| RejectKekRotationRequest {
+                    rotation_id,
+                    reason: "not today".into(),
+                };
+                case(&reject(id)).or(&reject(over))
+            }
+            _ => {
+                let cancel = |rotation_id| CancelKekRotationRequest {
+                    rotation_id,
+                    reason: "not today".into(),
+                };
+                case(&cancel(id)).or(&cancel(over))
+            }
         }
     }
 

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
+    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
+    key_service_client::KeyServiceClient,
     principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
@@ -49,6 +50,7 @@ clients! {
     principals: PrincipalServiceClient,
     audit: AuditServiceClient,
     incidents: IncidentServiceClient,
+    keks: KekServiceClient,
 }
 
 impl Daemon {
