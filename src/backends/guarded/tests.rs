@@ -33,7 +33,6 @@ impl Fake {
                 longest_message: None,
                 algorithms: Vec::new(),
                 verify_after_sign: crate::backends::VerifyAfterSign::Off,
-                longest_message: None,
             },
             moods: Mutex::new([Mood::Works; 3]),
             mended: Notify::new(),
