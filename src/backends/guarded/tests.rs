@@ -27,6 +27,7 @@ impl Fake {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             capabilities: Capabilities {
+                longest_message: None,
                 name: "fake".into(),
                 device: "fake".into(),
                 specs: Vec::new(),
