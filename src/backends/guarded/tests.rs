@@ -27,12 +27,13 @@ impl Fake {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             capabilities: Capabilities {
-                longest_message: None,
                 name: "fake".into(),
                 device: "fake".into(),
                 specs: Vec::new(),
+                longest_message: None,
                 algorithms: Vec::new(),
                 verify_after_sign: crate::backends::VerifyAfterSign::Off,
+                longest_message: None,
             },
             moods: Mutex::new([Mood::Works; 3]),
             mended: Notify::new(),
