@@ -18,7 +18,9 @@ use crate::{
 };
 
 /// One of the streams that a principal may have open; given back when dropped. `claviger_streams_open` counts them.
-pub struct Place(#[expect(dead_code, reason = "held for its drop")] Seat);
+pub struct Place {
+    _seat: Seat,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
@@ -49,7 +51,7 @@ impl Gate {
             .retry_after(Duration::from_secs(1))
         })?;
         metrics::gauge!("claviger_streams_open").increment(1.0);
-        Ok(Place(seat))
+        Ok(Place { _seat: seat })
     }
 
     /// As `access`, for an answer that leaves in pieces: `act` returns what makes them, and details for both rows. When

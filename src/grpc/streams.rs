@@ -40,6 +40,8 @@ use crate::{
 
 /// Bytes that are worked on at a time: four chunks.
 const PIECE: usize = 64 << 10;
+/// Room for what becomes of them, with a chunk from before and a header.
+const ROOM: usize = PIECE + (17 << 10);
 
 /// The messages of an answer.
 pub type Pieces<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
@@ -373,7 +375,7 @@ impl<W: Way> Work<W> {
             action: W::ACTION,
             resource: target.resource(),
         });
-        let mut out = Vec::with_capacity(PIECE + PIECE / 16);
+        let mut out = Vec::with_capacity(ROOM);
         let (keys, incoming, first) = (&self.parts.keys, &mut self.incoming, &mut out);
         let act = async |permit: Permit| {
             let key = target.snapshot()?;
@@ -437,9 +439,8 @@ impl<W: Way> Running<W> {
     }
 
     fn answer(&mut self) -> W::Answer {
-        let data = Bytes::copy_from_slice(&self.out);
-        self.out.clear();
-        W::answer(data, std::mem::take(&mut self.kid))
+        let data = std::mem::replace(&mut self.out, Vec::with_capacity(ROOM));
+        W::answer(data.into(), std::mem::take(&mut self.kid))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Verifiers that share no code with the daemon: jose.py, hmac.py, and pkcs11-tool of OpenSC.
+//! Verifiers that share no code with the daemon: jose.py, macs/sign.py, and pkcs11-tool of OpenSC.
 
 use std::{path::Path, process::Stdio, sync::OnceLock};
 
@@ -15,12 +15,12 @@ pub async fn jose(command: &str, input: &Value) -> Value {
     script("jose.py", &[command], input).await
 }
 
-/// The MAC of a message, by hmac.py; `hash` is `sha256` or `sha512`.
+/// The MAC of a message, by macs/sign.py; `hash` is `sha256` or `sha512`.
 pub async fn hmac(hash: &str, secret: &[u8], message: &[u8]) -> Vec<u8> {
     let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let input =
         serde_json::json!([{ "hash": hash, "secret": hex(secret), "message": hex(message) }]);
-    let macs = script("hmac.py", &[], &input).await;
+    let macs = script("macs/sign.py", &[], &input).await;
     let mac = macs[0].as_str().expect("a MAC").as_bytes();
     let byte = |pair: &[u8; 2]| {
         let pair = std::str::from_utf8(pair).expect("ASCII");

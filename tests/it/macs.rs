@@ -237,7 +237,8 @@ async fn what_is_malformed_or_of_another_purpose_is_refused() {
         );
     }
     let service = daemon.actor("service");
-    let encrypted = service.crypto().encrypt(EncryptRequest {
+    let mut crypto = service.crypto();
+    let encrypted = crypto.encrypt(EncryptRequest {
         tenant: "acme".into(),
         key: "macs".into(),
         plaintext: "text".into(),
