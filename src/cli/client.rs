@@ -18,8 +18,9 @@ use super::{
 use crate::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
-    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
+    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
+    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
+    principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 
@@ -105,6 +106,8 @@ clients! {
     rotations: RotationServiceClient,
     /// Client of `ErasureService`.
     erasures: ErasureServiceClient,
+    /// The key-encryption key.
+    keks: KekServiceClient,
     /// Client of `IncidentService`.
     incidents: IncidentServiceClient,
     /// Client of `TokenService`.

@@ -134,7 +134,7 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Bench(args) => bench::run(args, &options).await,
         Command::Policy(command) => policy::run(command).await,
         Command::Hsm(command) => hsm::run(command).await,
-        Command::Kek(command) => kek::run(command).await,
+        Command::Kek(command) => kek::run(command, &options).await,
         Command::Sign(args) => sign::sign(args, &options.connect().await?).await,
         Command::Verify(args) => sign::verify(args, &options.connect().await?).await,
         Command::Encrypt(args) => encrypt::encrypt(args, &options.connect().await?).await,

@@ -24,7 +24,7 @@ use crate::{
     incidents::Incidents,
     keys::{Keys, Target},
     model::{AccessKind, Action, Caller, Idempotency, KeyRef, Kid, Secret},
-    rotation::Rotations,
+    rotation::{KekRotations, Rotations},
     tokens::Tokens,
 };
 
@@ -110,6 +110,8 @@ pub struct Parts {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Rotations of the KEK.
+    pub kek_rotations: Arc<KekRotations>,
     /// Destructions of key versions.
     pub destructions: Arc<Destructions>,
     /// Destructions of the keys of tenants.
@@ -267,9 +269,4 @@ pub fn wiped(secret: Secret<Vec<u8>>) -> Bytes {
 /// Which version did it, for the audit row. A kid needs no escaping.
 pub fn by(kid: &Kid) -> String {
     format!(r#"{{"kid":"{kid}"}}"#)
-}
-
-/// An RPC that is declared and not there yet.
-pub async fn unfinished<M, T>(_caller: Caller, _message: M) -> Result<T> {
-    Err(Error::new(Reason::UnknownMethod, "not implemented yet"))
 }

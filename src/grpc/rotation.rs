@@ -59,13 +59,7 @@ impl RotationApi {
         r: proto::ApproveRotationRequest,
     ) -> Result<proto::ApproveRotationResponse> {
         let id: RotationId = r.rotation_id.parse()?;
-        let digest = r.plan_digest;
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        if digest.len() != 64 || !digest.bytes().all(hex) {
-            return Err(convert::invalid(
-                "plan_digest must be 64 lower-case hex digits: the SHA-256 of the plan you approve",
-            ));
-        }
+        let digest = convert::plan_digest(r.plan_digest)?;
         let (resource, found) = self.0.rotations.find(id).await?;
         let rotations = Arc::clone(&self.0.rotations);
         let answer = |rotation: &Rotation, receipt: &Receipt| proto::ApproveRotationResponse {

@@ -20,7 +20,7 @@ use crate::{
     gate::Freshness,
     health::Component,
     keys::Keys,
-    model::Timestamp,
+    model::{Action, Timestamp},
     store::{AuditRow, Db, TokenRevocation},
     tokens::Tokens,
 };
@@ -128,6 +128,10 @@ impl Feed {
             let rows = self.db.audit_chain(ADMIN_STREAM, next, PAGE).await?;
             for row in &rows {
                 self.apply(row);
+                if row.entity == "kek_rotation" && row.action != Action::RewrapDataKeys.name() {
+                    // Before the row counts as seen: whoever waits for this replica relies on it.
+                    self.keys.keks().reload().await?;
+                }
                 self.seen = row.seq;
             }
             if (rows.len() as i64) < PAGE {
@@ -159,6 +163,11 @@ impl Feed {
             "token" => self.learn_revocation(row),
             // A checkpoint changes nothing that is cached.
             "audit" => {}
+            // What shows a data key under the old KEK is true as long as that one unwraps.
+            "kek_rotation" if row.action == Action::CompleteKekRotation.name() => {
+                self.keys.forget_all();
+            }
+            "kek_rotation" => {}
             // Tenants, principals, and whatever a newer release may add.
             _ => {
                 self.directory.forget();

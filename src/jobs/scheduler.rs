@@ -13,8 +13,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
     Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
-    expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile, rotate_due,
-    round::Patience, switch_key,
+    expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile, rewrap_data_keys,
+    rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
 };
 use crate::{
     clock::Clock,
@@ -24,7 +24,7 @@ use crate::{
     gate::Gate,
     incidents::Incidents,
     keys::Keys,
-    rotation::Rotations,
+    rotation::{KekRotations, Rotations},
     store::{Db, Term},
 };
 
@@ -76,6 +76,10 @@ pub struct Work {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Rotations of the KEK.
+    pub kek_rotations: Arc<KekRotations>,
+    /// Where the rewrapping of data keys is.
+    pub rewrapping: Rewrapping,
     /// With what failed lately.
     pub patience: Patience,
     /// Destructions.
@@ -153,6 +157,10 @@ fn jobs() -> Vec<Job> {
         }),
         job("checkpoint_audit", at_every_look, |work, term| {
             Box::pin(checkpoint_audit::run(work, term))
+        }),
+        // Last: in the course of a rotation of the KEK it uses up its slice of time at every look.
+        job("rewrap_data_keys", at_every_look, |work, term| {
+            Box::pin(rewrap_data_keys::run(work, term))
         }),
         job("prune", Duration::from_secs(60), |work, term| {
             Box::pin(prune::run(work, term))

@@ -198,7 +198,7 @@ impl Keys {
             if request.backend.is_some() || request.standby_backend.is_some() {
                 return Err(no_pairs(request.purpose));
             }
-            return Ok(self.kek.backend.capabilities().name.clone());
+            return Ok(self.keks.active()?.backend.capabilities().name.clone());
         }
         if let Some(standby) = &request.standby_backend {
             self.expect_backend(standby)?;

@@ -2,6 +2,8 @@
 //!
 //! A crash between the steps leaves at most an object on the device whose `CKA_ID` is the id of a PENDING intent.
 
+use std::sync::Arc;
+
 use super::Keys;
 use crate::{
     backends::{Priority, with_priority},
@@ -58,8 +60,8 @@ impl Keys {
     /// Does the device answer that generates or wraps the material of `key`?
     pub async fn ready(&self, key: &Key) -> Result<()> {
         let backend = match key.purpose {
-            Purpose::Encryption | Purpose::Mac => &self.kek.backend,
-            Purpose::Signing | Purpose::TokenSigning => self.backend(&key.backend)?,
+            Purpose::Encryption | Purpose::Mac => self.keks.active()?.backend,
+            Purpose::Signing | Purpose::TokenSigning => Arc::clone(self.backend(&key.backend)?),
         };
         Ok(backend.ready(self.deadline()).await?)
     }

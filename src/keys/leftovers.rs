@@ -66,8 +66,7 @@ impl Keys {
         key: &KeySnapshot,
         gone: &BackendRef,
     ) -> Result<()> {
-        let kek = &self.kek;
-        if kek.backend.capabilities().name == backend.capabilities().name {
+        if let Some(kek) = self.keks.in_backend(&backend.capabilities().name) {
             let deadline = self.deadline();
             let seen = backend.adopt(&kek.reference.0, KeySpec::Kek, deadline);
             seen.await?;

@@ -11,10 +11,12 @@ mod encrypt;
 mod generate;
 mod import;
 mod inventory;
+pub mod keks;
 mod leftovers;
 mod mac;
 mod release;
 mod revoke;
+mod rewrap;
 mod sign;
 mod snapshot;
 mod standby;
@@ -29,9 +31,12 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub use create::{AdoptKey, CreateKey};
+pub use data_keys::binding as data_key_binding;
 pub use import::{ImportKey, ImportedSecret};
 pub use inventory::UpdateKey;
+pub use keks::Keks;
 pub use leftovers::Gone;
+pub use rewrap::{Batch, Trial};
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
 pub use uses::Counter;
@@ -45,7 +50,7 @@ use crate::{
     clock::Clock,
     error::{Error, Reason, Result},
     gate::{Mutation, not_found},
-    model::{Entity, KeyRef, Kid, Resource, TenantName, key::BackendRef},
+    model::{Entity, KeyRef, Kid, Resource, TenantName},
     store::Db,
 };
 
@@ -78,6 +83,10 @@ pub struct KeysConfig {
     pub reconcile_after_seconds: u64,
     /// Time between two writes of when versions were last used, in seconds. Default 60.
     pub last_used_interval_seconds: u64,
+    /// Time between two looks at the KEK and at a sample of data keys, in seconds, 1 to 3600. Default 300.
+    pub sample_interval_seconds: u64,
+    /// Data keys that each look unwraps, 1 to 1000. Default 32.
+    pub sample_size: usize,
 }
 
 impl KeysConfig {
@@ -92,6 +101,12 @@ impl KeysConfig {
         }
         if !(1..=3600).contains(&self.last_used_interval_seconds) {
             return Err("keys.last_used_interval_seconds must be 1 to 3600".into());
+        }
+        if !(1..=3600).contains(&self.sample_interval_seconds) {
+            return Err("keys.sample_interval_seconds must be 1 to 3600".into());
+        }
+        if !(1..=1000).contains(&self.sample_size) {
+            return Err("keys.sample_size must be 1 to 1000".into());
         }
         Ok(())
     }
@@ -120,6 +135,8 @@ impl Default for KeysConfig {
             tenant_destruction_wait_seconds: 30 * 24 * 60 * 60,
             reconcile_after_seconds: 30,
             last_used_interval_seconds: 60,
+            sample_interval_seconds: 300,
+            sample_size: 32,
         }
     }
 }
@@ -127,21 +144,13 @@ impl Default for KeysConfig {
 /// The backends by the names that keys know them by.
 pub type Backends = BTreeMap<String, Arc<dyn Backend>>;
 
-/// The key that wraps data keys.
-#[derive(Clone)]
-pub struct Kek {
-    /// The backend that holds it.
-    pub backend: Arc<dyn Backend>,
-    /// Where it is.
-    pub reference: BackendRef,
-}
-
 /// Keys and what is done with them.
 pub struct Keys {
     db: Db,
     backends: Backends,
     default_backend: String,
-    kek: Kek,
+    keks: Arc<Keks>,
+    undecryptable: rewrap::Undecryptable,
     clock: Clock,
     config: KeysConfig,
     cache: Arc<cache::KeyCache>,
@@ -163,7 +172,7 @@ impl Keys {
         db: Db,
         backends: Backends,
         default_backend: String,
-        kek: Kek,
+        keks: Arc<Keks>,
         clock: Clock,
         config: KeysConfig,
     ) -> Self {
@@ -178,7 +187,8 @@ impl Keys {
             db,
             backends,
             default_backend,
-            kek,
+            keks,
+            undecryptable: rewrap::Undecryptable::default(),
             clock,
             config,
         }
@@ -218,6 +228,17 @@ impl Keys {
     /// Forgets everything that is cached about keys.
     pub fn forget_all(&self) {
         self.cache.forget_all();
+    }
+
+    /// The key-encryption keys.
+    pub const fn keks(&self) -> &Arc<Keks> {
+        &self.keks
+    }
+
+    /// Forgets everything that is cached about keys as soon as `mutation` is committed.
+    pub fn forget_all_after(&self, mutation: &mut Mutation) {
+        let cache = Arc::clone(&self.cache);
+        mutation.then(move || cache.forget_all());
     }
 
     /// How old an attempt to generate is before its leftovers are looked for.

@@ -7,8 +7,10 @@
 pub mod action;
 pub mod algorithm;
 pub mod destruction;
+pub mod duties;
 pub mod ids;
 pub mod incident;
+pub mod kek;
 pub mod key;
 pub mod principal;
 pub mod public_key;
@@ -26,6 +28,7 @@ pub use ids::{
     NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
+pub use kek::{KekRotation, KekRow, KekState};
 pub use key::{Key, KeyVersion, RotationMode, RotationPolicy, VersionState};
 pub use principal::{
     Caller, Grant, Idempotency, Identity, Job, Principal, PrincipalKind, Role, Scope,

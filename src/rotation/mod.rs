@@ -6,6 +6,7 @@
 mod alerts;
 mod config;
 mod end;
+pub mod kek;
 mod scheduled;
 
 use std::{sync::Arc, time::Duration};
@@ -13,6 +14,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Value, json};
 
 pub use config::RotationConfig;
+pub use kek::{KekRotations, RotateKek};
 
 use crate::{
     clock::Clock,

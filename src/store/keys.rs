@@ -25,9 +25,12 @@ const UPDATE_KEY: &str = "UPDATE keys SET owner = $3, rotation_period = $4, next
 const INSERT_VERSION: &str = "INSERT INTO key_versions (kid, key_id, number, state, backend_ref, public_jwk, \
      kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at, is_standby, backend, sealed_secret) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
+// A data key is shredded here and never written: whoever read the version a moment ago does not know whether it was
+// rewrapped since.
 const UPDATE_VERSION: &str = "UPDATE key_versions SET state = $3, announced_at = $4, activated_at = $5, \
-     deactivated_at = $6, retired_at = $7, compromised_at = $8, destroyed_at = $9, is_standby = $10, wrapped_key = $11, \
-     sealed_secret = $12 WHERE kid = $1 AND state = $2";
+     deactivated_at = $6, retired_at = $7, compromised_at = $8, destroyed_at = $9, is_standby = $10, \
+     wrapped_key = CASE WHEN $11 = 1 THEN NULL ELSE wrapped_key END, \
+     sealed_secret = CASE WHEN $11 = 1 THEN NULL ELSE sealed_secret END WHERE kid = $1 AND state = $2";
 const KEY_BY_ID: &str = "SELECT id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, \
      rotation_period, next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace, policy_set_by, \
      policy_approved_by, policy_approved_at, schedule_set_by, standby_backend FROM keys WHERE id = $1";
@@ -347,10 +350,14 @@ impl Tx {
         Ok(rows == 1)
     }
 
-    /// Adds a version. Errors: `Exists` for the kid, the number, or a second ACTIVE version; `TenantErased`.
+    /// Adds a version. Errors: `Exists` for the kid, the number, or a second ACTIVE version; `TenantErased`; `KekGone` for a
+    /// data key under a KEK that nobody unwraps with any more.
     pub async fn insert_version(&mut self, v: &KeyVersion) -> Result<()> {
         self.hold_tenant_of(v.key_id).await?;
         let made_of = Columns::of(&v.material);
+        if let Some(kek) = made_of.kek {
+            self.hold_kek(kek).await?;
+        }
         execute!(
             self,
             INSERT_VERSION,
@@ -375,7 +382,7 @@ impl Tx {
 
     /// Writes what a transition changes in a version, if it is still in state `from`; false when it is not.
     pub async fn update_version(&mut self, v: &KeyVersion, from: VersionState) -> Result<bool> {
-        let made_of = Columns::of(&v.material);
+        let shredded = matches!(v.material, Material::Shredded { .. });
         let rows = execute!(
             self,
             UPDATE_VERSION,
@@ -389,8 +396,7 @@ impl Tx {
             v.compromised_at.map(Timestamp::micros),
             v.destroyed_at.map(Timestamp::micros),
             i64::from(v.is_standby),
-            made_of.wrapped,
-            made_of.sealed_secret,
+            i64::from(shredded),
         )?;
         Ok(rows == 1)
     }

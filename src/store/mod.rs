@@ -12,6 +12,7 @@ mod engine;
 mod idempotency;
 mod incidents;
 mod intents;
+mod keks;
 mod keys;
 mod leases;
 mod notify;
@@ -31,6 +32,7 @@ pub use doctor::{Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
+pub use keks::{ListedKek, Rewrapped, WrappedKey};
 pub use keys::{Counts, KeyFilter, ListedKey, VersionUsage};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
@@ -54,6 +56,8 @@ pub enum StoreError {
     LeaseLost,
     /// The tenant is erased: nothing is created in it any more.
     TenantErased,
+    /// The KEK that wrapped the data key is RETIRED, or was never one of ours.
+    KekGone,
 }
 
 /// Result of a store call.
@@ -68,6 +72,7 @@ impl fmt::Display for StoreError {
             Self::Setup(what) => f.write_str(what),
             Self::LeaseLost => f.write_str("another replica does the scheduled work now"),
             Self::TenantErased => f.write_str("the tenant is erased"),
+            Self::KekGone => f.write_str("the KEK of this data key is not in use any more"),
         }
     }
 }
@@ -111,6 +116,11 @@ impl From<StoreError> for Error {
                 Reason::TenantErased,
                 "the keys of this tenant were destroyed or are being destroyed; nothing is created in it any more",
             ),
+            StoreError::KekGone => Self::new(
+                Reason::Conflict,
+                "the key-encryption key was rotated at this very moment; nothing was changed; retry",
+            )
+            .retry_after(std::time::Duration::from_secs(1)),
         }
     }
 }

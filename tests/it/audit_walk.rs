@@ -92,10 +92,14 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "VerifyMac"
         | "VerifyWebhook"
         | "GenerateRandom" => ("service", Some("issuer")),
-        "ApproveRotation" | "RejectRotation" | "ApproveRotationPolicy" => {
-            ("approver", Some("auditor"))
-        }
-        "DeployRotation" => ("deployer", Some("auditor")),
+        "ApproveRotation"
+        | "RejectRotation"
+        | "ApproveRotationPolicy"
+        | "ApproveKekRotation"
+        | "RejectKekRotation" => ("approver", Some("auditor")),
+        "DeployRotation" | "DeployKekRotation" => ("deployer", Some("auditor")),
+        "RotateKek" | "CancelKekRotation" => ("issuer", Some("auditor")),
+        "ListKeks" | "GetKekRotation" | "ListKekRotations" => ("auditor", Some("admin")),
         "CreateKey"
         | "AdoptKey"
         | "ImportKey"

@@ -26,6 +26,7 @@ mod idempotency;
 mod incidents;
 mod jwt_attacks;
 mod jwt_mandatory;
+mod keks;
 mod kms;
 mod leftovers;
 mod lifecycle_model;

@@ -6,25 +6,27 @@ use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes};
 use claviger::grpc::proto::{
-    AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKeyDestructionRequest,
-    ApproveRotationPolicyRequest, ApproveRotationRequest, ApproveTenantDestructionRequest,
-    BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest, BatchSignRequest,
-    BatchVerifyRequest, CancelKeyDestructionRequest, CancelRotationRequest,
-    CancelTenantDestructionRequest, CloseIncidentRequest, ComputeMacRequest, CreateKeyRequest,
-    CreatePrincipalRequest, CreateTenantRequest, DeclareCompromiseRequest, DecryptDataKeyRequest,
-    DecryptRequest, DecryptStreamRequest, DeployRotationRequest, DestroyKeyVersionRequest,
-    DestroyTenantKeysRequest, EncryptRequest, EncryptStreamRequest, GenerateDataKeyRequest,
-    GenerateDataKeyWithoutPlaintextRequest, GenerateRandomRequest, GetIncidentRequest,
-    GetJwksRequest, GetKeyRequest, GetKeyVersionUsageRequest, GetRotationRequest,
-    GetTenantDestructionRequest, GrantRoleRequest, ImportKeyRequest, IssueTokenRequest, Key,
-    KeyPurpose, ListAuditEventsRequest, ListIncidentsRequest, ListKeyDestructionsRequest,
+    AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKekRotationRequest,
+    ApproveKeyDestructionRequest, ApproveRotationPolicyRequest, ApproveRotationRequest,
+    ApproveTenantDestructionRequest, BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest,
+    BatchSignRequest, BatchVerifyRequest, CancelKekRotationRequest, CancelKeyDestructionRequest,
+    CancelRotationRequest, CancelTenantDestructionRequest, CloseIncidentRequest, ComputeMacRequest,
+    CreateKeyRequest, CreatePrincipalRequest, CreateTenantRequest, DeclareCompromiseRequest,
+    DecryptDataKeyRequest, DecryptRequest, DecryptStreamRequest, DeployKekRotationRequest,
+    DeployRotationRequest, DestroyKeyVersionRequest, DestroyTenantKeysRequest, EncryptRequest,
+    EncryptStreamRequest, GenerateDataKeyRequest, GenerateDataKeyWithoutPlaintextRequest,
+    GenerateRandomRequest, GetIncidentRequest, GetJwksRequest, GetKekRotationRequest,
+    GetKeyRequest, GetKeyVersionUsageRequest, GetRotationRequest, GetTenantDestructionRequest,
+    GrantRoleRequest, ImportKeyRequest, IssueTokenRequest, Key, KeyPurpose, ListAuditEventsRequest,
+    ListIncidentsRequest, ListKekRotationsRequest, ListKeksRequest, ListKeyDestructionsRequest,
     ListKeysRequest, ListPrincipalsRequest, ListRotationsRequest, ListTenantDestructionsRequest,
-    ListTenantsRequest, PrincipalType, RejectRotationRequest, RevokeKeyVersionRequest,
-    RevokeRoleRequest, RevokeTokenRequest, RewrapRequest, RotateKeyRequest, Rotation, SignRequest,
-    UpdateKeyRequest, VerifyAuditRequest, VerifyMacRequest, VerifyRequest, VerifyTokenRequest,
-    VerifyWebhookRequest, WebhookScheme, batch_decrypt_request, batch_encrypt_request,
-    batch_rewrap_request, batch_sign_request, batch_verify_request, decrypt_stream_request,
-    encrypt_stream_request, sign_request, verify_request,
+    ListTenantsRequest, PrincipalType, RejectKekRotationRequest, RejectRotationRequest,
+    RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest, RewrapRequest,
+    RotateKekRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest,
+    VerifyAuditRequest, VerifyMacRequest, VerifyRequest, VerifyTokenRequest, VerifyWebhookRequest,
+    WebhookScheme, batch_decrypt_request, batch_encrypt_request, batch_rewrap_request,
+    batch_sign_request, batch_verify_request, decrypt_stream_request, encrypt_stream_request,
+    sign_request, verify_request,
 };
 use prost::Message;
 use tokio::time::{Duration, Instant, sleep};
@@ -34,7 +36,10 @@ use tonic::{
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
-use crate::daemon::{Actor, Daemon, Engine, PATIENCE, Setup, TOKEN};
+use crate::{
+    daemon::{Actor, Daemon, Engine, PATIENCE, Setup, TOKEN},
+    keks,
+};
 
 /// A daemon with a key of each purpose and something made with each.
 pub struct World {
@@ -208,6 +213,10 @@ impl World {
                 ..Default::default()
             }),
             "VerifyAudit" => case(&VerifyAuditRequest::default()),
+            "ListKeks" | "RotateKek" | "ApproveKekRotation" | "DeployKekRotation"
+            | "RejectKekRotation" | "CancelKekRotation" | "GetKekRotation" | "ListKekRotations" => {
+                self.kek(name).await
+            }
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
         }
     }
@@ -288,6 +297,56 @@ impl World {
                     tolerance: None,
                 };
                 case(&verify("hooks")).or(&verify("vault"))
+            }
+        }
+    }
+
+    /// There is one KEK, so whatever rotation is open ends first.
+    async fn kek(&self, name: &str) -> Case {
+        let daemon = &self.daemon;
+        keks::settle(daemon).await;
+        let uri = keks::create(daemon, &fresh("kek")).await;
+        if name == "RotateKek" {
+            let elsewhere = RotateKekRequest {
+                backend: "nowhere".into(),
+                ..keks::rotate(&uri)
+            };
+            return case(&keks::rotate(&uri)).or(&elsewhere);
+        }
+        let over = keks::request(daemon, &uri).await.expect("RotateKek").id;
+        keks::settle(daemon).await;
+        let rotation = keks::request(daemon, &uri).await.expect("RotateKek");
+        let id = rotation.id.clone();
+        match name {
+            "ListKeks" => case(&ListKeksRequest {}),
+            "ListKekRotations" => case(&ListKekRotationsRequest::default()),
+            "GetKekRotation" => case(&GetKekRotationRequest { rotation_id: id }),
+            "ApproveKekRotation" => {
+                let approve = |plan_digest: String| ApproveKekRotationRequest {
+                    rotation_id: id.clone(),
+                    plan_digest,
+                };
+                case(&approve(rotation.plan_digest)).or(&approve("0".repeat(64)))
+            }
+            "DeployKekRotation" => {
+                let approved = keks::approve(daemon, "approver", &rotation).await;
+                approved.expect("ApproveKekRotation");
+                let deploy = |rotation_id| DeployKekRotationRequest { rotation_id };
+                case(&deploy(id)).or(&deploy(over))
+            }
+            "RejectKekRotation" => {
+                let reject = |rotation_id| RejectKekRotationRequest {
+                    rotation_id,
+                    reason: "not today".into(),
+                };
+                case(&reject(id)).or(&reject(over))
+            }
+            _ => {
+                let cancel = |rotation_id| CancelKekRotationRequest {
+                    rotation_id,
+                    reason: "not today".into(),
+                };
+                case(&cancel(id)).or(&cancel(over))
             }
         }
     }

@@ -5,8 +5,9 @@ use std::{sync::Arc, time::Duration};
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
-    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
+    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
+    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
+    principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -53,6 +54,7 @@ clients! {
     audit: AuditServiceClient,
     incidents: IncidentServiceClient,
     erasures: ErasureServiceClient,
+    keks: KekServiceClient,
 }
 
 impl Daemon {
