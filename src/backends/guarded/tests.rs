@@ -32,6 +32,7 @@ impl Fake {
                 specs: Vec::new(),
                 algorithms: Vec::new(),
                 verify_after_sign: crate::backends::VerifyAfterSign::Off,
+                longest_message: None,
             },
             moods: Mutex::new([Mood::Works; 3]),
             mended: Notify::new(),
