@@ -22,15 +22,22 @@ use crate::{
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
+    erasure::{Erasures, Notary},
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
     http::{JwksSource, ops, public},
     incidents::Incidents,
-    jobs::{Checkpoints, Feed, Patience, Work, flush_uses, run_scheduler, watch_backends},
-    keys::{Backends, Kek, Keys},
-    model::{Action, Entity, Job, KeySpec, Resource, TenantName},
-    rotation::Rotations,
+    jobs::{
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_uses, run_scheduler,
+        sample_data_keys, watch_backends,
+    },
+    keys::{
+        Backends, Keks, Keys,
+        keks::{self, Kek},
+    },
+    model::{Action, Entity, Job, Resource, TenantName},
+    rotation::{KekRotations, Rotations},
     store::Db,
     telemetry,
     tokens::Tokens,
@@ -71,12 +78,24 @@ pub async fn run(
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
     db.check_schema().await.map_err(AppError::new)?;
-    let guarded = guard(open_backends(&config.backends).await?, &config.backends);
+    let guarded = guard(
+        open_backends(&config.backends, &Modules::new()).await?,
+        &config.backends,
+    );
     let backends: Backends = guarded
         .iter()
         .map(|(name, backend)| (name.clone(), Arc::clone(backend) as Arc<dyn Backend>))
         .collect();
-    let kek = find_kek(&backends, &config.kek).await?;
+    let named = (config.kek.backend.as_str(), config.kek.uri.as_str());
+    let keks = Keks::open(
+        db.clone(),
+        backends.clone(),
+        named,
+        clock.now(),
+        START_PATIENCE,
+    )
+    .await
+    .map_err(AppError::new)?;
 
     let health = Health::default();
     let freshness = Arc::new(Freshness::new(Duration::from_secs(
@@ -111,7 +130,7 @@ pub async fn run(
         db.clone(),
         backends.clone(),
         config.default_backend().to_owned(),
-        kek,
+        Arc::new(keks),
         clock.clone(),
         config.keys.clone(),
     ));
@@ -122,12 +141,29 @@ pub async fn run(
         config.soak(),
         config.rotation.clone(),
     ));
+    let kek_rotations = Arc::new(KekRotations::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.rotation.clone(),
+    ));
     let destructions = Arc::new(Destructions::new(
         db.clone(),
         Arc::clone(&keys),
         clock.clone(),
         config.keys.destruction_wait(),
         config.rotation.clock_skew(),
+    ));
+    let notary = config.audit.checkpoint.as_ref().map(|checkpoint| Notary {
+        key: checkpoint.key.clone(),
+        issuer: config.tokens.issuer.clone(),
+    });
+    let erasures = Arc::new(Erasures::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.keys.tenant_destruction_wait(),
+        notary,
     ));
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
     let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
@@ -143,8 +179,11 @@ pub async fn run(
         clock: clock.clone(),
         keys: Arc::clone(&keys),
         rotations: Arc::clone(&rotations),
+        kek_rotations: Arc::clone(&kek_rotations),
+        rewrapping: Rewrapping::default(),
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
+        erasures: Arc::clone(&erasures),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
         checkpoints: config
@@ -165,7 +204,9 @@ pub async fn run(
         authn,
         keys: Arc::clone(&keys),
         rotations,
+        kek_rotations: Arc::clone(&kek_rotations),
         destructions,
+        erasures,
         incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
@@ -181,6 +222,14 @@ pub async fn run(
         Box::pin(async move { tokens.jwks().await })
     });
     let uses = Arc::clone(&keys);
+    let sampler = Sampler {
+        keys: Arc::clone(&keys),
+        rotations: kek_rotations,
+        // Replicas share both, so neither takes one of them out of rotation.
+        kek: health.advisory("kek"),
+        data_keys: health.advisory("data keys"),
+        size: config.keys.sample_size,
+    };
     let mut feed = Feed {
         db: db.clone(),
         freshness,
@@ -257,6 +306,8 @@ pub async fn run(
     )));
     let every = Duration::from_secs(config.keys.last_used_interval_seconds);
     tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
+    let every = Duration::from_secs(config.keys.sample_interval_seconds);
+    tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
     tasks.spawn(done(watch_backends(watched, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
     tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));
@@ -316,17 +367,17 @@ pub async fn run(
     outcome
 }
 
-/// Opens every backend of the configuration. One `Modules` for the process: a PKCS#11 library is loaded once.
+/// Opens every backend of the configuration. `modules` is the one of the process: a PKCS#11 library is loaded once.
 pub async fn open_backends(
     configs: &BTreeMap<String, BackendConfig>,
+    modules: &Modules,
 ) -> Result<Backends, AppError> {
-    let modules = Modules::new();
     let mut backends = Backends::new();
     for (name, config) in configs {
         let backend: Arc<dyn Backend> = match config {
             // Blocks while the library logs in; nothing else runs yet.
             BackendConfig::Pkcs11(pkcs11) => {
-                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, &modules))
+                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, modules))
                     .map(Arc::new)
                     .map_err(|e| AppError(format!("backend {name}: {e}")))?
             }
@@ -360,27 +411,10 @@ fn guard(
     guarded.collect()
 }
 
-/// Finds the KEK and proves it by wrapping and unwrapping (R-ENV-2).
+/// Finds the configured KEK and proves it by wrapping and unwrapping (R-ENV-2).
 pub async fn find_kek(backends: &Backends, config: &KekConfig) -> Result<Kek, AppError> {
-    let backend = backends.get(&config.backend).ok_or_else(|| {
-        AppError(format!(
-            "kek.backend {:?} is not configured",
-            config.backend
-        ))
-    })?;
-    let deadline = Instant::now() + START_PATIENCE;
-    let found = backend.adopt(&config.uri, KeySpec::Kek, deadline).await;
-    // What to do about it, the backend says.
-    let found = found.map_err(|e| {
-        AppError(format!(
-            "broker credentials encryption key misconfigured: kek.uri {}: {e}",
-            config.uri
-        ))
-    })?;
-    Ok(Kek {
-        backend: Arc::clone(backend),
-        reference: found.reference,
-    })
+    let found = keks::find(backends, &config.backend, &config.uri, START_PATIENCE).await;
+    Ok(found.map_err(AppError::new)?.kek)
 }
 
 /// The policies of a directory, or the built-in ones.

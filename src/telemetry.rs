@@ -181,6 +181,18 @@ fn describe() {
         "claviger_audit_checkpoint_failures_total",
         "Checkpoints of the audit log that could not be written."
     );
+    describe_gauge!(
+        "claviger_data_keys_undecryptable",
+        "Data keys that this replica knows not to unwrap under their KEK."
+    );
+    describe_gauge!(
+        "claviger_kek_up",
+        "1 while the KEK in this state unwraps its probe."
+    );
+    describe_counter!(
+        "claviger_data_keys_rewrapped_total",
+        "Data keys that this replica moved to another KEK."
+    );
     describe_counter!(
         "claviger_requests_shed_total",
         "Calls refused because too many request bytes were in flight."
@@ -188,6 +200,14 @@ fn describe() {
     describe_counter!(
         "claviger_admin_calls_shed_total",
         "Administrative calls refused because their principal had too many in flight."
+    );
+    describe_gauge!(
+        "claviger_streams_open",
+        "EncryptStream and DecryptStream calls that are open."
+    );
+    describe_counter!(
+        "claviger_streams_shed_total",
+        "Streams refused because their principal had too many open."
     );
     describe_counter!(
         "claviger_policy_evaluations_total",

@@ -7,13 +7,14 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use super::proto;
 use crate::{
     audit::{self, AuditRow, Outcome},
+    erasure::Progress,
     error::{Error, Reason, Result},
-    keys::KeySnapshot,
+    keys::{KeySnapshot, VersionUsage},
     model::{
-        Algorithm, Caller, DestructionState, Incident, IncidentNote, IncidentState, Key,
-        KeyDestruction, KeyVersion, Kid, Principal, PrincipalId, PrincipalKind, Purpose, Rotation,
-        RotationMode, RotationPolicy, RotationState, TenantName, Timestamp, VersionState,
-        key::Material,
+        Algorithm, Approval, Caller, DestructionState, Incident, IncidentNote, IncidentState,
+        KekRotation, KekRow, KekState, Key, KeyDestruction, KeyVersion, Kid, Principal,
+        PrincipalId, PrincipalKind, Purpose, Rotation, RotationMode, RotationPolicy, RotationState,
+        TenantDestructionState, TenantName, Timestamp, VersionState, key::Material,
     },
 };
 
@@ -424,36 +425,19 @@ fn version(key: &Key, v: &KeyVersion) -> proto::KeyVersion {
 
 /// A rotation.
 pub fn rotation(r: &Rotation) -> proto::Rotation {
-    use proto::RotationState as P;
-    let state = match r.state {
-        RotationState::Requested => P::Requested,
-        RotationState::Approved => P::Approved,
-        RotationState::Deployed => P::Deployed,
-        RotationState::Completed => P::Completed,
-        RotationState::Rejected => P::Rejected,
-        RotationState::Cancelled => P::Cancelled,
-        RotationState::Expired => P::Expired,
-    };
     proto::Rotation {
         id: r.id.to_string(),
         tenant: r.tenant.to_string(),
         key_id: r.key_id.to_string(),
         key_name: r.key_name.to_string(),
-        state: state as i32,
+        state: state_of(r.state) as i32,
         old_kid: r.old_kid.to_string(),
         new_kid: r.new_kid.to_string(),
         justification: r.justification.clone(),
         plan: r.plan.clone(),
         plan_digest: r.plan_digest(),
         requester: r.requester.to_string(),
-        approvals: r
-            .approvals
-            .iter()
-            .map(|a| proto::Approval {
-                approver: a.approver.to_string(),
-                time: time(a.at),
-            })
-            .collect(),
+        approvals: approvals(&r.approvals),
         approvals_needed: r.approvals_needed.get(),
         deployer: r.deployer.map(|id| id.to_string()).unwrap_or_default(),
         request_time: time(r.requested_at),
@@ -467,6 +451,88 @@ pub fn rotation(r: &Rotation) -> proto::Rotation {
         grace_end_time: r.grace_ends_at.and_then(time),
         scheduled: r.scheduled,
     }
+}
+
+const fn state_of(state: RotationState) -> proto::RotationState {
+    use proto::RotationState as P;
+    match state {
+        RotationState::Requested => P::Requested,
+        RotationState::Approved => P::Approved,
+        RotationState::Deployed => P::Deployed,
+        RotationState::Completed => P::Completed,
+        RotationState::Rejected => P::Rejected,
+        RotationState::Cancelled => P::Cancelled,
+        RotationState::Expired => P::Expired,
+    }
+}
+
+fn approvals(approvals: &[Approval]) -> Vec<proto::Approval> {
+    let convert = |a: &Approval| proto::Approval {
+        approver: a.approver.to_string(),
+        time: time(a.at),
+    };
+    approvals.iter().map(convert).collect()
+}
+
+/// A rotation of the KEK.
+pub fn kek_rotation(r: &KekRotation) -> proto::KekRotation {
+    proto::KekRotation {
+        id: r.id.to_string(),
+        state: state_of(r.state) as i32,
+        old_kek: r.old_kek.0.clone(),
+        new_kek: r.new_kek.0.clone(),
+        new_backend: r.new_backend.clone(),
+        justification: r.justification.clone(),
+        plan: r.plan.clone(),
+        plan_digest: r.plan_digest(),
+        requester: r.requester.to_string(),
+        approvals: approvals(&r.approvals),
+        approvals_needed: r.approvals_needed.get(),
+        deployer: r.deployer.map(|id| id.to_string()).unwrap_or_default(),
+        request_time: time(r.requested_at),
+        approve_time: r.approved_at.and_then(time),
+        deploy_time: r.deployed_at.and_then(time),
+        expire_time: time(r.expires_at),
+        end_time: r.ended_at.and_then(time),
+        ended_by: r.ended_by.map(|id| id.to_string()).unwrap_or_default(),
+        end_reason: r.end_reason.clone(),
+        total: r.progress.total,
+        rewrapped: r.progress.rewrapped,
+        remaining: r.progress.remaining,
+        undecryptable: r.progress.failed,
+    }
+}
+
+/// A KEK and the number of data keys under it.
+pub fn kek(kek: &KekRow, data_keys: i64) -> proto::Kek {
+    use proto::KekState as P;
+    let state = match kek.state {
+        KekState::PreActive => P::PreActive,
+        KekState::Active => P::Active,
+        KekState::Deactivated => P::Deactivated,
+        KekState::Retired => P::Retired,
+    };
+    proto::Kek {
+        reference: kek.reference.0.clone(),
+        backend: kek.backend.clone(),
+        state: state as i32,
+        data_keys,
+        create_time: time(kek.created_at),
+        activate_time: kek.activated_at.and_then(time),
+        deactivate_time: kek.deactivated_at.and_then(time),
+        retire_time: kek.retired_at.and_then(time),
+    }
+}
+
+/// A digest as callers give it. Errors: INVALID_FIELD unless 64 lower-case hex digits.
+pub fn plan_digest(digest: String) -> Result<String> {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    if digest.len() != 64 || !digest.bytes().all(hex) {
+        return Err(invalid(
+            "plan_digest must be 64 lower-case hex digits: the SHA-256 of the plan you approve",
+        ));
+    }
+    Ok(digest)
 }
 
 /// A destruction.
@@ -495,6 +561,52 @@ pub fn destruction(d: &KeyDestruction) -> proto::KeyDestruction {
         end_time: d.ended_at.and_then(time),
         cancelled_by: person(d.cancelled_by),
         cancel_reason: d.cancel_reason.clone(),
+    }
+}
+
+/// A destruction of a tenant's keys.
+pub fn tenant_destruction(progress: &Progress) -> proto::TenantDestruction {
+    use proto::TenantDestructionState as P;
+    let d = &progress.destruction;
+    let state = match d.state {
+        TenantDestructionState::Requested => P::Requested,
+        TenantDestructionState::Scheduled => P::Scheduled,
+        TenantDestructionState::Destroying => P::Destroying,
+        TenantDestructionState::Destroyed => P::Destroyed,
+        TenantDestructionState::Cancelled => P::Cancelled,
+    };
+    let person = |id: Option<PrincipalId>| id.map(|id| id.to_string()).unwrap_or_default();
+    proto::TenantDestruction {
+        id: d.id.to_string(),
+        tenant: d.tenant.to_string(),
+        state: state as i32,
+        reason: d.reason.clone(),
+        requester: d.requester.to_string(),
+        request_time: time(d.requested_at),
+        approver: person(d.approver),
+        approve_time: d.approved_at.and_then(time),
+        destroy_time: d.destroy_at.and_then(time),
+        end_time: d.ended_at.and_then(time),
+        cancelled_by: person(d.cancelled_by),
+        cancel_reason: d.cancel_reason.clone(),
+        remaining_versions: progress.remaining,
+        destroyed_versions: progress.destroyed,
+    }
+}
+
+/// How a version was used.
+pub fn usage(u: &VersionUsage) -> proto::KeyVersionUsage {
+    let counts = u.counts;
+    proto::KeyVersionUsage {
+        kid: u.kid.to_string(),
+        number: u.number,
+        state: state_number(u.state),
+        made: counts.made,
+        opened: counts.opened,
+        rewrapped: counts.rewrapped,
+        remaining: counts.made.saturating_sub(counts.rewrapped).max(0),
+        last_use_time: u.last_used_at.and_then(time),
+        kek: u.kek.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::{
     gate::Freshness,
     health::Component,
     keys::Keys,
-    model::Timestamp,
+    model::{Action, Timestamp},
     store::{AuditRow, Db, TokenRevocation},
     tokens::Tokens,
 };
@@ -128,6 +128,10 @@ impl Feed {
             let rows = self.db.audit_chain(ADMIN_STREAM, next, PAGE).await?;
             for row in &rows {
                 self.apply(row);
+                if row.entity == "kek_rotation" && row.action != Action::RewrapDataKeys.name() {
+                    // Before the row counts as seen: whoever waits for this replica relies on it.
+                    self.keys.keks().reload().await?;
+                }
                 self.seen = row.seq;
             }
             if (rows.len() as i64) < PAGE {
@@ -153,16 +157,35 @@ impl Feed {
                     self.keys.forget_data_key(&kid);
                 }
             }
+            "tenant_destruction" => self.forget_shredded(row),
             // Says what is on a device, and nothing that is cached.
             "intent" => {}
             "token" => self.learn_revocation(row),
             // A checkpoint changes nothing that is cached.
             "audit" => {}
+            // What shows a data key under the old KEK is true as long as that one unwraps.
+            "kek_rotation" if row.action == Action::CompleteKekRotation.name() => {
+                self.keys.forget_all();
+            }
+            "kek_rotation" => {}
             // Tenants, principals, and whatever a newer release may add.
             _ => {
                 self.directory.forget();
                 self.authz.forget();
             }
+        }
+    }
+
+    /// Most rows of a tenant's destruction change no key: they have no key_id.
+    fn forget_shredded(&self, row: &AuditRow) {
+        let details = details(row);
+        let Some(key) = details["key_id"].as_str() else {
+            return;
+        };
+        self.forget_key(key);
+        let kids = details["kids"].as_array().into_iter().flatten();
+        for kid in kids.filter_map(|kid| kid.as_str()?.parse().ok()) {
+            self.keys.forget_data_key(&kid);
         }
     }
 

@@ -12,18 +12,19 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, expire_requests,
-    keep_standby, leader::Leader, overdue, prune, reconcile, rotate_due, round::Patience,
-    switch_key,
+    Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
+    expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile, rewrap_data_keys,
+    rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
 };
 use crate::{
     clock::Clock,
     destruction::Destructions,
+    erasure::Erasures,
     error::{Reason, Result},
     gate::Gate,
     incidents::Incidents,
     keys::Keys,
-    rotation::Rotations,
+    rotation::{KekRotations, Rotations},
     store::{Db, Term},
 };
 
@@ -75,10 +76,16 @@ pub struct Work {
     pub keys: Arc<Keys>,
     /// Rotations.
     pub rotations: Arc<Rotations>,
+    /// Rotations of the KEK.
+    pub kek_rotations: Arc<KekRotations>,
+    /// Where the rewrapping of data keys is.
+    pub rewrapping: Rewrapping,
     /// With what failed lately.
     pub patience: Patience,
     /// Destructions.
     pub destructions: Arc<Destructions>,
+    /// Destructions of the keys of tenants.
+    pub erasures: Arc<Erasures>,
     /// How long answers are kept.
     pub idempotency: IdempotencyConfig,
     /// Incidents.
@@ -145,8 +152,15 @@ fn jobs() -> Vec<Job> {
         job("destroy_due", Duration::ZERO, |work, term| {
             Box::pin(destroy_due::run(work, term))
         }),
+        job("destroy_tenants", Duration::ZERO, |work, term| {
+            Box::pin(destroy_tenants::run(work, term))
+        }),
         job("checkpoint_audit", at_every_look, |work, term| {
             Box::pin(checkpoint_audit::run(work, term))
+        }),
+        // Last: in the course of a rotation of the KEK it uses up its slice of time at every look.
+        job("rewrap_data_keys", at_every_look, |work, term| {
+            Box::pin(rewrap_data_keys::run(work, term))
         }),
         job("prune", Duration::from_secs(60), |work, term| {
             Box::pin(prune::run(work, term))

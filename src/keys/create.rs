@@ -155,7 +155,7 @@ impl Keys {
     }
 
     /// Checks the request and the names before anything is generated, because what a device generated stays.
-    async fn draft(&self, request: &CreateKey, permit: &AdminPermit) -> Result<Key> {
+    pub(super) async fn draft(&self, request: &CreateKey, permit: &AdminPermit) -> Result<Key> {
         let policy = request.policy(permit.caller().principal.id)?;
         if !request.algorithm.fits(request.purpose) {
             return Err(mismatch(request.algorithm, request.purpose));
@@ -198,7 +198,7 @@ impl Keys {
             if request.backend.is_some() || request.standby_backend.is_some() {
                 return Err(no_pairs(request.purpose));
             }
-            return Ok(self.kek.backend.capabilities().name.clone());
+            return Ok(self.keks.active()?.backend.capabilities().name.clone());
         }
         if let Some(standby) = &request.standby_backend {
             self.expect_backend(standby)?;
@@ -208,7 +208,7 @@ impl Keys {
         Ok(name.clone())
     }
 
-    async fn record_new(
+    pub(super) async fn record_new(
         &self,
         permit: AdminPermit,
         key: Key,

@@ -12,11 +12,12 @@ use aws_lc_rs::rand;
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
-use super::{Kek, Keys};
+use super::{Keys, keks::Kek};
 use crate::{
     backends::BackendError,
     error::{Error, Result},
     model::{KeyId, Kid, Secret, TenantName, key::Material, secret::DataKey},
+    store::WrappedKey,
 };
 
 /// Unwrapped data keys in memory: bounded, wiped on drop, gone `ttl` after they were unwrapped however often used.
@@ -83,6 +84,22 @@ impl DataKeys {
     }
 }
 
+/// Why a data key did not unwrap.
+enum Failed {
+    /// Its KEK is not there; it may have been rewrapped.
+    Gone(Error),
+    /// Anything else.
+    Other(Error),
+}
+
+impl Failed {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Gone(error) | Self::Other(error) => error,
+        }
+    }
+}
+
 impl Keys {
     /// Makes a data key and wraps it. The plain key is wiped when this returns.
     pub(super) async fn new_data_key(
@@ -94,17 +111,17 @@ impl Keys {
         let mut bytes = [0; 32];
         rand::fill(&mut bytes).map_err(Error::internal)?;
         let plain = Secret::new(bytes);
-        let Kek { backend, reference } = &self.kek;
+        let Kek { backend, reference } = self.keks.active()?;
         let wrapped = backend
             .wrap(
-                reference,
+                &reference,
                 &plain,
                 &binding(tenant, key, kid),
                 self.deadline(),
             )
             .await?;
         Ok(Material::DataKey {
-            kek: reference.clone(),
+            kek: reference,
             wrapped,
             sealed_secret: None,
         })
@@ -123,22 +140,55 @@ impl Keys {
             return Err(Error::internal(format!("version {kid} has no data key")));
         };
         let unwrap = async {
-            let aad = binding(tenant, key, kid);
-            let unwrapped = self.kek.backend.unwrap(kek, wrapped, &aad, self.deadline());
-            unwrapped.await.map_err(|error| {
-                if let BackendError::Rejected(_) = &error {
-                    tracing::error!(%tenant, %key, %kid, "data key does not unwrap under its KEK");
-                    metrics::counter!("claviger_data_key_undecryptable_total").increment(1);
-                }
-                error.into()
-            })
+            let row = WrappedKey {
+                kid: kid.clone(),
+                key,
+                tenant: tenant.clone(),
+                kek: kek.clone(),
+                wrapped: wrapped.clone(),
+            };
+            self.unwrap_data_key(row).await
         };
         self.data_keys.get(kid, unwrap).await
+    }
+
+    /// Unwraps a data key. The caller may have read it before it was rewrapped; when the KEK that it names is gone, the
+    /// row is read again.
+    async fn unwrap_data_key(&self, row: WrappedKey) -> Result<DataKey> {
+        let first = self.unwrap_once(&row).await;
+        match first {
+            Ok(key) => Ok(key),
+            Err(Failed::Gone(error)) => match self.db.wrapped_key(&row.kid).await? {
+                Some(now) if now.kek != row.kek => {
+                    self.unwrap_once(&now).await.map_err(Failed::into_error)
+                }
+                Some(_) | None => Err(error),
+            },
+            Err(Failed::Other(error)) => Err(error),
+        }
+    }
+
+    async fn unwrap_once(&self, row: &WrappedKey) -> std::result::Result<DataKey, Failed> {
+        let kek = self.known(&row.kek).await.map_err(Failed::Gone)?;
+        let aad = binding(&row.tenant, row.key, &row.kid);
+        let unwrapped = kek
+            .backend
+            .unwrap(&row.kek, &row.wrapped, &aad, self.deadline());
+        unwrapped.await.map_err(|error| match &error {
+            BackendError::Missing(_) => Failed::Gone(error.into()),
+            BackendError::Rejected(_) => {
+                let (tenant, key, kid) = (&row.tenant, row.key, &row.kid);
+                tracing::error!(%tenant, %key, %kid, "data key does not unwrap under its KEK");
+                metrics::counter!("claviger_data_key_undecryptable_total").increment(1);
+                Failed::Other(error.into())
+            }
+            _ => Failed::Other(error.into()),
+        })
     }
 }
 
 /// What a wrapped data key is bound to: domain, tenant, key and version, each preceded by its length.
-fn binding(tenant: &TenantName, key: KeyId, kid: &Kid) -> Vec<u8> {
+pub fn binding(tenant: &TenantName, key: KeyId, kid: &Kid) -> Vec<u8> {
     let mut aad = Vec::with_capacity(128);
     let id = key.to_string();
     for part in ["claviger.data-key.v1", tenant.as_str(), &id, kid.as_str()] {

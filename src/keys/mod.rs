@@ -1,4 +1,5 @@
-//! R3: keys and what is done with them. Create, adopt, inspect, update; sign, verify, encrypt, decrypt, rewrap.
+//! R3: keys and what is done with them. Create, adopt, import, inspect, update; sign, verify, encrypt, decrypt, rewrap,
+//! data keys for callers, MACs, webhooks.
 //!
 //! A warm data-plane call reads a snapshot from memory, asks the state machine, and calls the backend or the
 //! envelope: no database, no policy. Everything that acts takes a permit. Who may is not decided here.
@@ -8,14 +9,21 @@ mod create;
 mod data_keys;
 mod encrypt;
 mod generate;
+mod import;
 mod inventory;
+pub mod keks;
 mod leftovers;
+mod mac;
 mod release;
 mod revoke;
+mod rewrap;
 mod sign;
 mod snapshot;
 mod standby;
+mod streams;
 mod uses;
+mod webhook;
+mod wrapped_keys;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -23,19 +31,26 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub use create::{AdoptKey, CreateKey};
+pub use data_keys::binding as data_key_binding;
+pub use import::{ImportKey, ImportedSecret};
 pub use inventory::UpdateKey;
+pub use keks::Keks;
 pub use leftovers::Gone;
+pub use rewrap::{Batch, Trial};
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
+pub use uses::Counter;
+pub use webhook::{DEFAULT_TOLERANCE, Delivery, Scheme, TOLERANCES, Verdict};
+pub use wrapped_keys::{DATA_KEY_LENGTHS, NewDataKey};
 
-pub use crate::store::{KeyFilter, ListedKey};
+pub use crate::store::{KeyFilter, ListedKey, VersionUsage};
 
 use crate::{
     backends::Backend,
     clock::Clock,
     error::{Error, Reason, Result},
     gate::{Mutation, not_found},
-    model::{Entity, KeyRef, Kid, Resource, TenantName, key::BackendRef},
+    model::{Entity, KeyRef, Kid, Resource, TenantName},
     store::Db,
 };
 
@@ -60,11 +75,18 @@ pub struct KeysConfig {
     /// Time between the approval of a destruction and the destruction, in seconds. Within it the destruction can be
     /// called off, and data that is still used under the version keeps it alive. Default 7 days.
     pub destruction_wait_seconds: u64,
+    /// Time between the approval of the destruction of all keys of a tenant and its beginning, in seconds. Within it the
+    /// destruction can be called off; use does not keep the keys alive. Default 30 days.
+    pub tenant_destruction_wait_seconds: u64,
     /// How old an attempt to generate a key pair is before what it may have left on the device is looked for, in
     /// seconds; longer than that may take. Default 30.
     pub reconcile_after_seconds: u64,
     /// Time between two writes of when versions were last used, in seconds. Default 60.
     pub last_used_interval_seconds: u64,
+    /// Time between two looks at the KEK and at a sample of data keys, in seconds, 1 to 3600. Default 300.
+    pub sample_interval_seconds: u64,
+    /// Data keys that each look unwraps, 1 to 1000. Default 32.
+    pub sample_size: usize,
 }
 
 impl KeysConfig {
@@ -80,12 +102,23 @@ impl KeysConfig {
         if !(1..=3600).contains(&self.last_used_interval_seconds) {
             return Err("keys.last_used_interval_seconds must be 1 to 3600".into());
         }
+        if !(1..=3600).contains(&self.sample_interval_seconds) {
+            return Err("keys.sample_interval_seconds must be 1 to 3600".into());
+        }
+        if !(1..=1000).contains(&self.sample_size) {
+            return Err("keys.sample_size must be 1 to 1000".into());
+        }
         Ok(())
     }
 
     /// Time between the approval of a destruction and the destruction.
     pub const fn destruction_wait(&self) -> Duration {
         Duration::from_secs(self.destruction_wait_seconds)
+    }
+
+    /// Time between the approval of the destruction of a tenant's keys and its beginning.
+    pub const fn tenant_destruction_wait(&self) -> Duration {
+        Duration::from_secs(self.tenant_destruction_wait_seconds)
     }
 }
 
@@ -99,8 +132,11 @@ impl Default for KeysConfig {
             backend_timeout_ms: 5000,
             generate_timeout_ms: 25_000,
             destruction_wait_seconds: 7 * 24 * 60 * 60,
+            tenant_destruction_wait_seconds: 30 * 24 * 60 * 60,
             reconcile_after_seconds: 30,
             last_used_interval_seconds: 60,
+            sample_interval_seconds: 300,
+            sample_size: 32,
         }
     }
 }
@@ -108,21 +144,13 @@ impl Default for KeysConfig {
 /// The backends by the names that keys know them by.
 pub type Backends = BTreeMap<String, Arc<dyn Backend>>;
 
-/// The key that wraps data keys.
-#[derive(Clone)]
-pub struct Kek {
-    /// The backend that holds it.
-    pub backend: Arc<dyn Backend>,
-    /// Where it is.
-    pub reference: BackendRef,
-}
-
 /// Keys and what is done with them.
 pub struct Keys {
     db: Db,
     backends: Backends,
     default_backend: String,
-    kek: Kek,
+    keks: Arc<Keks>,
+    undecryptable: rewrap::Undecryptable,
     clock: Clock,
     config: KeysConfig,
     cache: Arc<cache::KeyCache>,
@@ -144,7 +172,7 @@ impl Keys {
         db: Db,
         backends: Backends,
         default_backend: String,
-        kek: Kek,
+        keks: Arc<Keks>,
         clock: Clock,
         config: KeysConfig,
     ) -> Self {
@@ -159,7 +187,8 @@ impl Keys {
             db,
             backends,
             default_backend,
-            kek,
+            keks,
+            undecryptable: rewrap::Undecryptable::default(),
             clock,
             config,
         }
@@ -199,6 +228,17 @@ impl Keys {
     /// Forgets everything that is cached about keys.
     pub fn forget_all(&self) {
         self.cache.forget_all();
+    }
+
+    /// The key-encryption keys.
+    pub const fn keks(&self) -> &Arc<Keks> {
+        &self.keks
+    }
+
+    /// Forgets everything that is cached about keys as soon as `mutation` is committed.
+    pub fn forget_all_after(&self, mutation: &mut Mutation) {
+        let cache = Arc::clone(&self.cache);
+        mutation.then(move || cache.forget_all());
     }
 
     /// How old an attempt to generate is before its leftovers are looked for.

@@ -7,14 +7,17 @@
 pub mod action;
 pub mod algorithm;
 pub mod destruction;
+pub mod duties;
 pub mod ids;
 pub mod incident;
+pub mod kek;
 pub mod key;
 pub mod principal;
 pub mod public_key;
 pub mod resource;
 pub mod rotation;
 pub mod secret;
+pub mod tenant_destruction;
 pub mod time;
 
 pub use action::{AccessKind, Action, Exposure, METHODS, Method};
@@ -25,6 +28,7 @@ pub use ids::{
     NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
+pub use kek::{KekRotation, KekRow, KekState};
 pub use key::{Key, KeyVersion, RotationMode, RotationPolicy, VersionState};
 pub use principal::{
     Caller, Grant, Idempotency, Identity, Job, Principal, PrincipalKind, Role, Scope,
@@ -33,4 +37,5 @@ pub use public_key::{PublicKey, SignInput, Verifier};
 pub use resource::{Entity, Resource};
 pub use rotation::{Approval, Rotation, RotationState};
 pub use secret::Secret;
+pub use tenant_destruction::{TenantDestruction, TenantDestructionState};
 pub use time::Timestamp;

@@ -1,13 +1,12 @@
 //! A rotation: who asked, who approved exactly which plan, who deployed. Pure transitions.
 //!
-//! Separation of duties (R-LIFE-7) is decided here and nowhere else; no policy can soften it.
+//! Separation of duties (R-LIFE-7) is decided in `duties` and nowhere else; no policy can soften it.
 
-use std::{fmt::Write, str::FromStr, time::Duration};
-
-use aws_lc_rs::digest;
+use std::{str::FromStr, time::Duration};
 
 use super::{
     Action, Algorithm, KeyId, KeyName, Kid, PrincipalId, RotationId, TenantName, Timestamp,
+    duties::{Duties, expect_digest, plan_digest},
     time::following,
 };
 use crate::error::{Error, Reason, Result};
@@ -146,11 +145,7 @@ impl Plan<'_> {
 impl Rotation {
     /// SHA-256 of the plan, in hex.
     pub fn plan_digest(&self) -> String {
-        let digest = digest::digest(&digest::SHA256, self.plan.as_bytes());
-        digest.as_ref().iter().fold(String::new(), |mut hex, byte| {
-            let _ = write!(hex, "{byte:02x}");
-            hex
-        })
+        plan_digest(&self.plan)
     }
 
     /// When deployment becomes possible; None before approval.
@@ -195,18 +190,8 @@ impl Rotation {
     pub fn approve(mut self, approver: PrincipalId, digest: &str, now: Timestamp) -> Result<Self> {
         self.expect(&[RotationState::Requested], "approved")?;
         self.expect_time(now)?;
-        if approver == self.requester {
-            return Err(duties("the requester of a rotation cannot approve it"));
-        }
-        if self.approvals.iter().any(|a| a.approver == approver) {
-            return Err(duties("this principal has approved this rotation already"));
-        }
-        if digest != self.plan_digest() {
-            return Err(Error::new(
-                Reason::PlanChanged,
-                "the digest is not that of the rotation's plan; read the plan again before approving",
-            ));
-        }
+        self.duties().may_approve(approver)?;
+        expect_digest(&self.plan, digest)?;
         let now = following(self.last_step(), now)?;
         self.approvals.push(Approval { approver, at: now });
         if self.approvals.len() >= self.approvals_needed.get() as usize {
@@ -223,12 +208,7 @@ impl Rotation {
     pub fn deploy(mut self, deployer: PrincipalId, now: Timestamp) -> Result<Self> {
         self.expect(&[RotationState::Approved], "deployed")?;
         self.expect_time(now)?;
-        if deployer == self.requester {
-            return Err(duties("the requester of a rotation cannot deploy it"));
-        }
-        if self.approvals.iter().any(|a| a.approver == deployer) {
-            return Err(duties("an approver of a rotation cannot deploy it"));
-        }
+        self.duties().may_deploy(deployer)?;
         let now = following(self.last_step(), now)?;
         let possible = self.deployable_at().ok_or_else(|| {
             Error::internal(format!(
@@ -251,11 +231,7 @@ impl Rotation {
 
     /// Turns it down. Errors: ROTATION_STATE unless open, SEPARATION_OF_DUTIES for the requester.
     pub fn reject(self, by: PrincipalId, reason: String, now: Timestamp) -> Result<Self> {
-        if by == self.requester {
-            return Err(duties(
-                "the requester of a rotation cannot reject it; CancelRotation takes it back",
-            ));
-        }
+        self.duties().may_reject(by, "CancelRotation")?;
         self.end(RotationState::Rejected, Some(by), reason, now)
     }
 
@@ -281,6 +257,13 @@ impl Rotation {
         self.ended_at = Some(now.max(self.last_step()));
         self.state = RotationState::Completed;
         Ok(self)
+    }
+
+    const fn duties(&self) -> Duties<'_> {
+        Duties {
+            requester: self.requester,
+            approvals: self.approvals.as_slice(),
+        }
     }
 
     fn end(
@@ -328,10 +311,6 @@ impl Rotation {
             ),
         ))
     }
-}
-
-fn duties(message: &'static str) -> Error {
-    Error::new(Reason::SeparationOfDuties, message)
 }
 
 impl RotationState {

@@ -7,10 +7,12 @@
 mod alerts;
 mod audit;
 mod destructions;
+mod doctor;
 mod engine;
 mod idempotency;
 mod incidents;
 mod intents;
+mod keks;
 mod keys;
 mod leases;
 mod notify;
@@ -18,18 +20,24 @@ mod principals;
 mod replicas;
 mod revocations;
 mod rotations;
+mod tenant_destructions;
 mod tenants;
+mod webhooks;
 
 use std::fmt;
 
 pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use doctor::{Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
-pub use keys::{KeyFilter, ListedKey};
+pub use keks::{ListedKek, Rewrapped, WrappedKey};
+pub use keys::{Counts, KeyFilter, ListedKey, VersionUsage};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
+pub use tenant_destructions::NamedVersion;
+pub use webhooks::WebhookMark;
 
 use crate::error::{Error, Reason};
 
@@ -46,6 +54,10 @@ pub enum StoreError {
     Setup(String),
     /// The term under which this is done is over.
     LeaseLost,
+    /// The tenant is erased: nothing is created in it any more.
+    TenantErased,
+    /// The KEK that wrapped the data key is RETIRED, or was never one of ours.
+    KekGone,
 }
 
 /// Result of a store call.
@@ -59,6 +71,8 @@ impl fmt::Display for StoreError {
             Self::Corrupt(what) => write!(f, "stored value is corrupt: {what}"),
             Self::Setup(what) => f.write_str(what),
             Self::LeaseLost => f.write_str("another replica does the scheduled work now"),
+            Self::TenantErased => f.write_str("the tenant is erased"),
+            Self::KekGone => f.write_str("the KEK of this data key is not in use any more"),
         }
     }
 }
@@ -98,6 +112,15 @@ impl From<StoreError> for Error {
                 Reason::LeaseLost,
                 "another replica does the scheduled work now; nothing was changed here",
             ),
+            StoreError::TenantErased => Self::new(
+                Reason::TenantErased,
+                "the keys of this tenant were destroyed or are being destroyed; nothing is created in it any more",
+            ),
+            StoreError::KekGone => Self::new(
+                Reason::Conflict,
+                "the key-encryption key was rotated at this very moment; nothing was changed; retry",
+            )
+            .retry_after(std::time::Duration::from_secs(1)),
         }
     }
 }

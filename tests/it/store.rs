@@ -12,13 +12,13 @@ use claviger::{
     },
     error::Reason,
     model::{
-        Algorithm, Approval, Grant, IntentId, Key, KeyId, KeyRef, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, PublicKey, Purpose, Role, Rotation, RotationId, RotationPolicy,
-        RotationState, Scope, Secret, TenantName, Timestamp, VersionState,
+        Algorithm, Approval, Grant, IntentId, KekRow, KekState, Key, KeyId, KeyRef, KeyVersion,
+        Kid, Principal, PrincipalId, PrincipalKind, PublicKey, Purpose, Role, Rotation, RotationId,
+        RotationPolicy, RotationState, Scope, Secret, TenantName, Timestamp, VersionState,
         key::{BackendRef, Material},
         public_key::Curve,
     },
-    store::{DatabaseConfig, Db, Head, IntentState, KeyFilter, ListedKey, StoreError},
+    store::{DatabaseConfig, Db, Head, IntentState, KeyFilter, ListedKey, Rewrapped, StoreError},
 };
 use proptest::{
     prelude::*,
@@ -66,6 +66,8 @@ suite!(
     keys_are_written_only_from_the_revision_that_was_read,
     keys_are_listed_oldest_first_and_by_due_date,
     versions_of_both_materials_come_back_as_they_were,
+    data_keys_are_added_only_under_keks_that_unwrap,
+    a_transition_keeps_what_was_rewrapped_meanwhile,
     a_second_active_version_is_refused,
     versions_are_unique_and_change_only_from_the_state_that_was_read,
     published_keys_are_those_that_verifiers_need,
@@ -76,6 +78,7 @@ suite!(
     intents_are_durable_and_settled_once,
     rows_without_their_parents_are_refused,
     a_dropped_transaction_changes_nothing,
+    nothing_is_created_in_a_tenant_that_is_erased_meanwhile,
     rows_that_cannot_be_are_corrupt,
     an_audit_row_goes_behind_the_head_only,
     long_audit_batches_are_whole,
@@ -693,6 +696,7 @@ async fn versions_of_both_materials_come_back_as_they_were(db: Db) {
         }
         made.push(version);
     }
+    with_kek(&db, &reference().0).await;
     // Written in the opposite order: the number orders them, not the time of writing.
     for version in made.iter().rev() {
         commit!(db, |tx| tx.insert_version(version));
@@ -705,6 +709,97 @@ async fn versions_of_both_materials_come_back_as_they_were(db: Db) {
     }
     let active = db.active_kid(key.id).await.expect("read");
     assert_eq!(active, Some(made[1].kid.clone()));
+}
+
+/// A KEK that data keys may be under; one that is there already stays.
+async fn with_kek(db: &Db, reference: &str) {
+    let mut tx = db.begin().await.expect("begun");
+    let kek = KekRow {
+        reference: BackendRef(reference.to_owned()),
+        backend: "hsm".into(),
+        state: KekState::Deactivated,
+        probe: vec![1],
+        probe_digest: vec![2],
+        created_at: at(1),
+        activated_at: Some(at(1)),
+        deactivated_at: None,
+        retired_at: None,
+    };
+    match tx.insert_kek(&kek).await {
+        Ok(()) => tx.commit().await.expect("committed"),
+        Err(error) => assert!(matches!(error, StoreError::Exists(_)), "{error}"),
+    }
+}
+
+/// What holds a row of a KEK until it commits, and who would retire the KEK meanwhile.
+async fn data_keys_are_added_only_under_keks_that_unwrap(db: Db) {
+    let (acme, _) = with_tenants(&db).await;
+    let key = key(&db, &acme, "vault").await;
+    let mut version = a_version(&key, 1, VersionState::Active);
+    version.material = Material::DataKey {
+        sealed_secret: None,
+        kek: BackendRef("kek".into()),
+        wrapped: vec![1],
+    };
+    let unknown = async |version: &KeyVersion| {
+        let mut tx = db.begin().await.expect("begun");
+        let error = tx.insert_version(version).await.expect_err("no such KEK");
+        assert!(matches!(error, StoreError::KekGone), "{error}");
+    };
+    unknown(&version).await;
+    with_kek(&db, "kek").await;
+    commit!(db, |tx| tx.insert_version(&version));
+    let (kek, now) = (BackendRef("kek".into()), at(5));
+    commit!(db, |tx| tx.move_kek(
+        &kek,
+        KekState::Deactivated,
+        KekState::Retired,
+        now
+    ));
+    let mut next = a_version(&key, 2, VersionState::PreActive);
+    next.material = version.material.clone();
+    unknown(&next).await;
+}
+
+/// A transition written from an old picture of the version must not bring the old wrapped form back: it would be
+/// recorded under a KEK that does not unwrap it.
+async fn a_transition_keeps_what_was_rewrapped_meanwhile(db: Db) {
+    let (acme, _) = with_tenants(&db).await;
+    let key = key(&db, &acme, "vault").await;
+    with_kek(&db, "old").await;
+    let mut version = a_version(&key, 1, VersionState::Active);
+    version.material = Material::DataKey {
+        sealed_secret: Some(vec![9]),
+        kek: BackendRef("old".into()),
+        wrapped: vec![1],
+    };
+    commit!(db, |tx| tx.insert_version(&version));
+    let row = db.wrapped_key(&version.kid).await.expect("read");
+    let moved = Rewrapped {
+        old: row.expect("a data key"),
+        wrapped: vec![2],
+    };
+    let new = BackendRef("new".into());
+    let mut tx = db.begin().await.expect("begun");
+    assert!(tx.rewrap(&moved, &new).await.expect("written"));
+    // R-OPS-1: compare-and-set, so nothing is moved twice.
+    assert!(!tx.rewrap(&moved, &new).await.expect("written"));
+    version.state = VersionState::VerifyOnly;
+    let written = tx.update_version(&version, VersionState::Active).await;
+    assert!(written.expect("written"));
+    tx.commit().await.expect("committed");
+    let read = db.versions(key.id).await.expect("read");
+    let Material::DataKey {
+        kek,
+        wrapped,
+        sealed_secret,
+    } = &read[0].material
+    else {
+        panic!("{:?}", read[0].material);
+    };
+    assert_eq!((kek, wrapped.as_slice()), (&new, &[2][..]));
+    assert_eq!(sealed_secret.as_deref(), Some(&[9][..]));
+    assert_eq!(read[0].state, VersionState::VerifyOnly);
 }
 
 async fn a_second_active_version_is_refused(db: Db) {
@@ -993,6 +1088,42 @@ async fn a_dropped_transaction_changes_nothing(db: Db) {
     assert_eq!(number(&db, "SELECT COUNT(*) FROM rotations").await, 0);
     assert!(db.audit_head(ADMIN_STREAM).await.expect("read").is_none());
     assert!(db.audit_streams().await.expect("read").is_empty());
+}
+
+// R-OPS-5: a creation that was under way when the tenant was erased waits for that and is refused.
+async fn nothing_is_created_in_a_tenant_that_is_erased_meanwhile(db: Db) {
+    let (erased, other) = with_tenants(&db).await;
+    let old = key(&db, &erased, "old").await;
+    let mut tx = db.begin().await.expect("begun");
+    assert!(tx.erase_tenant(&erased, at(9)).await.expect("erased"));
+    let (late, draft) = (db.clone(), a_key(&erased, "late"));
+    let creating = tokio::spawn(async move {
+        let mut tx = late.begin().await.expect("begun");
+        tx.insert_key(&draft).await
+    });
+    tx.commit().await.expect("committed");
+    let refused = creating.await.expect("no panic");
+    assert!(
+        matches!(refused, Err(StoreError::TenantErased)),
+        "{refused:?}"
+    );
+    let mut tx = db.begin().await.expect("begun");
+    let version = a_version(&old, 1, VersionState::PreActive);
+    let refused = tx.insert_version(&version).await;
+    assert!(
+        matches!(refused, Err(StoreError::TenantErased)),
+        "{refused:?}"
+    );
+    let refused = tx.insert_principal(&a_principal(&erased, "late")).await;
+    assert!(
+        matches!(refused, Err(StoreError::TenantErased)),
+        "{refused:?}"
+    );
+    assert!(!tx.erase_tenant(&erased, at(10)).await.expect("asked again"));
+    drop(tx);
+    let refused = claviger::error::Error::from(StoreError::TenantErased);
+    assert_eq!(refused.reason(), Reason::TenantErased);
+    key(&db, &other, "fine").await;
 }
 
 async fn rows_that_cannot_be_are_corrupt(db: Db) {
@@ -1696,6 +1827,7 @@ async fn any_key_survives_storage(db: Db) {
                     wrapped,
                 };
                 let (read, versions) = wait(async {
+                    with_kek(&db, &key.owner).await;
                     commit!(db, |tx| tx.insert_key(&key));
                     commit!(db, |tx| tx.insert_version(&version));
                     (

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    incident_service_client::IncidentServiceClient, key_service_client::KeyServiceClient,
+    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
+    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
+    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
     principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
@@ -43,12 +45,16 @@ macro_rules! clients {
 
 clients! {
     crypto: CryptoServiceClient,
+    data_keys: DataKeyServiceClient,
+    macs: MacServiceClient,
     keys: KeyServiceClient,
     rotations: RotationServiceClient,
     tokens: TokenServiceClient,
     principals: PrincipalServiceClient,
     audit: AuditServiceClient,
     incidents: IncidentServiceClient,
+    erasures: ErasureServiceClient,
+    keks: KekServiceClient,
 }
 
 impl Daemon {

@@ -1,18 +1,20 @@
-//! `claviger kek`: the key-encryption key in the backend.
+//! `claviger kek create`: the configured key-encryption key, made in its backend. No daemon is asked.
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Subcommand};
-
+use clap::Args;
 use tokio::time::Instant;
 
-use super::{
-    exit::{Exit, Failure, Result},
-    output,
-};
 use crate::{
     app,
-    backends::{BackendError, pkcs11::uri::KeyUri},
+    backends::{
+        BackendError,
+        pkcs11::{Modules, uri::KeyUri},
+    },
+    cli::{
+        exit::{Exit, Failure, Result},
+        output,
+    },
     config::Config,
     model::{IntentId, KeySpec},
 };
@@ -20,35 +22,35 @@ use crate::{
 /// Time for the token to generate a key.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Manage the key-encryption key
-#[derive(Subcommand, Debug)]
-pub enum Command {
-    /// Create the configured key-encryption key, unless it exists
-    Create(Create),
-}
-
 #[derive(Args, Debug)]
 pub struct Create {
     /// Configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// RFC 7512 URI of the key to create, for a rotation; kek.uri when left out
+    #[arg(long)]
+    pub uri: Option<String>,
+    /// Backend to create it in; kek.backend when left out
+    #[arg(long)]
+    pub backend: Option<String>,
 }
 
-/// Runs `claviger kek …`.
-pub async fn run(command: Command) -> Result<Exit> {
-    let Command::Create(args) = command;
+/// Creates it, unless it exists.
+pub async fn run(args: Create) -> Result<Exit> {
     let config = Config::load(&args.config).map_err(Failure::usage)?;
-    let backends = app::open_backends(&config.backends).await;
+    let uri = args.uri.as_ref().unwrap_or(&config.kek.uri);
+    let name = args.backend.as_ref().unwrap_or(&config.kek.backend);
+    let backends = app::open_backends(&config.backends, &Modules::new()).await;
     let backends = backends.map_err(Failure::other)?;
     let backend = backends
-        .get(&config.kek.backend)
-        .ok_or_else(|| Failure::usage("kek.backend is not configured"))?;
+        .get(name)
+        .ok_or_else(|| Failure::usage(format!("backend {name} is not configured")))?;
     let deadline = Instant::now() + PATIENCE;
-    match backend.adopt(&config.kek.uri, KeySpec::Kek, deadline).await {
+    match backend.adopt(uri, KeySpec::Kek, deadline).await {
         Ok(found) => output::print(&format!("exists already: {}", found.reference))?,
         // The one place where "not there" leads to a new key: a person asked for it, by name.
         Err(BackendError::Missing(_)) => {
-            let label = label(&config.kek.uri)?;
+            let label = label(uri)?;
             let created = backend
                 .create(KeySpec::Kek, IntentId::random(), &label, deadline)
                 .await
@@ -64,14 +66,14 @@ pub async fn run(command: Command) -> Result<Exit> {
 fn label(uri: &str) -> Result<String> {
     if uri.starts_with("alias/") || uri.starts_with("arn:") {
         return Err(Failure::usage(
-            "kek.uri names a key in AWS KMS: create a symmetric key there, and the alias",
+            "the URI names a key in AWS KMS: create a symmetric key there, and the alias",
         ));
     }
-    let parsed = KeyUri::parse(uri).map_err(|e| Failure::usage(format!("kek.uri: {e}")))?;
+    let parsed = KeyUri::parse(uri).map_err(|e| Failure::usage(format!("URI of the key: {e}")))?;
     match (parsed.object, parsed.id) {
         (Some(label), None) => Ok(label),
         _ => Err(Failure::usage(
-            "kek.uri must name the key by `object` and without `id`, which is chosen at creation",
+            "the URI must name the key by `object` and without `id`, which is chosen at creation",
         )),
     }
 }
