@@ -2,6 +2,7 @@
 
 mod bounds;
 mod bytes;
+mod commands;
 mod memory;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -20,8 +21,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use crate::{
-    daemon::{Actor, Daemon, Engine, PATIENCE, Setup, reason},
+    daemon::{Actor, Daemon, Engine, PATIENCE, reason},
     incidents::declared,
+    rpcs::{World, send},
 };
 
 const VAULT: &str = "vault";
@@ -504,4 +506,32 @@ async fn whoever_may_not_encrypt_any_more_does_not_go_on() {
     let (outcome, _) = ended(&daemon).await;
     assert_eq!(outcome, "refused");
     daemon.stop().await;
+}
+
+// R-ACL-1, R-ACL-3
+#[tokio::test]
+async fn streams_are_for_those_who_may_encrypt_and_decrypt() {
+    let world = World::new(Engine::Sqlite).await;
+    let people = [
+        ("service", Code::Ok),
+        ("issuer", Code::PermissionDenied),
+        ("admin", Code::PermissionDenied),
+        ("other", Code::NotFound),
+        ("stranger", Code::Unauthenticated),
+    ];
+    for path in [
+        "/claviger.v1.CryptoService/EncryptStream",
+        "/claviger.v1.CryptoService/DecryptStream",
+    ] {
+        let case = world.case(path).await;
+        for (person, expected) in people {
+            let answer = send(&world.daemon.actor(person), path, &case.valid).await;
+            let code = answer.map_or_else(|status| status.code(), |_| Code::Ok);
+            assert_eq!(code, expected, "{path} as {person}");
+        }
+    }
+    let refused = "SELECT outcome, data FROM audit_events WHERE outcome = 'refused'";
+    let refused = world.daemon.rows(refused).await;
+    assert_eq!(refused.len(), 8, "{refused:?}");
+    world.daemon.stop().await;
 }

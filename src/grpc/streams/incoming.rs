@@ -7,7 +7,7 @@ use prost::Message;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::{Code, Status, Streaming};
 
-use super::Way;
+use super::way::Way;
 use crate::{
     error::{Error, Reason, Result},
     grpc::{LimitsConfig, convert, layers::StreamBounds},
