@@ -10,10 +10,10 @@ use crate::{
     error::{Error, Reason, Result},
     keys::KeySnapshot,
     model::{
-        Algorithm, Approval, Caller, DestructionState, Incident, IncidentNote, IncidentState, Key,
-        KekRotation, KekRow, KekState, KeyDestruction, KeyVersion, Kid, Principal, PrincipalId, PrincipalKind, Purpose, Rotation,
-        RotationMode, RotationPolicy, RotationState, TenantName, Timestamp, VersionState,
-        key::Material,
+        Algorithm, Approval, Caller, DestructionState, Incident, IncidentNote, IncidentState,
+        KekRotation, KekRow, KekState, Key, KeyDestruction, KeyVersion, Kid, Principal,
+        PrincipalId, PrincipalKind, Purpose, Rotation, RotationMode, RotationPolicy, RotationState,
+        TenantName, Timestamp, VersionState, key::Material,
     },
 };
 

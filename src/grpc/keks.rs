@@ -72,12 +72,11 @@ impl KekApi {
         let digest = convert::plan_digest(r.plan_digest)?;
         let (resource, found) = self.0.kek_rotations.find(id).await?;
         let rotations = Arc::clone(&self.0.kek_rotations);
-        let answer = |rotation: &KekRotation, receipt: &Receipt| {
-            proto::ApproveKekRotationResponse {
+        let answer =
+            |rotation: &KekRotation, receipt: &Receipt| proto::ApproveKekRotationResponse {
                 rotation: Some(convert::kek_rotation(rotation)),
                 receipt: convert::receipt(receipt),
-            }
-        };
+            };
         let act = async move |permit| rotations.approve(permit, found, &digest).await;
         let gate = &self.0.gate;
         gate.mutate(&caller, Action::ApproveKekRotation, resource, answer, act)

@@ -96,10 +96,7 @@ async fn rewrap(work: &Work, term: &Term, rotation: &KekRotation) -> Result<()> 
         let Some(last) = rows.last().map(|row| row.kid.as_str().to_owned()) else {
             return end_pass(work, term, rotation, pass).await;
         };
-        let batch = work
-            .keys
-            .rewrap_data_keys(rows, &rotation.new_kek)
-            .await?;
+        let batch = work.keys.rewrap_data_keys(rows, &rotation.new_kek).await?;
         pass.failed += batch.undecryptable.len() as i64;
         pass.after = last;
         if !batch.moved.is_empty() {

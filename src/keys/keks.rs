@@ -54,10 +54,7 @@ impl fmt::Display for KekError {
         match self {
             // These very words are R-ENV-2.
             Self::Misconfigured(why) => {
-                write!(
-                    f,
-                    "broker credentials encryption key misconfigured: {why}"
-                )
+                write!(f, "broker credentials encryption key misconfigured: {why}")
             }
             Self::Store(error) => error.fmt(f),
         }
@@ -284,7 +281,10 @@ impl Keks {
 
     /// An older release left no probe, but data keys. One damaged row must not stop the start, so a few are tried.
     async fn expect_old_rows_to_open(&self, kek: &Kek) -> std::result::Result<(), KekError> {
-        let rows = self.db.data_keys_under(&kek.reference, "", OLD_ROWS).await?;
+        let rows = self
+            .db
+            .data_keys_under(&kek.reference, "", OLD_ROWS)
+            .await?;
         if rows.is_empty() {
             return Ok(());
         }

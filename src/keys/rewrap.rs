@@ -90,10 +90,7 @@ impl Keys {
     pub async fn rewrap_data_keys(&self, rows: Vec<WrappedKey>, new: &BackendRef) -> Result<Batch> {
         let new = self.known(new).await?;
         let calls = rows.into_iter().map(|row| self.rewrap_one(row, &new));
-        let done: Vec<_> = stream::iter(calls)
-            .buffered(AT_ONCE)
-            .try_collect()
-            .await?;
+        let done: Vec<_> = stream::iter(calls).buffered(AT_ONCE).try_collect().await?;
         let mut batch = Batch::default();
         for one in done {
             match one {

@@ -19,7 +19,8 @@ const ALL: &str = "SELECT reference, backend, state, probe, probe_digest, create
      retired_at FROM keks ORDER BY created_at DESC, reference";
 const COUNTS: &str = "SELECT kek_ref, CAST(COUNT(*) AS BIGINT) FROM key_versions WHERE wrapped_key IS NOT NULL \
      AND kek_ref IS NOT NULL GROUP BY kek_ref";
-const HOLD: &str = "UPDATE keks SET state = state WHERE reference = $1 AND state IN ('ACTIVE', 'DEACTIVATED')";
+const HOLD: &str =
+    "UPDATE keks SET state = state WHERE reference = $1 AND state IN ('ACTIVE', 'DEACTIVATED')";
 const READMIT: &str = "UPDATE keks SET state = 'PRE_ACTIVE', backend = $2, probe = $3, probe_digest = $4, \
      retired_at = NULL WHERE reference = $1 AND state = 'RETIRED' AND activated_at IS NULL";
 const MOVE: &str = "UPDATE keks SET state = $3, \

@@ -238,7 +238,11 @@ async fn a_rotation(engine: Engine) {
     }
     // The configuration names a key that is gone: it says which one to name.
     daemon.terminate().await;
-    refuses_to_start(&mut daemon, &[MISCONFIGURED, "kek.uri", "claviger kek list"]).await;
+    refuses_to_start(
+        &mut daemon,
+        &[MISCONFIGURED, "kek.uri", "claviger kek list"],
+    )
+    .await;
     daemon.edit_config(|text| text.replace(FIRST, "kek-2"));
     daemon.restart().await;
     for (name, ciphertext) in &sealed {

@@ -12,15 +12,13 @@ use claviger::{
     },
     error::Reason,
     model::{
-        Algorithm, Approval, Grant, IntentId, KekRow, KekState, Key, KeyId, KeyRef, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, PublicKey, Purpose, Role, Rotation, RotationId, RotationPolicy,
-        RotationState, Scope, Secret, TenantName, Timestamp, VersionState,
+        Algorithm, Approval, Grant, IntentId, KekRow, KekState, Key, KeyId, KeyRef, KeyVersion,
+        Kid, Principal, PrincipalId, PrincipalKind, PublicKey, Purpose, Role, Rotation, RotationId,
+        RotationPolicy, RotationState, Scope, Secret, TenantName, Timestamp, VersionState,
         key::{BackendRef, Material},
         public_key::Curve,
     },
-    store::{
-        DatabaseConfig, Db, Head, IntentState, KeyFilter, ListedKey, Rewrapped, StoreError,
-    },
+    store::{DatabaseConfig, Db, Head, IntentState, KeyFilter, ListedKey, Rewrapped, StoreError},
 };
 use proptest::{
     prelude::*,

@@ -261,11 +261,7 @@ async fn get(session: &Session, id: &str) -> Result<GetKekRotationResponse> {
     let request = GetKekRotationRequest {
         rotation_id: id.to_owned(),
     };
-    Ok(session
-        .keks()
-        .get_kek_rotation(request)
-        .await?
-        .into_inner())
+    Ok(session.keks().get_kek_rotation(request).await?.into_inner())
 }
 
 /// What there is to judge, and the command that approves it. Nothing was approved: exit code 2.

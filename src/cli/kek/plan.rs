@@ -44,8 +44,18 @@ pub fn compare(id: &str, rotation: &KekRotation, keks: &[Kek]) -> Vec<String> {
     };
     same("the id", &plan.rotation, id, "your request");
     same("the id", &plan.rotation, &rotation.id, "the rotation");
-    same("the old KEK", &plan.old_kek, &rotation.old_kek, "the rotation");
-    same("the new KEK", &plan.new_kek, &rotation.new_kek, "the rotation");
+    same(
+        "the old KEK",
+        &plan.old_kek,
+        &rotation.old_kek,
+        "the rotation",
+    );
+    same(
+        "the new KEK",
+        &plan.new_kek,
+        &rotation.new_kek,
+        "the rotation",
+    );
     let (planned, found) = (plan.approvals_needed, rotation.approvals_needed);
     same(
         "the number of approvals",

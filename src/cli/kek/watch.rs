@@ -37,9 +37,7 @@ pub async fn until_done(id: &str, session: &Session) -> Result<Exit> {
         };
         let rotation = match session.keks().get_kek_rotation(request).await {
             Ok(answer) => answer.into_inner().rotation.unwrap_or_default(),
-            Err(status)
-                if status.code() == Code::Unavailable && answered.elapsed() < PATIENCE =>
-            {
+            Err(status) if status.code() == Code::Unavailable && answered.elapsed() < PATIENCE => {
                 sleep(PAUSE).await;
                 continue;
             }

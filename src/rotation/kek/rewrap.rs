@@ -30,11 +30,7 @@ impl KekRotations {
         let mut mutation = permit.begin_in(&term).await?;
         let tx = mutation.tx();
         // Changes of a key's life lock the key before its versions, so this does too; several, in the order of their ids.
-        let keys: BTreeSet<_> = batch
-            .moved
-            .iter()
-            .map(|m| m.old.key.to_string())
-            .collect();
+        let keys: BTreeSet<_> = batch.moved.iter().map(|m| m.old.key.to_string()).collect();
         for key in keys {
             tx.lock_key(key.parse()?).await?;
         }

@@ -47,7 +47,9 @@ impl Outside {
         let url = Secret::new(daemon.database_url().to_owned());
         Self {
             backend: backend.expect("the token opens"),
-            db: Db::open_beside(&DatabaseConfig::of(url)).await.expect("opened"),
+            db: Db::open_beside(&DatabaseConfig::of(url))
+                .await
+                .expect("opened"),
             plain: HashMap::new(),
         }
     }
@@ -117,7 +119,10 @@ impl Outside {
 }
 
 fn a_key(tenant: &TenantName) -> Key {
-    let (id, now) = (KeyId::random(), Timestamp::from_micros(1_700_000_000_000_000));
+    let (id, now) = (
+        KeyId::random(),
+        Timestamp::from_micros(1_700_000_000_000_000),
+    );
     Key {
         id,
         tenant: tenant.clone(),
@@ -148,7 +153,8 @@ async fn seeded(count: usize, softhsm: &SoftHsm) -> (Daemon, Outside, String) {
 }
 
 async fn recorded(daemon: &Daemon) -> i64 {
-    let query = "SELECT data FROM audit_events WHERE action = 'RewrapDataKeys' AND outcome = 'success'";
+    let query =
+        "SELECT data FROM audit_events WHERE action = 'RewrapDataKeys' AND outcome = 'success'";
     let rows = daemon.rows(query).await;
     rows.iter()
         .map(|row| {

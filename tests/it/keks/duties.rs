@@ -49,7 +49,10 @@ async fn every_assignment(engine: Engine) {
             rotation_id: rotation.id.clone(),
             plan_digest: rotation.plan_digest.clone(),
         };
-        let approved = people[a].keks().approve_kek_rotation(approval.clone()).await;
+        let approved = people[a]
+            .keks()
+            .approve_kek_rotation(approval.clone())
+            .await;
         if r == a {
             denied(approved.expect_err("one person for two steps"));
             let other = people[(r + 1) % 3].keks().approve_kek_rotation(approval);
@@ -69,7 +72,13 @@ async fn every_assignment(engine: Engine) {
             rotation_id: rotation.id.clone(),
             reason: "mine".into(),
         };
-        denied(people[r].keks().reject_kek_rotation(own).await.expect_err("own"));
+        denied(
+            people[r]
+                .keks()
+                .reject_kek_rotation(own)
+                .await
+                .expect_err("own"),
+        );
         if case == 26 {
             let third = 3 - r - approver;
             let deployment = DeployKekRotationRequest {

@@ -38,7 +38,9 @@ async fn a_damaged_row(engine: Engine) {
     }
     says(&daemon, "/metrics", &["claviger_data_keys_undecryptable 0"]).await;
     let kid_of = |name: &str| {
-        format!("SELECT v.kid FROM key_versions v JOIN keys k ON k.id = v.key_id WHERE k.name = '{name}'")
+        format!(
+            "SELECT v.kid FROM key_versions v JOIN keys k ON k.id = v.key_id WHERE k.name = '{name}'"
+        )
     };
     let bad = daemon.rows(&kid_of("bad")).await[0][0].clone();
     // Two rows change places: each is whole, and bound to the other's version.
@@ -91,11 +93,21 @@ async fn a_damaged_row_shows_everywhere_and_keeps_no_other_from_moving_on_postgr
 async fn a_kek_that_is_lost_later_is_an_alert() {
     let daemon = Setup::new(Engine::Sqlite).append(QUICK).start().await;
     vault(&daemon, "one").await;
-    says(&daemon, "/metrics", &["claviger_kek_up{state=\"ACTIVE\"} 1"]).await;
+    says(
+        &daemon,
+        "/metrics",
+        &["claviger_kek_up{state=\"ACTIVE\"} 1"],
+    )
+    .await;
     remove(&daemon, FIRST).await;
     let text = alerted(&daemon, "KEK_LOST").await;
     assert!(text[0].contains("docs/runbook.md"), "{text:?}");
-    says(&daemon, "/metrics", &["claviger_kek_up{state=\"ACTIVE\"} 0"]).await;
+    says(
+        &daemon,
+        "/metrics",
+        &["claviger_kek_up{state=\"ACTIVE\"} 0"],
+    )
+    .await;
     says(&daemon, "/readyz", &["kek", "does not unwrap its probe"]).await;
     // It says nothing about the data keys.
     says(&daemon, "/metrics", &["claviger_data_keys_undecryptable 0"]).await;

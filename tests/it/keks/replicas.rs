@@ -15,7 +15,8 @@ async fn every_replica_wraps_with_the_new_kek_and_nothing_stays_under_the_old_on
     for number in 0.. {
         let name = format!("later-{number}");
         sealed.push((name.clone(), vault(&two, &name).await));
-        let kek = "SELECT v.kek_ref FROM key_versions v JOIN keys k ON k.id = v.key_id WHERE k.name = ";
+        let kek =
+            "SELECT v.kek_ref FROM key_versions v JOIN keys k ON k.id = v.key_id WHERE k.name = ";
         let row = one.rows(&format!("{kek}'{name}'")).await;
         if row[0][0] == rotation.new_kek {
             break;

@@ -26,14 +26,14 @@ async fn another_key_under_the_same_label_stops_the_start() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_kek_that_does_not_open_its_probe_stops_the_start() {
     let mut daemon = down().await;
-    daemon
-        .execute("UPDATE keks SET probe_digest = X'00'")
-        .await;
-    let said = [MISCONFIGURED, "does not unwrap", "bring the original key back"];
+    daemon.execute("UPDATE keks SET probe_digest = X'00'").await;
+    let said = [
+        MISCONFIGURED,
+        "does not unwrap",
+        "bring the original key back",
+    ];
     refuses_to_start(&mut daemon, &said).await;
-    daemon
-        .execute("UPDATE keks SET probe = zeroblob(61)")
-        .await;
+    daemon.execute("UPDATE keks SET probe = zeroblob(61)").await;
     refuses_to_start(&mut daemon, &said).await;
     daemon.stop().await;
 }
@@ -44,7 +44,11 @@ async fn a_kek_that_wraps_nothing_here_stops_the_start() {
     let mut daemon = down().await;
     create(&daemon, "kek-2").await;
     daemon.edit_config(|text| text.replace(FIRST, "kek-2"));
-    let said = [MISCONFIGURED, "has wrapped nothing here", "claviger kek rotate"];
+    let said = [
+        MISCONFIGURED,
+        "has wrapped nothing here",
+        "claviger kek rotate",
+    ];
     refuses_to_start(&mut daemon, &said).await;
     daemon.edit_config(|text| text.replace("kek-2", FIRST));
     daemon.restart().await;
@@ -99,7 +103,11 @@ async fn while_data_keys_are_rewrapped_both_keks_must_be_there() {
     daemon.terminate().await;
     daemon.edit_config(|text| text.replace(FIRST, "kek-2"));
     remove(&daemon, FIRST).await;
-    let said = [MISCONFIGURED, "DEACTIVATED", "is needed to unwrap data keys"];
+    let said = [
+        MISCONFIGURED,
+        "DEACTIVATED",
+        "is needed to unwrap data keys",
+    ];
     refuses_to_start(&mut daemon, &said).await;
     assert!(!wrapped.is_empty());
     daemon.stop().await;
