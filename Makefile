@@ -16,13 +16,13 @@ run: ## Build, then run a complete local environment and the main job on it
 
 test: ## Check formatting, lint, and run every test on a real token and real databases
 	@scripts/install-test-deps
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
-	$(CARGO) test --locked --no-fail-fast
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) test --locked --workspace --no-fail-fast
 
 lint: ## Formatting and clippy only
-	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
 bench: ## Measure calls per second, optimised, client included
 	@scripts/install-run-deps

@@ -22,6 +22,7 @@ use crate::{
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
+    erasure::{Erasures, Notary},
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
@@ -77,7 +78,10 @@ pub async fn run(
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
     db.check_schema().await.map_err(AppError::new)?;
-    let guarded = guard(open_backends(&config.backends).await?, &config.backends);
+    let guarded = guard(
+        open_backends(&config.backends, &Modules::new()).await?,
+        &config.backends,
+    );
     let backends: Backends = guarded
         .iter()
         .map(|(name, backend)| (name.clone(), Arc::clone(backend) as Arc<dyn Backend>))
@@ -150,6 +154,17 @@ pub async fn run(
         config.keys.destruction_wait(),
         config.rotation.clock_skew(),
     ));
+    let notary = config.audit.checkpoint.as_ref().map(|checkpoint| Notary {
+        key: checkpoint.key.clone(),
+        issuer: config.tokens.issuer.clone(),
+    });
+    let erasures = Arc::new(Erasures::new(
+        db.clone(),
+        Arc::clone(&keys),
+        clock.clone(),
+        config.keys.tenant_destruction_wait(),
+        notary,
+    ));
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
     let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
     let incidents = Arc::new(Incidents::new(
@@ -168,6 +183,7 @@ pub async fn run(
         rewrapping: Rewrapping::default(),
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
+        erasures: Arc::clone(&erasures),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
         checkpoints: config
@@ -190,6 +206,7 @@ pub async fn run(
         rotations,
         kek_rotations: Arc::clone(&kek_rotations),
         destructions,
+        erasures,
         incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
@@ -350,17 +367,17 @@ pub async fn run(
     outcome
 }
 
-/// Opens every backend of the configuration. One `Modules` for the process: a PKCS#11 library is loaded once.
+/// Opens every backend of the configuration. `modules` is the one of the process: a PKCS#11 library is loaded once.
 pub async fn open_backends(
     configs: &BTreeMap<String, BackendConfig>,
+    modules: &Modules,
 ) -> Result<Backends, AppError> {
-    let modules = Modules::new();
     let mut backends = Backends::new();
     for (name, config) in configs {
         let backend: Arc<dyn Backend> = match config {
             // Blocks while the library logs in; nothing else runs yet.
             BackendConfig::Pkcs11(pkcs11) => {
-                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, &modules))
+                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, modules))
                     .map(Arc::new)
                     .map_err(|e| AppError(format!("backend {name}: {e}")))?
             }

@@ -242,6 +242,9 @@ impl Config {
                 self.default_backend()
             ));
         }
+        if let Err(e) = self.limits.check_streams() {
+            return wrong(e);
+        }
         let payload = self.limits.max_payload_bytes;
         // Room for the other fields of a request and for what a ciphertext is longer than its plaintext.
         if payload == 0 || payload + (64 << 10) > self.grpc.max_request_bytes {
@@ -295,6 +298,10 @@ impl Config {
             (
                 self.keys.destruction_wait_seconds < 24 * 60 * 60,
                 "keys.destruction_wait_seconds below 86400",
+            ),
+            (
+                self.keys.tenant_destruction_wait_seconds < 24 * 60 * 60,
+                "keys.tenant_destruction_wait_seconds below 86400",
             ),
             (
                 self.keys.reconcile_after_seconds < 30,

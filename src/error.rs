@@ -122,6 +122,10 @@ reasons! {
     DestructionOpen = "DESTRUCTION_OPEN": FailedPrecondition,
     /// The destruction is not in the state that this needs.
     DestructionState = "DESTRUCTION_STATE": FailedPrecondition,
+    /// The keys of the tenant were destroyed, or are being destroyed: nothing is created in it any more.
+    TenantErased = "TENANT_ERASED": FailedPrecondition,
+    /// No key is configured that signs proofs of destruction, or it cannot sign.
+    ProofKeyMissing = "PROOF_KEY_MISSING": FailedPrecondition,
     /// The incident is not in the state that this needs.
     IncidentState = "INCIDENT_STATE": FailedPrecondition,
     /// An incident is closed with a postmortem reference, and this call has none.

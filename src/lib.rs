@@ -1,4 +1,4 @@
-//! Claviger: a key-management daemon. Private keys live in a PKCS#11 token and nowhere else; the daemon decides who may
+//! Claviger: a key-management daemon. Private keys live in a PKCS#11 token or in AWS KMS; the daemon decides who may
 //! use them, uses them, and records it.
 //!
 //! # The map
@@ -11,7 +11,7 @@
 //! | R6 | [`app`], [`config`], [`telemetry`] | from a configuration to a running daemon |
 //! | R5 | [`grpc`], [`http`], [`jobs`] | who comes in: callers, verifiers, time |
 //! | R4 | [`authn`] | who is calling |
-//! | R3 | [`keys`], [`rotation`], [`destruction`], [`incidents`], [`tokens`], [`directory`] | what the product does |
+//! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`tokens`], [`directory`] | what the product does |
 //! | R2 | [`gate`], [`authz`], [`audit`] | the one door: may they, and what happened |
 //! | R1 | [`backends`], [`envelope`], [`store`] | the device, the ciphertext, the database |
 //! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`] | nouns and pure rules |
@@ -48,6 +48,7 @@ pub mod config;
 pub mod destruction;
 pub mod directory;
 pub mod envelope;
+pub mod erasure;
 pub mod error;
 pub mod fault;
 pub mod gate;

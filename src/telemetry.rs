@@ -201,6 +201,14 @@ fn describe() {
         "claviger_admin_calls_shed_total",
         "Administrative calls refused because their principal had too many in flight."
     );
+    describe_gauge!(
+        "claviger_streams_open",
+        "EncryptStream and DecryptStream calls that are open."
+    );
+    describe_counter!(
+        "claviger_streams_shed_total",
+        "Streams refused because their principal had too many open."
+    );
     describe_counter!(
         "claviger_policy_evaluations_total",
         "Decisions that were not cached."

@@ -64,7 +64,8 @@ CREATE TABLE kek_rotation_approvals (
     PRIMARY KEY (rotation_id, approver)
 );
 
--- Webhook deliveries that were seen. mark is 'id:' and the event id, or 'mac:' and the MAC: either repeats a delivery.
+-- Webhook deliveries that were seen. mark is 'id:' and the event id, or 'sha256:' and a digest of what was signed: either
+-- repeats a delivery.
 CREATE TABLE webhook_events (
     key_id     TEXT NOT NULL REFERENCES keys (id),
     mark       TEXT NOT NULL,

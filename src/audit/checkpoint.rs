@@ -1,7 +1,7 @@
 //! Checkpoints: where the chain of every stream ended at some moment, signed, in a file outside the database.
 //!
 //! Whoever owns the database can rewrite a whole stream and its head; only what was written down elsewhere shows it.
-//! A checkpoint is a signed note (c2sp.org/signed-note): a line with the origin, one line per stream (name, seq, hash
+//! A checkpoint is a signed note (`audit::note`): a line with the origin, one line per stream (name, seq, hash
 //! in hex), a line with the time. A file holds many, one after the other, and is only ever added to.
 //! The scheduler writes them (`jobs::checkpoint_audit`); `claviger audit verify --checkpoints` reads them.
 
@@ -12,16 +12,14 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::{
-    digest::{SHA256, digest},
-    signature::{ECDSA_P256_SHA256_ASN1, ParsedPublicKey},
-};
-use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 
-use super::hex;
+use super::{
+    hex,
+    note::{self, Piece, Verdict},
+};
 use crate::{
-    model::{Algorithm, KeyRef, PublicKey, SignInput, Timestamp, public_key},
+    model::{KeyRef, PublicKey, Timestamp},
     store::Head,
 };
 
@@ -29,7 +27,8 @@ use crate::{
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// Name of a SIGNING key of tenant `system`, ES256 or EdDSA, that is used for nothing else.
+    /// Name of a SIGNING key of tenant `system`, ES256 or EdDSA, that signs checkpoints and proofs of destruction and is
+    /// used for nothing else.
     pub key: String,
     /// File that the notes are added to: on another disk or machine than the database.
     pub file: PathBuf,
@@ -100,8 +99,6 @@ pub struct CheckpointFile {
 }
 
 const ORIGIN: &str = "claviger audit ";
-const SIGNATURE: &str = "\u{2014} ";
-const ED25519: u8 = 0x01;
 
 impl Checkpoint {
     /// The text of the note. None when a name in it would be mistaken for something else.
@@ -142,54 +139,6 @@ impl Checkpoint {
             at: Timestamp::from_micros(at.as_microsecond()),
         })
     }
-
-    /// Name of the key in the signature line.
-    fn key_name(&self) -> String {
-        let host = self.issuer.trim_start_matches("https://");
-        format!("{}/audit", host.replace('+', "%2B"))
-    }
-}
-
-/// Can this algorithm sign notes? ECDSA of the note format is with SHA-256.
-pub const fn signs_notes(algorithm: Algorithm) -> bool {
-    matches!(algorithm, Algorithm::Es256 | Algorithm::EdDsa)
-}
-
-/// SHA-256 of a checkpoint's text, in hex.
-pub fn text_digest(text: &str) -> String {
-    hex(digest(&SHA256, text.as_bytes()).as_ref())
-}
-
-/// The signed note. `signature` is over `checkpoint.text()`, in its JOSE form.
-pub fn signed(checkpoint: &Checkpoint, text: &str, key: &PublicKey, signature: &[u8]) -> String {
-    let name = checkpoint.key_name();
-    let signature = match key {
-        PublicKey::Ec { .. } => public_key::ecdsa_der(signature),
-        PublicKey::Ed25519(_) | PublicKey::Rsa { .. } => signature.to_vec(),
-    };
-    let line = BASE64_STANDARD.encode([&key_id(&name, key)[..], &signature].concat());
-    format!("{text}\n{SIGNATURE}{name} {line}\n")
-}
-
-fn key_id(name: &str, key: &PublicKey) -> [u8; 4] {
-    let hashed = match key {
-        PublicKey::Ed25519(bytes) => [name.as_bytes(), b"\n", &[ED25519], bytes].concat(),
-        PublicKey::Ec { .. } | PublicKey::Rsa { .. } => key.spki_der(),
-    };
-    let mut id = [0; 4];
-    id.copy_from_slice(&digest(&SHA256, &hashed).as_ref()[..4]);
-    id
-}
-
-fn verifies(key: &PublicKey, text: &str, signature: &[u8]) -> bool {
-    match key {
-        PublicKey::Ed25519(_) => key
-            .verifier(Algorithm::EdDsa)
-            .is_ok_and(|v| v.verifies(SignInput::Message(text.as_bytes()), signature)),
-        PublicKey::Ec { .. } => ParsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key.spki_der())
-            .is_ok_and(|parsed| parsed.verify_sig(text.as_bytes(), signature).is_ok()),
-        PublicKey::Rsa { .. } => false,
-    }
 }
 
 /// Adds a note to the file and returns when it is durable. Blocks. What a crash left of an earlier note stays there.
@@ -214,59 +163,33 @@ pub fn append(file: &Path, note: &str) -> io::Result<()> {
 /// Reads a checkpoint file and believes what one of `keys` signed.
 pub fn read(file: &str, keys: &[PublicKey]) -> CheckpointFile {
     let mut found = CheckpointFile::default();
-    for (line, text, signatures) in notes(file) {
-        match judge(&text, &signatures, keys) {
-            Verdict::Good(checkpoint) => found.checkpoints.push(checkpoint),
-            Verdict::Unsigned => found.unsigned += 1,
-            Verdict::Bad(why) => found
+    for piece in note::pieces(file) {
+        match judge(&piece, keys) {
+            Judged::Good(checkpoint) => found.checkpoints.push(checkpoint),
+            Judged::Unsigned => found.unsigned += 1,
+            Judged::Bad(why) => found
                 .problems
-                .push(format!("the note in line {line} {why}")),
+                .push(format!("the note in line {} {why}", piece.line)),
         }
     }
     found.problems.extend(contradictions(&found.checkpoints));
     found
 }
 
-/// The pieces of a file: number of the first line, text, signature lines.
-fn notes(file: &str) -> Vec<(usize, String, Vec<&str>)> {
-    let mut pieces: Vec<(usize, String, Vec<&str>)> = Vec::new();
-    let mut open = false;
-    for (i, line) in file.split('\n').enumerate() {
-        match (line, pieces.last_mut()) {
-            ("", _) => open = false,
-            (line, Some((.., signatures))) if line.starts_with(SIGNATURE) => signatures.push(line),
-            (line, Some((_, text, _))) if open => text.push_str(&format!("{line}\n")),
-            (line, _) => {
-                pieces.push((i + 1, format!("{line}\n"), Vec::new()));
-                open = true;
-            }
-        }
-    }
-    pieces
-}
-
-enum Verdict {
+enum Judged {
     Good(Checkpoint),
     Unsigned,
     Bad(&'static str),
 }
 
-fn judge(text: &str, signatures: &[&str], keys: &[PublicKey]) -> Verdict {
-    let Some(checkpoint) = Checkpoint::parse(text) else {
-        return Verdict::Unsigned;
+fn judge(piece: &Piece<'_>, keys: &[PublicKey]) -> Judged {
+    let Some(checkpoint) = Checkpoint::parse(&piece.text) else {
+        return Judged::Unsigned;
     };
-    let name = checkpoint.key_name();
-    let mut known = signatures.iter().filter_map(|line| {
-        let (signer, encoded) = line.strip_prefix(SIGNATURE)?.split_once(' ')?;
-        let bytes = BASE64_STANDARD.decode(encoded).ok()?;
-        let (id, signature) = bytes.split_at_checked(4)?;
-        let key = keys.iter().find(|key| key_id(&name, key) == *id)?;
-        (signer == name).then(|| verifies(key, text, signature))
-    });
-    match (known.next(), known.all(|good| good)) {
-        (None, _) => Verdict::Unsigned,
-        (Some(true), true) => Verdict::Good(checkpoint),
-        (Some(_), _) => Verdict::Bad("has a signature that does not verify"),
+    match piece.judge(&checkpoint.issuer, keys) {
+        Verdict::Good => Judged::Good(checkpoint),
+        Verdict::Unsigned => Judged::Unsigned,
+        Verdict::Bad => Judged::Bad("has a signature that does not verify"),
     }
 }
 
@@ -306,8 +229,12 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
+    use base64::{Engine, prelude::BASE64_STANDARD};
 
-    use super::*;
+    use super::{
+        super::note::{ED25519, key_id, signed},
+        *,
+    };
 
     fn checkpoint(seq: i64, fill: u8) -> Checkpoint {
         let head = |stream: &str, seq| StreamHead {
@@ -333,7 +260,7 @@ mod tests {
     fn note(pair: &(Ed25519KeyPair, PublicKey), checkpoint: &Checkpoint) -> String {
         let text = checkpoint.text().expect("a text");
         let signature = pair.0.sign(text.as_bytes());
-        signed(checkpoint, &text, &pair.1, signature.as_ref())
+        signed(&checkpoint.issuer, &text, &pair.1, signature.as_ref())
     }
 
     #[test]

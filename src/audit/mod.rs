@@ -2,13 +2,14 @@
 //!
 //! Stream `admin` is written inside the mutation's own transaction (`admin::append`), stream `access/<replica>` by
 //! one group-committing writer per replica (`access::AccessLog`). `verify` recomputes chains; it needs nothing but
-//! the rows. `checkpoint` writes down elsewhere where they ended. Only `gate` writes; nothing here decides who may do
+//! the rows. `checkpoint` writes down elsewhere where they ended, as `note`s that are signed. Only `gate` writes; nothing here decides who may do
 //! what.
 
 pub mod access;
 pub mod admin;
 mod chain;
 pub mod checkpoint;
+pub mod note;
 mod reader;
 pub mod verify;
 

@@ -10,4 +10,4 @@ pub mod tls;
 
 pub use mtls::Authn;
 pub use peer::{ConnectedPeer, Peer};
-pub use tls::{AcceptLimits, ReloadableTls, TlsConfig, TlsConn, accept};
+pub use tls::{AcceptLimits, ReloadableTls, TlsConfig, TlsConn, accept, first_expiry};

@@ -27,7 +27,10 @@ use rustls::{
 };
 use serde::Deserialize;
 
-pub use self::accept::{AcceptLimits, TlsConn, accept};
+pub use self::{
+    accept::{AcceptLimits, TlsConn, accept},
+    files::first_expiry,
+};
 use crate::{clock::Clock, model::Timestamp};
 
 /// Section `tls` of a listener. All files are PEM.

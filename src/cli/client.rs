@@ -17,8 +17,10 @@ use super::{
 };
 use crate::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
+    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, principal_service_client::PrincipalServiceClient,
+    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
+    principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 
@@ -43,6 +45,7 @@ pub struct Target {
 /// An open connection. Cloning is cheap.
 #[derive(Clone)]
 pub struct Connection {
+    channel: Channel,
     service: Service,
 }
 
@@ -54,15 +57,25 @@ impl Connection {
     pub fn service(&self) -> Service {
         self.service.clone()
     }
+
+    /// `CryptoService` for calls that take as long as their input: without a deadline.
+    pub fn streams(&self) -> CryptoServiceClient<Service> {
+        let service = InterceptedService::new(self.channel.clone(), Deadline(None));
+        CryptoServiceClient::new(service)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
 }
 
-/// Tells the server how long the caller waits.
+/// Tells the server how long the caller waits, if there is an end to it.
 #[derive(Clone, Copy)]
-pub struct Deadline(Duration);
+pub struct Deadline(Option<Duration>);
 
 impl Interceptor for Deadline {
     fn call(&mut self, mut request: Request<()>) -> std::result::Result<Request<()>, Status> {
-        request.set_timeout(self.0);
+        if let Some(timeout) = self.0 {
+            request.set_timeout(timeout);
+        }
         Ok(request)
     }
 }
@@ -83,12 +96,18 @@ macro_rules! clients {
 clients! {
     /// Client of `CryptoService`.
     crypto: CryptoServiceClient,
+    /// Client of `DataKeyService`.
+    data_keys: DataKeyServiceClient,
+    /// Client of `MacService`.
+    macs: MacServiceClient,
     /// Client of `KeyService`.
     keys: KeyServiceClient,
     /// Client of `RotationService`.
     rotations: RotationServiceClient,
-    /// The key-encryption key.
+    /// Client of `KekService`.
     keks: KekServiceClient,
+    /// Client of `ErasureService`.
+    erasures: ErasureServiceClient,
     /// Client of `IncidentService`.
     incidents: IncidentServiceClient,
     /// Client of `TokenService`.
@@ -130,8 +149,10 @@ pub async fn connect(target: &Target) -> Result<Connection> {
         .connect_with_connector(connector)
         .await
         .map_err(|e| Status::from_error(Box::new(e)))?;
+    let deadline = Deadline(Some(target.timeout));
     Ok(Connection {
-        service: InterceptedService::new(channel, Deadline(target.timeout)),
+        service: InterceptedService::new(channel.clone(), deadline),
+        channel,
     })
 }
 

@@ -10,13 +10,14 @@ use super::{
     input::{self, Streams},
     options::{Format, Session},
     output::{self, Secrecy},
+    stream,
 };
 use crate::grpc::proto::{
     BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest, DecryptRequest, EncryptRequest,
-    RewrapRequest,
+    RewrapRequest, decrypt_stream_request, encrypt_stream_request,
 };
 
-/// Arguments of all three.
+/// What all three have.
 #[derive(ClapArgs, Debug)]
 pub struct Args {
     /// Name or id of an ENCRYPTION key
@@ -32,6 +33,42 @@ pub struct Args {
     streams: Streams,
     #[arg(long, value_name = "FILE", help = batch::HELP, conflicts_with_all = ["input_file", "output_file"])]
     batch: Option<PathBuf>,
+}
+
+/// Arguments of `encrypt` and `decrypt`.
+#[derive(ClapArgs, Debug)]
+pub struct StreamArgs {
+    #[command(flatten)]
+    args: Args,
+    /// Go through a stream, as any input of more than 4 MiB does; --out is written whole or not at all, what went to
+    /// stdout before a failure must be discarded
+    #[arg(long, conflicts_with = "batch")]
+    stream: bool,
+}
+
+/// What there is to encrypt or decrypt.
+enum Payload {
+    /// All of it.
+    Whole(Vec<u8>),
+    /// More than one request should carry, or asked to go through a stream.
+    Long(stream::Source),
+}
+
+impl StreamArgs {
+    fn payload(&self, session: &Session) -> Result<Payload> {
+        let (name, mut source) = input::open(self.args.streams.input_file.as_deref())?;
+        let most = stream::WHOLE + 1;
+        let beginning = input::read_at_most(&name, &mut source, most)?;
+        if !self.stream && (beginning.len() as u64) < most {
+            return Ok(Payload::Whole(beginning));
+        }
+        if session.format() == Format::Json {
+            return Err(Failure::usage(
+                "a stream is bytes and not JSON; leave --output json out, or give at most 4 MiB",
+            ));
+        }
+        Ok(Payload::Long(stream::Source::new(name, beginning, source)))
+    }
 }
 
 impl Args {
@@ -80,17 +117,30 @@ impl Args {
 }
 
 /// Runs `claviger encrypt`.
-pub async fn encrypt(args: Args, session: &Session) -> Result<Exit> {
+pub async fn encrypt(streamed: StreamArgs, session: &Session) -> Result<Exit> {
+    let args = &streamed.args;
     let mut client = session.crypto();
     if let Some(file) = &args.batch {
         let call = async |request: BatchEncryptRequest| client.batch_encrypt(request).await;
         return batch::run(file, args.defaults()?, call).await;
     }
     args.check_ciphertext_output(session)?;
+    let plaintext = match streamed.payload(session)? {
+        Payload::Whole(bytes) => bytes,
+        Payload::Long(source) => {
+            let start = encrypt_stream_request::Start {
+                tenant: args.tenant.clone(),
+                key: args.key(),
+                aad: args.aad()?,
+            };
+            let to = args.streams.output_file.as_deref();
+            return stream::encrypt(session, start, source, to).await;
+        }
+    };
     let request = EncryptRequest {
         tenant: args.tenant.clone(),
         key: args.key(),
-        plaintext: args.streams.read()?.into(),
+        plaintext: plaintext.into(),
         aad: args.aad()?,
     };
     let answer = client.encrypt(request).await?.into_inner();
@@ -98,16 +148,29 @@ pub async fn encrypt(args: Args, session: &Session) -> Result<Exit> {
 }
 
 /// Runs `claviger decrypt`.
-pub async fn decrypt(args: Args, session: &Session) -> Result<Exit> {
+pub async fn decrypt(streamed: StreamArgs, session: &Session) -> Result<Exit> {
+    let args = &streamed.args;
     let mut client = session.crypto();
     if let Some(file) = &args.batch {
         let call = async |request: BatchDecryptRequest| client.batch_decrypt(request).await;
         return batch::run(file, args.defaults()?, call).await;
     }
+    let ciphertext = match streamed.payload(session)? {
+        Payload::Whole(bytes) => bytes,
+        Payload::Long(source) => {
+            let start = decrypt_stream_request::Start {
+                tenant: args.tenant.clone(),
+                key: args.key(),
+                aad: args.aad()?,
+            };
+            let to = args.streams.output_file.as_deref();
+            return stream::decrypt(session, start, source, to).await;
+        }
+    };
     let request = DecryptRequest {
         tenant: args.tenant.clone(),
         key: args.key(),
-        ciphertext: args.streams.read()?.into(),
+        ciphertext: ciphertext.into(),
         aad: args.aad()?,
     };
     let answer = client.decrypt(request).await?.into_inner();

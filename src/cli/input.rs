@@ -7,18 +7,26 @@ use std::{
     time::Duration,
 };
 
-use base64::prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _};
+use base64::{
+    alphabet,
+    engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig},
+    prelude::{BASE64_URL_SAFE_NO_PAD, Engine as _},
+};
 use clap::{
-    Args,
+    Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use jiff::{SignedDuration, Span, SpanRelativeTo};
+use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 
 use super::{
     exit::{Failure, Result},
     output,
 };
-use crate::grpc::proto::{Algorithm, KeyPurpose, PrincipalType, RotationMode};
+use crate::{
+    grpc::proto::{Algorithm, KeyPurpose, PrincipalType, RotationMode},
+    model::PublicKey,
+};
 
 /// Where bytes come from and go to.
 #[derive(Args, Clone, Debug)]
@@ -43,29 +51,50 @@ impl Streams {
     }
 }
 
+/// The public key in a PEM file that `option` names.
+pub fn public_key(option: &str, path: &Path) -> Result<PublicKey> {
+    let wrong = |what: &str| Failure::usage(format!("{option} {}: {what}", path.display()));
+    let pem = std::fs::read(path).map_err(|e| wrong(&e.to_string()))?;
+    let der = SubjectPublicKeyInfoDer::from_pem_slice(&pem);
+    let der = der.map_err(|_| wrong("no PUBLIC KEY in PEM"))?;
+    let key = PublicKey::from_spki_der(&der);
+    key.ok_or_else(|| wrong("neither an ECDSA key nor an Ed25519 key"))
+}
+
 /// The most that is read: what a request can carry, and one byte, so that the daemon says what is wrong.
 const MAX_INPUT: u64 = (8 << 20) + 1;
 
 /// All bytes of a file, or of stdin for none or `-`. Errors: more than any request can carry.
 pub fn read(path: Option<&Path>) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let (name, result) = match path.filter(|path| *path != Path::new("-")) {
-        None => (
-            "stdin".to_owned(),
-            io::stdin().lock().take(MAX_INPUT).read_to_end(&mut bytes),
-        ),
-        Some(path) => (
-            path.display().to_string(),
-            std::fs::File::open(path).and_then(|f| f.take(MAX_INPUT).read_to_end(&mut bytes)),
-        ),
-    };
-    result.map_err(|e| Failure::usage(format!("cannot read {name}: {e}")))?;
+    let (name, source) = open(path)?;
+    let bytes = read_at_most(&name, source, MAX_INPUT)?;
     if bytes.len() as u64 == MAX_INPUT {
         return Err(Failure::usage(format!(
             "{name} is larger than the 8 MiB that one request can carry"
         )));
     }
     Ok(bytes)
+}
+
+/// A file, or stdin for none or `-`, with its name for people.
+pub fn open(path: Option<&Path>) -> Result<(String, Box<dyn Read + Send>)> {
+    let Some(path) = path.filter(|path| *path != Path::new("-")) else {
+        return Ok(("stdin".to_owned(), Box::new(io::stdin())));
+    };
+    let name = path.display().to_string();
+    match std::fs::File::open(path) {
+        Ok(file) => Ok((name, Box::new(file))),
+        Err(e) => Err(Failure::usage(format!("cannot read {name}: {e}"))),
+    }
+}
+
+/// The first bytes of `source`.
+pub fn read_at_most(name: &str, source: impl Read, most: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    match source.take(most).read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(e) => Err(Failure::usage(format!("cannot read {name}: {e}"))),
+    }
 }
 
 /// A signature: the name of a file that holds it, raw or as base64url, or the base64url text itself.
@@ -82,6 +111,78 @@ pub fn signature(argument: &str) -> Result<Vec<u8>> {
             "--signature is neither a file nor base64url text",
         )),
     }
+}
+
+/// How a secret is written in its file.
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Encoding {
+    /// The bytes themselves, to the last one
+    #[default]
+    Raw,
+    /// Hex digits
+    Hex,
+    /// Base64 of either alphabet, padded or not
+    Base64,
+}
+
+/// Where a secret comes from: never an argument, which everybody on the machine can read.
+#[derive(Args, Clone, Debug)]
+pub struct SecretFile {
+    /// File that holds the secret; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    pub secret_file: PathBuf,
+    /// How the secret is written in it
+    #[arg(long, value_enum, default_value_t)]
+    pub encoding: Encoding,
+}
+
+impl SecretFile {
+    /// The secret. Errors tell nothing of it.
+    pub fn read(&self) -> Result<Vec<u8>> {
+        let mut text = read(Some(&self.secret_file))?;
+        let decoded = match self.encoding {
+            Encoding::Raw if text.ends_with(b"\n") => Err(
+                "the secret ends with a line feed, which would be a part of it; write the file without (printf %s), \
+                 or say how it is written with --encoding",
+            ),
+            Encoding::Raw => return Ok(text),
+            Encoding::Hex => {
+                unhex(text.trim_ascii()).ok_or("the secret is not an even number of hex digits")
+            }
+            Encoding::Base64 => unbase64(text.trim_ascii()).ok_or("the secret is not base64"),
+        };
+        zeroize::Zeroize::zeroize(&mut text);
+        decoded.map_err(Failure::usage)
+    }
+}
+
+/// `--mac`: 64 or 128 hex digits, or base64 of either alphabet. The lengths tell them apart.
+pub fn mac(argument: &str) -> std::result::Result<Vec<u8>, String> {
+    let mac = match argument.len() {
+        64 | 128 => unhex(argument.as_bytes()),
+        _ => unbase64(argument.as_bytes()),
+    };
+    mac.filter(|mac| !mac.is_empty())
+        .ok_or_else(|| "expected the MAC as hex or base64".to_owned())
+}
+
+/// Lower-case hex digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &[u8]) -> Option<Vec<u8>> {
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let (pairs, rest) = text.as_chunks::<2>();
+    let byte = |&[high, low]: &[u8; 2]| u8::try_from(digit(high)? * 16 + digit(low)?).ok();
+    rest.is_empty().then(|| pairs.iter().map(byte).collect())?
+}
+
+fn unbase64(text: &[u8]) -> Option<Vec<u8>> {
+    const ANY: GeneralPurposeConfig =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let decode = |alphabet| GeneralPurpose::new(alphabet, ANY).decode(text).ok();
+    decode(&alphabet::STANDARD).or_else(|| decode(&alphabet::URL_SAFE))
 }
 
 /// `name=value` of `--aad`.
@@ -227,6 +328,21 @@ mod tests {
     }
 
     #[test]
+    fn macs_are_told_apart_by_their_length() {
+        assert_eq!(mac(&"0f".repeat(32)), Ok(vec![15; 32]));
+        assert_eq!(mac(&"0F".repeat(64)), Ok(vec![15; 64]));
+        // 32 bytes as base64, with padding and without, and in the other alphabet.
+        let standard = format!("{}8=", "//".repeat(21));
+        assert_eq!(mac(&standard), Ok(vec![255; 32]));
+        assert_eq!(mac(standard.trim_end_matches('=')), Ok(vec![255; 32]));
+        assert_eq!(mac(&standard.replace('/', "_")), Ok(vec![255; 32]));
+        assert!(mac("").is_err());
+        assert!(mac(&"0g".repeat(32)).is_err());
+        assert!(mac("no mac!").is_err());
+        assert_eq!(hex(&[0, 171]), "00ab");
+    }
+
+    #[test]
     fn aad_pairs() {
         assert_eq!(pair("a=b=c"), Ok(("a".into(), "b=c".into())));
         assert!(pair("=b").is_err());
@@ -241,7 +357,7 @@ mod tests {
     #[test]
     fn every_name_of_an_enum_is_one_of_the_contract() {
         let command = clap::Command::new("test");
-        for purpose_name in ["signing", "token-signing", "encryption"] {
+        for purpose_name in ["signing", "token-signing", "encryption", "mac"] {
             assert!(
                 purpose()
                     .parse_ref(&command, None, OsStr::new(purpose_name))

@@ -8,6 +8,7 @@ mod audit;
 mod batch;
 mod bench;
 mod client;
+mod data_key;
 mod dev;
 mod doctor;
 mod encrypt;
@@ -17,6 +18,7 @@ mod incident;
 mod input;
 mod kek;
 mod key;
+mod mac;
 mod migrate;
 mod options;
 mod output;
@@ -29,9 +31,11 @@ mod rotation;
 mod serve;
 mod sign;
 mod stop;
+mod stream;
 mod tenant;
 mod tls;
 mod token;
+mod webhook;
 
 use std::process::ExitCode;
 
@@ -66,11 +70,18 @@ enum Command {
     Sign(sign::SignArgs),
     Verify(sign::VerifyArgs),
     /// Encrypt stdin to stdout
-    Encrypt(encrypt::Args),
+    Encrypt(encrypt::StreamArgs),
     /// Decrypt stdin to stdout
-    Decrypt(encrypt::Args),
+    Decrypt(encrypt::StreamArgs),
     /// Move a ciphertext to the key's ACTIVE version
     Rewrap(encrypt::Args),
+    #[command(subcommand)]
+    DataKey(data_key::Command),
+    Random(data_key::Random),
+    #[command(subcommand)]
+    Mac(mac::Command),
+    #[command(subcommand)]
+    Webhook(webhook::Command),
     #[command(subcommand)]
     Key(key::Command),
     #[command(subcommand)]
@@ -129,10 +140,16 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Encrypt(args) => encrypt::encrypt(args, &options.connect().await?).await,
         Command::Decrypt(args) => encrypt::decrypt(args, &options.connect().await?).await,
         Command::Rewrap(args) => encrypt::rewrap(args, &options.connect().await?).await,
+        Command::DataKey(command) => data_key::run(command, &options.connect().await?).await,
+        Command::Random(args) => data_key::random(args, &options.connect().await?).await,
+        Command::Mac(command) => mac::run(command, &options.connect().await?).await,
+        Command::Webhook(command) => webhook::run(command, &options.connect().await?).await,
         Command::Key(command) => key::run(command, &options.connect().await?).await,
         Command::Rotation(command) => rotation::run(command, &options.connect().await?).await,
         Command::Incident(command) => incident::run(command, &options.connect().await?).await,
         Command::Token(command) => token::run(command, &options.connect().await?).await,
+        // Needs no daemon: whoever checks a proof may have no access to one.
+        Command::Tenant(tenant::Command::Proof(command)) => tenant::proof::run(command),
         Command::Tenant(command) => tenant::run(command, &options.connect().await?).await,
         Command::Principal(command) => principal::run(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
@@ -211,6 +228,14 @@ mod tests {
             "key update k --standby=false",
             "key update k --approvals 3",
             "key update k --rotation-mode manual --grace 1h",
+            "key import k --algorithm hs256 --owner o --secret-file - --encoding hex --grace 7d",
+            "rotation request --key k --justification j --secret-file f --encoding base64",
+            "data-key generate --key k --aad a=b --length 64 --wrapped f",
+            "data-key decrypt --key k --aad a=b --in f",
+            "random 32 --raw",
+            "mac compute --key k --raw",
+            "mac verify --key k --kid -_kid --mac -_mac",
+            "webhook verify --key k --scheme timestamp-body --timestamp 1700000000 --event-id e --mac -_m --mac n --tolerance 1min",
             "key list --overdue --due-within 7d --compromised --owner o",
             "key get k --kid -_kid",
             "key approve-policy k --tenant acme",
@@ -238,6 +263,11 @@ mod tests {
             ("incident declare --reason r", "--key"),
             ("incident close ID", "--postmortem"),
             ("incident note ID", "--text"),
+            ("key import k --algorithm hs256 --owner o", "--secret-file"),
+            (
+                "webhook verify --key k --scheme timestamp-body --timestamp 1 --event-id e",
+                "--mac",
+            ),
             ("key update k", "--grace"),
             ("key update k --standby=maybe", "true"),
             ("key revoke-version k --kid x", "--reason"),

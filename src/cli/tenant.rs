@@ -1,4 +1,8 @@
-//! `claviger tenant`: create and list tenants.
+//! `claviger tenant`: create and list tenants; destroy all keys of one (tenant/destroy.rs), and check the proof of it
+//! (tenant/proof.rs).
+
+mod destroy;
+pub mod proof;
 
 use clap::{Args, Subcommand};
 
@@ -17,6 +21,12 @@ pub enum Command {
     Create(Create),
     /// List the tenants
     List(List),
+    /// Destroy all keys of a tenant for ever: two people and a waiting period
+    #[command(subcommand)]
+    Destroy(destroy::Command),
+    /// Check the proof that all keys of a tenant were destroyed
+    #[command(subcommand)]
+    Proof(proof::Command),
 }
 
 #[derive(Args, Debug)]
@@ -59,6 +69,8 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
             }
             session.show(&all, |all| table(&all.tenants))?;
         }
+        Command::Destroy(command) => destroy::run(command, session).await?,
+        Command::Proof(command) => return proof::run(command),
     }
     Ok(Exit::Ok)
 }

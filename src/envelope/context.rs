@@ -2,28 +2,37 @@
 
 use std::collections::BTreeMap;
 
-use super::header::VERSION;
+use super::header::Kind;
 use crate::model::{KeyId, Kid, TenantName};
 
-/// Keeps this encoding apart from every other use of a data key.
-const DOMAIN: &[u8] = b"claviger envelope";
-
-/// Tenant, key, version and the caller's additional authenticated data.
+/// Kind, tenant, key, version and the caller's additional authenticated data.
 ///
 /// Every field is preceded by its length, so no two contexts share an encoding; the map is sorted by name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
+    kind: Kind,
     kid: Kid,
     encoded: Vec<u8>,
 }
 
 impl Context {
-    /// The context of a ciphertext.
+    /// The context of what Encrypt makes.
     pub fn new(tenant: &TenantName, key: KeyId, kid: &Kid, aad: &BTreeMap<String, String>) -> Self {
+        Self::of(Kind::Data, tenant, key, kid, aad)
+    }
+
+    /// The context of a ciphertext of this kind.
+    pub fn of(
+        kind: Kind,
+        tenant: &TenantName,
+        key: KeyId,
+        kid: &Kid,
+        aad: &BTreeMap<String, String>,
+    ) -> Self {
         let pairs = || aad.iter().flat_map(|(name, value)| [name, value]);
         let head = [
-            DOMAIN,
-            &[VERSION],
+            kind.domain(),
+            &[kind.version()],
             tenant.as_str().as_bytes(),
             key.as_bytes(),
             kid.as_str().as_bytes(),
@@ -35,9 +44,15 @@ impl Context {
             encoded.extend_from_slice(field);
         }
         Self {
+            kind,
             kid: kid.clone(),
             encoded,
         }
+    }
+
+    /// What is encrypted.
+    pub const fn kind(&self) -> Kind {
+        self.kind
     }
 
     /// The version that encrypts, or must have encrypted.

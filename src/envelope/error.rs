@@ -13,6 +13,8 @@ pub enum EnvelopeError {
     Malformed,
     /// Its format version is not one we know.
     UnknownFormat(u8),
+    /// It is a ciphertext of something else: a wrapped data key is not data.
+    OtherKind,
     /// Another key version made it than the one it is opened with.
     OtherVersion,
     /// It was made with another key or another context, or its salt or commitment was changed.
@@ -31,6 +33,7 @@ impl fmt::Display for EnvelopeError {
             Self::Truncated => f.write_str("ciphertext is truncated"),
             Self::Malformed => f.write_str("not a claviger ciphertext"),
             Self::UnknownFormat(version) => write!(f, "unknown format version {version}"),
+            Self::OtherKind => f.write_str("a ciphertext of another kind"),
             Self::OtherVersion => f.write_str("ciphertext names another key version"),
             Self::Commitment => f.write_str("key commitment does not match: other key or context"),
             Self::Authentication => f.write_str("a chunk does not authenticate"),
@@ -49,6 +52,7 @@ impl From<EnvelopeError> for Error {
             EnvelopeError::Truncated
             | EnvelopeError::Malformed
             | EnvelopeError::UnknownFormat(_)
+            | EnvelopeError::OtherKind
             | EnvelopeError::OtherVersion
             | EnvelopeError::Commitment
             | EnvelopeError::Authentication => Self::new(

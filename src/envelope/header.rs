@@ -1,4 +1,4 @@
-//! The bytes before the message: `"CLV"`, format version, length of the kid, the kid.
+//! The bytes before the message: `"CLV"`, format version, length of the kid, the kid. The version is also the kind.
 
 use std::str;
 
@@ -6,14 +6,55 @@ use super::error::EnvelopeError;
 use crate::model::Kid;
 
 const MAGIC: &[u8; 3] = b"CLV";
-/// The one format there is. It is bound through the domain of `Context`.
-pub(super) const VERSION: u8 = 1;
 /// Magic, format version and length of the kid.
 const FIXED: usize = MAGIC.len() + 2;
+
+/// What a ciphertext is a ciphertext of, so that one is never opened as the other. Each is a format version of its own
+/// and has a domain of its own in `Context`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes that a caller gave to Encrypt.
+    Data,
+    /// A data key that a caller encrypts with.
+    WrappedKey,
+    /// The secret of an imported MAC key. It stays in the database.
+    MacSecret,
+}
+
+impl Kind {
+    /// The format version.
+    pub(super) const fn version(self) -> u8 {
+        match self {
+            Self::Data => 1,
+            Self::WrappedKey => 2,
+            Self::MacSecret => 3,
+        }
+    }
+
+    /// Keeps the encoding of the context apart from every other use of a data key.
+    pub(super) const fn domain(self) -> &'static [u8] {
+        match self {
+            Self::Data => b"claviger envelope",
+            Self::WrappedKey => b"claviger wrapped data key",
+            Self::MacSecret => b"claviger imported mac secret",
+        }
+    }
+
+    const fn of(version: u8) -> Option<Self> {
+        match version {
+            1 => Some(Self::Data),
+            2 => Some(Self::WrappedKey),
+            3 => Some(Self::MacSecret),
+            _ => None,
+        }
+    }
+}
 
 /// What a ciphertext says about itself. Not authenticated before `open`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
+    /// What it is a ciphertext of.
+    pub kind: Kind,
     /// The key version that made it.
     pub kid: Kid,
 }
@@ -21,6 +62,7 @@ pub struct Header {
 /// A header still in the ciphertext.
 #[derive(Clone, Copy)]
 pub(super) struct Raw<'a> {
+    pub(super) kind: Kind,
     pub(super) kid: &'a [u8],
 }
 
@@ -28,7 +70,10 @@ impl Raw<'_> {
     pub(super) fn to_owned(self) -> Result<Header, EnvelopeError> {
         let kid = str::from_utf8(self.kid).map_err(|_| EnvelopeError::Malformed)?;
         let kid = kid.parse().map_err(|_| EnvelopeError::Malformed)?;
-        Ok(Header { kid })
+        Ok(Header {
+            kind: self.kind,
+            kid,
+        })
     }
 }
 
@@ -36,11 +81,11 @@ pub(super) fn len(kid: &Kid) -> usize {
     FIXED + kid.as_str().len()
 }
 
-pub(super) fn write(kid: &Kid, out: &mut Vec<u8>) {
+pub(super) fn write(kind: Kind, kid: &Kid, out: &mut Vec<u8>) {
     let kid = kid.as_str().as_bytes();
     out.extend_from_slice(MAGIC);
     // A kid has at most 64 bytes.
-    out.extend([VERSION, kid.len() as u8]);
+    out.extend([kind.version(), kid.len() as u8]);
     out.extend_from_slice(kid);
 }
 
@@ -53,11 +98,9 @@ pub(super) fn parse(ciphertext: &[u8]) -> Result<(Raw<'_>, &[u8]), EnvelopeError
     if [m0, m1, m2] != *MAGIC {
         return Err(EnvelopeError::Malformed);
     }
-    if version != VERSION {
-        return Err(EnvelopeError::UnknownFormat(version));
-    }
+    let kind = Kind::of(version).ok_or(EnvelopeError::UnknownFormat(version))?;
     let (kid, message) = rest
         .split_at_checked(usize::from(kid_len))
         .ok_or(EnvelopeError::Truncated)?;
-    Ok((Raw { kid }, message))
+    Ok((Raw { kind, kid }, message))
 }

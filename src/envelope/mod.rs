@@ -2,17 +2,23 @@
 //!
 //! `keys/` calls it with a data key it has unwrapped. It knows no backend, no database and no policy:
 //! pure functions of key, context and bytes, so ciphertexts can be read without a daemon. Everything that
-//! decides the meaning of a ciphertext (tenant, key, version, the caller's AAD) is bound through `Context`.
+//! decides the meaning of a ciphertext (its kind, tenant, key, version, the caller's AAD) is bound through `Context`.
 
 pub mod cobblestone;
 mod context;
 mod error;
 mod header;
+mod stream;
 
 use aws_lc_rs::rand;
 
 use self::cobblestone::{Opener, Salt, Sealer};
-pub use self::{context::Context, error::EnvelopeError, header::Header};
+pub use self::{
+    context::Context,
+    error::EnvelopeError,
+    header::{Header, Kind},
+    stream::{Beginning, StreamOpener, StreamSealer},
+};
 use crate::model::secret::DataKey;
 
 /// Encrypts. The result names the version of the context, so that `header` finds it again.
@@ -34,12 +40,12 @@ pub fn seal_with_chosen_salt(
     salt: Salt,
 ) -> Result<Vec<u8>, EnvelopeError> {
     let mut out = Vec::with_capacity(sealed_len(context, plaintext.len()));
-    header::write(context.kid(), &mut out);
+    header::write(context.kind(), context.kid(), &mut out);
     Sealer::begin(data_key, context.encoded(), salt, &mut out)?.finish(plaintext, &mut out)?;
     Ok(out)
 }
 
-/// Reads which version made a ciphertext, before its key is at hand. Nothing is authenticated yet.
+/// Reads what a ciphertext is of and which version made it, before its key is at hand. Nothing is authenticated yet.
 pub fn header(ciphertext: &[u8]) -> Result<Header, EnvelopeError> {
     header::parse(ciphertext)?.0.to_owned()
 }
@@ -51,6 +57,9 @@ pub fn open(
     ciphertext: &[u8],
 ) -> Result<Vec<u8>, EnvelopeError> {
     let (header, message) = header::parse(ciphertext)?;
+    if header.kind != context.kind() {
+        return Err(EnvelopeError::OtherKind);
+    }
     if header.kid != context.kid().as_str().as_bytes() {
         return Err(EnvelopeError::OtherVersion);
     }

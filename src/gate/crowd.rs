@@ -35,19 +35,26 @@ pub struct Seat {
 impl Crowd {
     /// Errors: OVERLOADED when the principal has too many in flight.
     pub fn enter(&self, principal: PrincipalId) -> Result<Seat> {
-        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = seats.entry(principal).or_default();
-        if *taken >= PER_PRINCIPAL {
+        self.take(principal, PER_PRINCIPAL).ok_or_else(|| {
             metrics::counter!("claviger_admin_calls_shed_total").increment(1);
-            return Err(Error::new(
+            Error::new(
                 Reason::Overloaded,
                 "too many administrative calls of this principal are in flight; send them one after the other",
             )
-            .retry_after(Duration::from_secs(1)));
+            .retry_after(Duration::from_secs(1))
+        })
+    }
+
+    /// One of `most` seats; None when the principal has taken them all.
+    pub fn take(&self, principal: PrincipalId, most: usize) -> Option<Seat> {
+        let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = seats.entry(principal).or_default();
+        if *taken >= most {
+            return None;
         }
         *taken += 1;
         drop(seats);
-        Ok(Seat {
+        Some(Seat {
             crowd: self.clone(),
             principal,
         })

@@ -10,6 +10,7 @@ mod freshness;
 mod permit;
 mod release;
 mod replay;
+mod stream;
 
 use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
 
@@ -22,6 +23,7 @@ use tracing::Instrument;
 use crowd::{Changes, Crowd};
 pub use freshness::Freshness;
 pub use permit::{AdminPermit, Mutation, Permit, Recorded};
+pub use stream::{Ongoing, Place};
 
 use crate::{
     audit::{AccessLog, Outcome, Receipt, Record, admin},
@@ -41,6 +43,8 @@ pub struct Gate {
     /// Mutations in flight; a drain waits for them.
     mutations: TaskTracker,
     crowd: Crowd,
+    /// Streams that are open.
+    streams: Crowd,
     turns: Arc<Semaphore>,
     repeated: replay::InFlight,
 }
@@ -55,6 +59,7 @@ impl Gate {
             freshness,
             mutations: TaskTracker::new(),
             crowd: Crowd::default(),
+            streams: Crowd::default(),
             turns: Arc::new(Semaphore::new(crowd::TURNS)),
             repeated: replay::InFlight::default(),
         }

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     audit::{Receipt, Record, admin},
     error::{Error, Reason, Result},
-    model::{Action, Caller, Entity, KeyId, Resource, TenantName},
+    model::{Action, Caller, Entity, KeyId, Resource, TenantDestructionId, TenantName},
     store::{StoreError, Term, Tx},
 };
 
@@ -42,6 +42,11 @@ impl Permit {
         self.conditions.add(Arc::new(move || condition().boxed()));
     }
 
+    /// What must hold when an answer leaves, for answers that leave in pieces.
+    pub(super) fn conditions(&self) -> Conditions {
+        self.conditions.clone()
+    }
+
     /// The permitted resource.
     pub const fn resource(&self) -> &Resource {
         &self.resource
@@ -50,6 +55,19 @@ impl Permit {
     /// Errors: INTERNAL unless this permit is for `action` on the tenant itself. A guard against our own mistakes.
     pub fn covers_tenant(&self, action: Action, tenant: &TenantName) -> Result<()> {
         let same = self.resource.entity == Entity::Tenant && self.resource.tenant == *tenant;
+        (same && self.action == action)
+            .then_some(())
+            .ok_or_else(|| Error::internal("a permit was used for something else"))
+    }
+
+    /// Errors: INTERNAL unless this permit is for `action` on this destruction of a tenant's keys. A guard against our
+    /// own mistakes.
+    pub fn covers_tenant_destruction(
+        &self,
+        action: Action,
+        destruction: TenantDestructionId,
+    ) -> Result<()> {
+        let same = self.resource.entity == Entity::TenantDestruction(destruction);
         (same && self.action == action)
             .then_some(())
             .ok_or_else(|| Error::internal("a permit was used for something else"))

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use bytes::Bytes;
 use prost::Message;
 use serde::Deserialize;
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
 };
+use zeroize::Zeroize;
 
 use super::{layers::RequestId, status::status};
 use crate::{
@@ -16,11 +18,12 @@ use crate::{
     authn::{Authn, ConnectedPeer},
     destruction::Destructions,
     directory::Directory,
+    erasure::Erasures,
     error::{Error, Reason, Result},
     gate::Gate,
     incidents::Incidents,
-    keys::Keys,
-    model::{AccessKind, Action, Caller, Idempotency},
+    keys::{Keys, Target},
+    model::{AccessKind, Action, Caller, Idempotency, KeyRef, Kid, Secret},
     rotation::{KekRotations, Rotations},
     tokens::Tokens,
 };
@@ -31,13 +34,68 @@ use crate::{
 pub struct LimitsConfig {
     /// Longest message, plaintext or ciphertext body, in bytes. Default 4 MiB.
     pub max_payload_bytes: usize,
+    /// Longest plaintext of EncryptStream and DecryptStream, in bytes. Default 64 GiB.
+    pub max_stream_bytes: u64,
+    /// How long a stream waits for its client to send or to read, in seconds. Default 30.
+    pub stream_idle_seconds: u64,
+    /// Streams that one principal may have open at the same time. Default 16.
+    pub max_streams_per_principal: usize,
+}
+
+impl LimitsConfig {
+    /// Errors: PAYLOAD_EMPTY; PAYLOAD_TOO_LARGE for more than the limit.
+    pub fn check(&self, what: &str, bytes: &[u8]) -> Result<()> {
+        check_length(what, bytes, self.max_payload_bytes)
+    }
+
+    /// As `check`, for the ciphertext of a payload, which is longer than the payload.
+    pub fn check_ciphertext(&self, what: &str, bytes: &[u8]) -> Result<()> {
+        let overhead = self.max_payload_bytes / 1024 + MAX_OVERHEAD;
+        check_length(what, bytes, self.max_payload_bytes + overhead)
+    }
+}
+
+/// What any ciphertext is longer than its plaintext, besides a tag of 16 bytes per 16 KiB: header, salt, commitment.
+const MAX_OVERHEAD: usize = 512;
+
+fn check_length(what: &str, bytes: &[u8], limit: usize) -> Result<()> {
+    match bytes.len() {
+        0 => Err(Error::new(
+            Reason::PayloadEmpty,
+            format!("{what} is empty; at least one byte is required"),
+        )),
+        n if n > limit => Err(Error::new(
+            Reason::PayloadTooLarge,
+            format!("{what} has {n} bytes; at most {limit} are allowed"),
+        )),
+        _ => Ok(()),
+    }
 }
 
 impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             max_payload_bytes: 4 << 20,
+            max_stream_bytes: 64 << 30,
+            stream_idle_seconds: 30,
+            max_streams_per_principal: 16,
         }
+    }
+}
+
+impl LimitsConfig {
+    /// Errors: a sentence that names the setting of streams that is wrong.
+    pub fn check_streams(&self) -> std::result::Result<(), String> {
+        if !(1..=1 << 50).contains(&self.max_stream_bytes) {
+            return Err("limits.max_stream_bytes must be 1 to 1 PiB".into());
+        }
+        if !(1..=3600).contains(&self.stream_idle_seconds) {
+            return Err("limits.stream_idle_seconds must be 1 to 3600".into());
+        }
+        if !(1..=1024).contains(&self.max_streams_per_principal) {
+            return Err("limits.max_streams_per_principal must be 1 to 1024".into());
+        }
+        Ok(())
     }
 }
 
@@ -56,6 +114,8 @@ pub struct Parts {
     pub kek_rotations: Arc<KekRotations>,
     /// Destructions of key versions.
     pub destructions: Arc<Destructions>,
+    /// Destructions of the keys of tenants.
+    pub erasures: Arc<Erasures>,
     /// Incidents.
     pub incidents: Arc<Incidents>,
     /// Tokens.
@@ -69,6 +129,13 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// The key that a request names, whether there is one or not.
+    pub async fn target(&self, caller: &Caller, tenant: &str, key: &str) -> Result<Target> {
+        let tenant = super::convert::tenant(tenant, caller)?;
+        let key: KeyRef = key.parse()?;
+        self.keys.find(&tenant, &key).await
+    }
+
     /// Authenticates the caller, then runs the call; whatever fails becomes a typed status.
     pub async fn call<M, T, F, Fut>(
         &self,
@@ -77,7 +144,25 @@ impl Parts {
         act: F,
     ) -> Result<tonic::Response<T>, Status>
     where
-        M: Message,
+        M: Message + Clone,
+        F: FnOnce(Caller, M) -> Fut,
+        Fut: Future<Output = Result<T>>,
+    {
+        self.call_hiding(request, action, |_| {}, act).await
+    }
+
+    /// As `call`, for a request with a secret, which `hide` takes out before the request is hashed for its idempotency
+    /// key: whoever reads the database could try secrets against a stored hash of them. So a call that is repeated under
+    /// the same key with another secret gets the first answer, and the first secret stays.
+    pub async fn call_hiding<M, T, F, Fut>(
+        &self,
+        request: Request<M>,
+        action: Action,
+        hide: fn(&mut M),
+        act: F,
+    ) -> Result<tonic::Response<T>, Status>
+    where
+        M: Message + Clone,
         F: FnOnce(Caller, M) -> Fut,
         Fut: Future<Output = Result<T>>,
     {
@@ -97,7 +182,9 @@ impl Parts {
             let message = request.into_inner();
             let answer = async {
                 if action.kind() == AccessKind::Admin && !key.is_empty() {
-                    caller.idempotency = Some(idempotency(&key, action, &message)?);
+                    let mut shown = message.clone();
+                    hide(&mut shown);
+                    caller.idempotency = Some(idempotency(&key, action, &shown)?);
                 }
                 act(caller.clone(), message).await
             };
@@ -158,7 +245,28 @@ fn idempotency(
     })
 }
 
-/// An RPC that is declared and not there yet.
-pub async fn unfinished<M, T>(_caller: Caller, _message: M) -> Result<T> {
-    Err(Error::new(Reason::UnknownMethod, "not implemented yet"))
+/// A secret of a request, in a buffer that is wiped. The request's own buffer is wiped too where nobody else holds a part
+/// of it; what the connection (HTTP/2, TLS) has copied is out of reach.
+pub fn secret(given: Bytes) -> Secret<Vec<u8>> {
+    let secret = Secret::new(given.to_vec());
+    if let Ok(mut buffer) = given.try_into_mut() {
+        buffer.zeroize();
+    }
+    secret
+}
+
+/// A secret of an answer: wiped as soon as the answer has been encoded. What the connection copies is out of reach.
+pub fn wiped(secret: Secret<Vec<u8>>) -> Bytes {
+    struct Owner(Secret<Vec<u8>>);
+    impl AsRef<[u8]> for Owner {
+        fn as_ref(&self) -> &[u8] {
+            self.0.expose_secret()
+        }
+    }
+    Bytes::from_owner(Owner(secret))
+}
+
+/// Which version did it, for the audit row. A kid needs no escaping.
+pub fn by(kid: &Kid) -> String {
+    format!(r#"{{"kid":"{kid}"}}"#)
 }

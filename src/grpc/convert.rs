@@ -7,13 +7,14 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use super::proto;
 use crate::{
     audit::{self, AuditRow, Outcome},
+    erasure::Progress,
     error::{Error, Reason, Result},
-    keys::KeySnapshot,
+    keys::{KeySnapshot, VersionUsage},
     model::{
         Algorithm, Approval, Caller, DestructionState, Incident, IncidentNote, IncidentState,
         KekRotation, KekRow, KekState, Key, KeyDestruction, KeyVersion, Kid, Principal,
         PrincipalId, PrincipalKind, Purpose, Rotation, RotationMode, RotationPolicy, RotationState,
-        TenantName, Timestamp, VersionState, key::Material,
+        TenantDestructionState, TenantName, Timestamp, VersionState, key::Material,
     },
 };
 
@@ -560,6 +561,52 @@ pub fn destruction(d: &KeyDestruction) -> proto::KeyDestruction {
         end_time: d.ended_at.and_then(time),
         cancelled_by: person(d.cancelled_by),
         cancel_reason: d.cancel_reason.clone(),
+    }
+}
+
+/// A destruction of a tenant's keys.
+pub fn tenant_destruction(progress: &Progress) -> proto::TenantDestruction {
+    use proto::TenantDestructionState as P;
+    let d = &progress.destruction;
+    let state = match d.state {
+        TenantDestructionState::Requested => P::Requested,
+        TenantDestructionState::Scheduled => P::Scheduled,
+        TenantDestructionState::Destroying => P::Destroying,
+        TenantDestructionState::Destroyed => P::Destroyed,
+        TenantDestructionState::Cancelled => P::Cancelled,
+    };
+    let person = |id: Option<PrincipalId>| id.map(|id| id.to_string()).unwrap_or_default();
+    proto::TenantDestruction {
+        id: d.id.to_string(),
+        tenant: d.tenant.to_string(),
+        state: state as i32,
+        reason: d.reason.clone(),
+        requester: d.requester.to_string(),
+        request_time: time(d.requested_at),
+        approver: person(d.approver),
+        approve_time: d.approved_at.and_then(time),
+        destroy_time: d.destroy_at.and_then(time),
+        end_time: d.ended_at.and_then(time),
+        cancelled_by: person(d.cancelled_by),
+        cancel_reason: d.cancel_reason.clone(),
+        remaining_versions: progress.remaining,
+        destroyed_versions: progress.destroyed,
+    }
+}
+
+/// How a version was used.
+pub fn usage(u: &VersionUsage) -> proto::KeyVersionUsage {
+    let counts = u.counts;
+    proto::KeyVersionUsage {
+        kid: u.kid.to_string(),
+        number: u.number,
+        state: state_number(u.state),
+        made: counts.made,
+        opened: counts.opened,
+        rewrapped: counts.rewrapped,
+        remaining: counts.made.saturating_sub(counts.rewrapped).max(0),
+        last_use_time: u.last_used_at.and_then(time),
+        kek: u.kek.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
 

@@ -5,16 +5,17 @@ use futures_util::future::join_all;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    call::Parts,
+    call::{Parts, by},
     convert,
     proto::{self, crypto_service_server::CryptoService},
     status::item_error,
     streams,
 };
 use crate::{
-    error::{Error, Reason, Result},
+    envelope::{StreamOpener, StreamSealer},
+    error::Result,
     keys::Target,
-    model::{Action, Caller, KeyRef, Kid, SignInput},
+    model::{Action, Caller, Kid, SignInput},
 };
 
 /// Most items of a batch.
@@ -23,8 +24,6 @@ const MAX_ITEMS: usize = 100;
 const MAX_REFERENCE: usize = 256;
 /// Longest signature that is looked at: RSA-8192 has 1024 bytes.
 const MAX_SIGNATURE: usize = 1024;
-/// What any ciphertext is longer than its plaintext, besides a tag of 16 bytes per 16 KiB: header, salt, commitment.
-const MAX_OVERHEAD: usize = 512;
 
 /// CryptoService over these parts.
 pub struct Crypto(pub Parts);
@@ -39,38 +38,13 @@ enum Payload {
 
 impl Crypto {
     async fn target(&self, caller: &Caller, tenant: &str, key: &str) -> Result<Target> {
-        let tenant = convert::tenant(tenant, caller)?;
-        let key: KeyRef = key.parse()?;
-        self.0.keys.find(&tenant, &key).await
-    }
-
-    /// How much longer than the payload limit a ciphertext may be.
-    const fn overhead(&self) -> usize {
-        self.0.limits.max_payload_bytes / 1024 + MAX_OVERHEAD
-    }
-
-    fn check_payload(&self, what: &str, bytes: &[u8], overhead: usize) -> Result<()> {
-        let limit = self.0.limits.max_payload_bytes;
-        match bytes.len() {
-            0 => Err(Error::new(
-                Reason::PayloadEmpty,
-                format!("{what} is empty; at least one byte is required"),
-            )),
-            n if n > limit + overhead => Err(Error::new(
-                Reason::PayloadTooLarge,
-                format!(
-                    "{what} has {n} bytes; at most {} are allowed",
-                    limit + overhead
-                ),
-            )),
-            _ => Ok(()),
-        }
+        self.0.target(caller, tenant, key).await
     }
 
     fn check_input<'a>(&self, payload: Option<&'a Payload>) -> Result<SignInput<'a>> {
         match payload {
             Some(Payload::Message(message)) => {
-                self.check_payload("message", message, 0)?;
+                self.0.limits.check("message", message)?;
                 Ok(SignInput::Message(message))
             }
             Some(Payload::Digest(digest)) => Ok(SignInput::Digest(digest)),
@@ -149,7 +123,7 @@ impl Crypto {
         caller: &Caller,
         r: proto::EncryptRequest,
     ) -> Result<proto::EncryptResponse> {
-        self.check_payload("plaintext", &r.plaintext, 0)?;
+        self.0.limits.check("plaintext", &r.plaintext)?;
         check_aad(&r.aad)?;
         let target = self.target(caller, &r.tenant, &r.key).await?;
         let act = async |permit| {
@@ -173,7 +147,9 @@ impl Crypto {
         caller: &Caller,
         r: proto::DecryptRequest,
     ) -> Result<proto::DecryptResponse> {
-        self.check_payload("ciphertext", &r.ciphertext, self.overhead())?;
+        self.0
+            .limits
+            .check_ciphertext("ciphertext", &r.ciphertext)?;
         check_aad(&r.aad)?;
         let target = self.target(caller, &r.tenant, &r.key).await?;
         let act = async |permit| {
@@ -197,7 +173,9 @@ impl Crypto {
         caller: &Caller,
         r: proto::RewrapRequest,
     ) -> Result<proto::RewrapResponse> {
-        self.check_payload("ciphertext", &r.ciphertext, self.overhead())?;
+        self.0
+            .limits
+            .check_ciphertext("ciphertext", &r.ciphertext)?;
         check_aad(&r.aad)?;
         let target = self.target(caller, &r.tenant, &r.key).await?;
         let act = async |permit| {
@@ -219,12 +197,8 @@ impl Crypto {
     }
 }
 
-/// Which version did it, for the audit row. A kid needs no escaping.
-fn by(kid: &Kid) -> String {
-    format!(r#"{{"kid":"{kid}"}}"#)
-}
-
-fn check_aad(aad: &std::collections::BTreeMap<String, String>) -> Result<()> {
+/// Errors: INVALID_FIELD.
+pub(super) fn check_aad(aad: &std::collections::BTreeMap<String, String>) -> Result<()> {
     let fits = aad.len() <= 16
         && aad
             .iter()
@@ -376,21 +350,21 @@ impl CryptoService for Crypto {
         .map(|r| r.map(|results| proto::BatchRewrapResponse { results }))
     }
 
-    type EncryptStreamStream = streams::Sealed;
+    type EncryptStreamStream = streams::Pieces<proto::EncryptStreamResponse>;
 
     async fn encrypt_stream(
         &self,
-        _: Request<Streaming<proto::EncryptStreamRequest>>,
+        r: Request<Streaming<proto::EncryptStreamRequest>>,
     ) -> Answer<Self::EncryptStreamStream> {
-        Err(Status::unimplemented("not implemented yet"))
+        streams::answer::<StreamSealer>(&self.0, r).await
     }
 
-    type DecryptStreamStream = streams::Opened;
+    type DecryptStreamStream = streams::Pieces<proto::DecryptStreamResponse>;
 
     async fn decrypt_stream(
         &self,
-        _: Request<Streaming<proto::DecryptStreamRequest>>,
+        r: Request<Streaming<proto::DecryptStreamRequest>>,
     ) -> Answer<Self::DecryptStreamStream> {
-        Err(Status::unimplemented("not implemented yet"))
+        streams::answer::<StreamOpener>(&self.0, r).await
     }
 }

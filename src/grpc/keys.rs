@@ -5,7 +5,7 @@ use std::{num::NonZeroU32, sync::Arc, time::Duration};
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{Parts, unfinished},
+    call::{self, Parts},
     convert, destructions,
     proto::{self, key_service_server::KeyService},
 };
@@ -13,8 +13,8 @@ use crate::{
     audit::Receipt,
     clock::Clock,
     error::Result,
-    keys::{AdoptKey, CreateKey, KeyFilter, KeySnapshot, UpdateKey},
-    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Resource},
+    keys::{AdoptKey, CreateKey, ImportKey, ImportedSecret, KeyFilter, KeySnapshot, UpdateKey},
+    model::{Action, Algorithm, Caller, Entity, KeyName, KeyRef, Kid, Purpose, Resource},
 };
 
 /// KeyService over these parts.
@@ -111,6 +111,43 @@ impl KeyApi {
             .await
     }
 
+    async fn import(
+        &self,
+        caller: Caller,
+        r: proto::ImportKeyRequest,
+    ) -> Result<proto::ImportKeyResponse> {
+        let secret = ImportedSecret::new(call::secret(r.secret))?;
+        let request = ImportKey {
+            key: CreateKey {
+                tenant: convert::tenant(&r.tenant, &caller)?,
+                name: r.name.parse()?,
+                purpose: Purpose::Mac,
+                algorithm: convert::algorithm(r.algorithm)?,
+                rsa_bits: 0,
+                owner: convert::text("owner", r.owner, 128)?,
+                rotation_period: convert::duration("rotation_period", r.rotation_period)?,
+                rotation_mode: None,
+                approvals_needed: NonZeroU32::new(r.approvals_needed),
+                standby: false,
+                grace: convert::duration("grace", r.grace)?,
+                backend: None,
+                standby_backend: None,
+            },
+            secret,
+        };
+        let resource = to_be(&request.key.tenant, &request.key.name);
+        let keys = Arc::clone(&self.parts.keys);
+        let now = self.clock.now();
+        let answer = move |key: &Arc<KeySnapshot>, receipt: &Receipt| proto::ImportKeyResponse {
+            key: Some(convert::key(key, now)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| keys.import(permit, request).await;
+        let gate = &self.parts.gate;
+        gate.mutate(&caller, Action::ImportKey, resource, answer, act)
+            .await
+    }
+
     async fn get(&self, caller: Caller, r: proto::GetKeyRequest) -> Result<proto::GetKeyResponse> {
         let tenant = convert::tenant(&r.tenant, &caller)?;
         let key: KeyRef = r.key.parse()?;
@@ -164,6 +201,27 @@ impl KeyApi {
         let resource = Resource::tenant(tenant.clone());
         let gate = &self.parts.gate;
         gate.access(&caller, Action::ListKeys, resource, list).await
+    }
+
+    async fn usage(
+        &self,
+        caller: Caller,
+        r: proto::GetKeyVersionUsageRequest,
+    ) -> Result<proto::GetKeyVersionUsageResponse> {
+        let tenant = convert::tenant(&r.tenant, &caller)?;
+        let key: KeyRef = r.key.parse()?;
+        let target = self.parts.keys.find(&tenant, &key).await?;
+        let resource = target.resource();
+        let act = async |permit| {
+            let id = target.snapshot()?.key.id;
+            let usage = self.parts.keys.usage(&permit, id).await?;
+            let versions = usage.iter().map(convert::usage).collect();
+            let answer = proto::GetKeyVersionUsageResponse { versions };
+            Ok((answer, String::new()))
+        };
+        let gate = &self.parts.gate;
+        gate.access(&caller, Action::GetKeyVersionUsage, resource, act)
+            .await
     }
 
     async fn update(
@@ -366,15 +424,18 @@ impl KeyService for KeyApi {
         &self,
         r: Request<proto::ImportKeyRequest>,
     ) -> Answer<proto::ImportKeyResponse> {
-        self.parts.call(r, Action::ImportKey, unfinished).await
+        let act = async |caller, m| self.import(caller, m).await;
+        let hide = |m: &mut proto::ImportKeyRequest| m.secret.clear();
+        let parts = &self.parts;
+        parts.call_hiding(r, Action::ImportKey, hide, act).await
     }
 
     async fn get_key_version_usage(
         &self,
         r: Request<proto::GetKeyVersionUsageRequest>,
     ) -> Answer<proto::GetKeyVersionUsageResponse> {
-        let action = Action::GetKeyVersionUsage;
-        self.parts.call(r, action, unfinished).await
+        let act = async |caller, r| self.usage(caller, r).await;
+        self.parts.call(r, Action::GetKeyVersionUsage, act).await
     }
 
     async fn list_key_destructions(

@@ -1,7 +1,8 @@
 //! What happens around every RPC: request id, deadline, metrics, and typed errors for what no handler saw.
 //!
 //! One layer and one boxed future instead of a stack of four: this runs on the hot path of signing. The
-//! parts live in the modules below. Handlers find [`RequestId`] and [`Deadline`] in the request's extensions. Nothing
+//! parts live in the modules below. Handlers find [`RequestId`] and [`Deadline`] in the
+//! request's extensions, those of streams [`StreamBounds`]. Nothing
 //! here knows who calls.
 
 mod budget;
@@ -9,6 +10,7 @@ mod deadline;
 mod metrics;
 mod normalise;
 mod request_id;
+mod stream;
 
 use std::{
     panic::AssertUnwindSafe,
@@ -22,6 +24,7 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderValue, Request, Response};
 use http_body::{Frame, SizeHint};
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, body::Body};
 use tower::{Layer, Service};
 use tracing::Instrument;
@@ -31,7 +34,7 @@ use self::{
     metrics::{Methods, Observation},
     normalise::{Normaliser, Place},
 };
-pub use self::{deadline::Deadline, request_id::RequestId};
+pub use self::{deadline::Deadline, request_id::RequestId, stream::StreamBounds};
 use super::listener::GrpcConfig;
 use crate::error::Reason;
 
@@ -42,6 +45,7 @@ pub struct RpcLayer {
     timeout: Duration,
     max_request_bytes: usize,
     budget: Arc<Budget>,
+    last_call: Arc<CancellationToken>,
 }
 
 /// The service that [`RpcLayer`] makes.
@@ -52,13 +56,14 @@ pub struct RpcService<S> {
 }
 
 impl RpcLayer {
-    /// With the limits of `config`.
-    pub fn new(config: &GrpcConfig) -> Self {
+    /// With the limits of `config`. Streams end when `last_call` is cancelled.
+    pub fn new(config: &GrpcConfig, last_call: CancellationToken) -> Self {
         Self {
             methods: Arc::new(Methods::new()),
             timeout: Duration::from_secs(config.request_timeout_seconds),
             max_request_bytes: config.max_request_bytes,
             budget: Arc::new(Budget::new(config.max_in_flight_bytes)),
+            last_call: Arc::new(last_call),
         }
     }
 }
@@ -95,7 +100,11 @@ where
         let deadline = Deadline::of(request.headers(), self.layer.timeout);
         request.extensions_mut().insert(id.clone());
         request.extensions_mut().insert(deadline);
-        let held = Arc::new(Held::new(Arc::clone(&self.layer.budget)));
+        let most = self.layer.max_request_bytes.saturating_mul(2);
+        let held = Arc::new(Held::new(Arc::clone(&self.layer.budget), most));
+        let last_call = Arc::clone(&self.layer.last_call);
+        let bounds = StreamBounds::new(request.headers(), Arc::clone(&held), last_call);
+        request.extensions_mut().insert(bounds);
         let request = request.map(|body| metered(body, Arc::clone(&held)));
 
         let span = tracing::info_span!("rpc", method = observation.method(), request_id = %id);

@@ -111,7 +111,8 @@ impl GrpcConfig {
 }
 
 /// Serves `service` on `incoming` until `shutdown` ends, then drains: GOAWAY to everybody, open calls finish, and
-/// after `drain_seconds` what is left is cut. The end of `incoming` is a shutdown too.
+/// after `drain_seconds` what is left is cut; streams are told so after half of it. The end of `incoming` is a shutdown
+/// too.
 pub async fn run<S, B, I, IO>(
     service: S,
     incoming: I,
@@ -129,6 +130,7 @@ where
 {
     let stopping = CancellationToken::new();
     let cut = CancellationToken::new();
+    let last_call = CancellationToken::new();
     let lifetime = Duration::from_secs(
         config
             .max_connection_age_seconds
@@ -148,12 +150,16 @@ where
 
     let mut serving = pin!(
         server(config)
-            .layer(RpcLayer::new(config))
+            .layer(RpcLayer::new(config, last_call.clone()))
             .serve_with_incoming_shutdown(service, incoming, signal)
     );
     let overdue = async {
         stopping.cancelled().await;
-        sleep(Duration::from_secs(config.drain_seconds)).await;
+        let half = Duration::from_secs(config.drain_seconds) / 2;
+        sleep(half).await;
+        // A stream may have hours to go. It learns why it ends, and its end is recorded, while there is time for that.
+        last_call.cancel();
+        sleep(half).await;
     };
     tokio::select! {
         result = &mut serving => return result,

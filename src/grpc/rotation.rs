@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::Parts,
+    call::{self, Parts},
     convert,
     proto::{self, rotation_service_server::RotationService},
 };
@@ -13,6 +13,7 @@ use crate::{
     audit::Receipt,
     error::Result,
     gate::not_found,
+    keys::ImportedSecret,
     model::{Action, Caller, Entity, KeyRef, Resource, Rotation, RotationId},
 };
 
@@ -32,6 +33,10 @@ impl RotationApi {
         let tenant = convert::tenant(&r.tenant, &caller)?;
         let key: KeyRef = r.key.parse()?;
         let justification = convert::text("justification", r.justification, 512)?;
+        let secret = match r.secret.is_empty() {
+            true => None,
+            false => Some(ImportedSecret::new(call::secret(r.secret))?),
+        };
         let target = self.0.keys.find(&tenant, &key).await?;
         let resource = target.resource();
         let rotations = Arc::clone(&self.0.rotations);
@@ -41,7 +46,7 @@ impl RotationApi {
         };
         let act = async move |permit| {
             let key = Arc::clone(target.snapshot()?);
-            rotations.request(permit, key, justification).await
+            rotations.request(permit, key, justification, secret).await
         };
         let gate = &self.0.gate;
         gate.mutate(&caller, Action::RotateKey, resource, answer, act)
@@ -209,7 +214,8 @@ impl RotationService for RotationApi {
         r: Request<proto::RotateKeyRequest>,
     ) -> Answer<proto::RotateKeyResponse> {
         let act = async |caller, m| self.request(caller, m).await;
-        self.0.call(r, Action::RotateKey, act).await
+        let hide = |m: &mut proto::RotateKeyRequest| m.secret.clear();
+        self.0.call_hiding(r, Action::RotateKey, hide, act).await
     }
 
     async fn approve_rotation(

@@ -1,13 +1,465 @@
-//! EncryptStream and DecryptStream.
+//! EncryptStream and DecryptStream: one flow for both ways, in constant memory.
+//!
+//! The transport pulls: only when it can send does it ask for the next piece, and only then are messages of the client
+//! read (`incoming`), so a client that does not read is not read from either. Nothing is queued in between. A piece is
+//! sealed or opened in the task that asks for it: 64 KiB take some 20 µs, less than handing them to another thread and
+//! back would. What a stream holds: one message of its client, one piece, one chunk that is not complete yet.
+//!
+//! A client that does not read does not ask either, so `watch` ends its stream from outside.
 
-use std::pin::Pin;
+mod incoming;
 
-use futures_util::Stream;
-use tonic::Status;
+use std::{pin::Pin, sync::Arc, sync::Weak, time::Duration};
 
-use super::proto;
+use bytes::Bytes;
+use futures_util::{Stream, stream};
+use serde_json::{Map, json};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, sleep},
+};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{Instrument, Span};
 
-/// Pieces of a ciphertext.
-pub type Sealed = Pin<Box<dyn Stream<Item = Result<proto::EncryptStreamResponse, Status>> + Send>>;
-/// Pieces of a plaintext.
-pub type Opened = Pin<Box<dyn Stream<Item = Result<proto::DecryptStreamResponse, Status>> + Send>>;
+use self::incoming::{Incoming, Part, Start, idle};
+use super::{
+    call::Parts,
+    convert, crypto,
+    layers::{RequestId, StreamBounds},
+    proto,
+    status::status,
+};
+use crate::{
+    authn::ConnectedPeer,
+    envelope::{Beginning, EnvelopeError, StreamOpener, StreamSealer},
+    error::{Error, Result},
+    gate::{Ongoing, Permit, Place},
+    keys::{KeySnapshot, Keys, Target},
+    model::{Action, Caller, KeyRef, Kid, Resource},
+};
+
+/// Bytes that are worked on at a time: four chunks.
+const PIECE: usize = 64 << 10;
+/// Room for what becomes of them, with a chunk from before and a header.
+const ROOM: usize = PIECE + (17 << 10);
+
+/// The messages of an answer.
+pub type Pieces<A> = Pin<Box<dyn Stream<Item = Result<A, Status>> + Send>>;
+
+/// Encrypting or decrypting.
+pub trait Way: Sized + Send + 'static {
+    /// What the client sends.
+    type Ask: prost::Message + Default + Send + 'static;
+    /// What it gets.
+    type Answer: Send + 'static;
+    /// What it needs permission for.
+    const ACTION: Action;
+    /// What the client's bytes are, for people.
+    const PAYLOAD: &'static str;
+
+    /// What a message holds.
+    fn part(ask: Self::Ask) -> Option<Part>;
+
+    /// The most bytes that may come in, where a plaintext may have `limit`.
+    fn bound(limit: u64) -> u64;
+
+    /// A message with these bytes; with the kid when it is the first.
+    fn answer(data: Bytes, kid: String) -> Self::Answer;
+
+    /// Reads as much as it must, and begins.
+    fn begin(
+        keys: &Keys,
+        permit: &Permit,
+        key: &KeySnapshot,
+        start: &Start,
+        incoming: &mut Incoming<Self>,
+        out: &mut Vec<u8>,
+    ) -> impl Future<Output = Result<(Self, Kid)>> + Send;
+
+    /// Takes a piece; appends what may leave now.
+    fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), EnvelopeError>;
+
+    /// The client has sent everything; appends the rest.
+    fn finish(self, out: &mut Vec<u8>) -> Result<(), EnvelopeError>;
+}
+
+impl Way for StreamSealer {
+    type Ask = proto::EncryptStreamRequest;
+    type Answer = proto::EncryptStreamResponse;
+    const ACTION: Action = Action::Encrypt;
+    const PAYLOAD: &'static str = "plaintext";
+
+    fn part(ask: Self::Ask) -> Option<Part> {
+        use proto::encrypt_stream_request::Part as P;
+        Some(match ask.part? {
+            P::Start(start) => Part::Start(Start {
+                tenant: start.tenant,
+                key: start.key,
+                aad: start.aad,
+            }),
+            P::Data(data) => Part::Data(data),
+        })
+    }
+
+    fn bound(limit: u64) -> u64 {
+        limit
+    }
+
+    fn answer(data: Bytes, kid: String) -> Self::Answer {
+        proto::EncryptStreamResponse { data, kid }
+    }
+
+    async fn begin(
+        keys: &Keys,
+        permit: &Permit,
+        key: &KeySnapshot,
+        start: &Start,
+        incoming: &mut Incoming<Self>,
+        out: &mut Vec<u8>,
+    ) -> Result<(Self, Kid)> {
+        let begun = keys.begin_sealing(permit, key, &start.aad, out).await?;
+        // A stream without any is refused before there is anything of it.
+        match incoming.fill().await? {
+            true => Ok(begun),
+            false => Err(incoming.empty()),
+        }
+    }
+
+    fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+        self.push(piece, out)
+    }
+
+    fn finish(self, out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+        self.finish(out)
+    }
+}
+
+impl Way for StreamOpener {
+    type Ask = proto::DecryptStreamRequest;
+    type Answer = proto::DecryptStreamResponse;
+    const ACTION: Action = Action::Decrypt;
+    const PAYLOAD: &'static str = "ciphertext";
+
+    fn part(ask: Self::Ask) -> Option<Part> {
+        use proto::decrypt_stream_request::Part as P;
+        Some(match ask.part? {
+            P::Start(start) => Part::Start(Start {
+                tenant: start.tenant,
+                key: start.key,
+                aad: start.aad,
+            }),
+            P::Data(data) => Part::Data(data),
+        })
+    }
+
+    fn bound(limit: u64) -> u64 {
+        limit.saturating_add(limit / 1024 + 512)
+    }
+
+    fn answer(data: Bytes, kid: String) -> Self::Answer {
+        proto::DecryptStreamResponse { data, kid }
+    }
+
+    async fn begin(
+        keys: &Keys,
+        permit: &Permit,
+        key: &KeySnapshot,
+        start: &Start,
+        incoming: &mut Incoming<Self>,
+        _: &mut Vec<u8>,
+    ) -> Result<(Self, Kid)> {
+        let mut beginning = Beginning::default();
+        let mut any = false;
+        let header = loop {
+            match incoming.fill().await? {
+                true => any = true,
+                false if any => return Err(EnvelopeError::Truncated.into()),
+                false => return Err(incoming.empty()),
+            }
+            let begun = incoming.with_data(|rest| beginning.push(rest))?;
+            if let Some(header) = begun {
+                break header;
+            }
+        };
+        keys.begin_opening(permit, key, &start.aad, &header, &beginning)
+            .await
+    }
+
+    fn push(&mut self, piece: &[u8], out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+        self.push(piece, out)
+    }
+
+    fn finish(self, out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
+        self.finish(out)
+    }
+}
+
+/// Answers one of the two RPCs. Who may not be here at all is turned away at once; everything else is said in the stream,
+/// because a client may wait for the beginning of the answer before it sends anything.
+pub async fn answer<W: Way>(
+    parts: &Parts,
+    request: Request<Streaming<W::Ask>>,
+) -> Result<Response<Pieces<W::Answer>>, Status> {
+    let extensions = request.extensions();
+    let id = extensions.get::<RequestId>();
+    let request_id = id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
+    let peer = extensions.get::<ConnectedPeer>().cloned();
+    let bounds = extensions.get::<StreamBounds>().cloned();
+    let admitted = async {
+        let bounds = bounds.ok_or_else(|| Error::internal("a stream without bounds"))?;
+        let known = peer.as_ref().map(|peer| &*peer.0);
+        let authn = &parts.authn;
+        let caller = authn.caller(known, Arc::clone(&request_id), W::ACTION);
+        let caller = caller.await?;
+        let most = parts.limits.max_streams_per_principal;
+        let place = parts.gate.admit_stream(&caller, most);
+        let place = parts.recorded(&caller, W::ACTION, place).await?;
+        Ok((bounds, caller, place))
+    };
+    let (bounds, caller, place) = admitted.await.map_err(|e: Error| status(&e, &request_id))?;
+    let work = Work::<W> {
+        parts: parts.clone(),
+        peer,
+        caller,
+        incoming: Incoming::new(request.into_inner(), bounds, parts.limits),
+        stage: Stage::New(place),
+    };
+    let flow = Flow {
+        work: Some(work),
+        request_id,
+        failed: None,
+        waiting_since: Instant::now(),
+    };
+    let idle = Duration::from_secs(parts.limits.stream_idle_seconds);
+    Ok(Response::new(pieces(flow, idle)))
+}
+
+/// The flow as what the transport pulls at.
+fn pieces<W: Way>(flow: Flow<W>, idle: Duration) -> Pieces<W::Answer> {
+    let span = Span::current();
+    let flow = Arc::new(Mutex::new(flow));
+    // Weak: when the transport lets go, the client has left, and the flow must end then and not later.
+    tokio::spawn(watch(Arc::downgrade(&flow), idle).instrument(span.clone()));
+    let next = move |flow: Arc<Mutex<Flow<W>>>| {
+        let step = async move {
+            let next = flow.lock().await.next().await?;
+            Some((next, flow))
+        };
+        step.instrument(span.clone())
+    };
+    Box::pin(stream::unfold(flow, next))
+}
+
+/// Ends a stream whose client does not take what is there for it. While a piece is being made the flow is locked, and
+/// `Incoming` keeps the same bounds.
+async fn watch<W: Way>(flow: Weak<Mutex<Flow<W>>>, idle_time: Duration) {
+    let tick = (idle_time / 4).min(Duration::from_millis(500));
+    loop {
+        sleep(tick).await;
+        let Some(flow) = flow.upgrade() else {
+            return;
+        };
+        let Ok(mut flow) = flow.try_lock() else {
+            continue;
+        };
+        let Some(work) = &flow.work else {
+            return;
+        };
+        let mut bounds = work.incoming.check();
+        if flow.waiting_since.elapsed() >= idle_time {
+            bounds = Err(idle("nothing was read", idle_time));
+        }
+        if let Err(error) = bounds {
+            flow.fail(error).await;
+            return;
+        }
+    }
+}
+
+/// A stream and how it ended.
+struct Flow<W: Way> {
+    /// None when it is over.
+    work: Option<Work<W>>,
+    request_id: Arc<str>,
+    /// What the client is still to be told.
+    failed: Option<Status>,
+    /// When the last piece was handed over.
+    waiting_since: Instant,
+}
+
+impl<W: Way> Flow<W> {
+    /// The next message; None after the last and after an error.
+    async fn next(&mut self) -> Option<Result<W::Answer, Status>> {
+        if let Some(failed) = self.failed.take() {
+            return Some(Err(failed));
+        }
+        let made = self.work.as_mut()?.next().await;
+        self.waiting_since = Instant::now();
+        match made {
+            Ok(answer) => Some(Ok(answer?)),
+            Err(error) => {
+                self.fail(error).await;
+                self.failed.take().map(Err)
+            }
+        }
+    }
+
+    /// Ends it, and records that.
+    async fn fail(&mut self, error: Error) {
+        let Some(work) = self.work.take() else {
+            return;
+        };
+        let error = work.fail(error).await;
+        self.failed = Some(status(&error, &self.request_id));
+    }
+}
+
+/// An open stream.
+struct Work<W: Way> {
+    parts: Parts,
+    peer: Option<ConnectedPeer>,
+    caller: Caller,
+    incoming: Incoming<W>,
+    stage: Stage<W>,
+}
+
+enum Stage<W> {
+    /// Nothing was asked for yet.
+    New(Place),
+    /// Authorised, recorded, and under way.
+    Running(Box<Running<W>>),
+    /// Complete, and recorded.
+    Done,
+}
+
+struct Running<W> {
+    /// None when its last bytes were made.
+    way: Option<W>,
+    ongoing: Ongoing,
+    /// For the first message.
+    kid: String,
+    /// What leaves next.
+    out: Vec<u8>,
+}
+
+impl<W: Way> Work<W> {
+    async fn next(&mut self) -> Result<Option<W::Answer>> {
+        if matches!(self.stage, Stage::New(_)) {
+            self.begin().await?;
+        }
+        let Stage::Running(running) = &mut self.stage else {
+            return Ok(None);
+        };
+        running.make(&mut self.incoming).await?;
+        let answer = running.answer();
+        if running.way.is_none()
+            && let Stage::Running(done) = std::mem::replace(&mut self.stage, Stage::Done)
+        {
+            done.ongoing.end(Ok(())).await?;
+        }
+        Ok(Some(answer))
+    }
+
+    /// From the first message to the row that says it has begun.
+    async fn begin(&mut self) -> Result<()> {
+        let start = self.incoming.start().await?;
+        crypto::check_aad(&start.aad)?;
+        let target = target(&self.parts.keys, &self.caller, &start).await?;
+        let Stage::New(place) = std::mem::replace(&mut self.stage, Stage::Done) else {
+            return Err(Error::internal("a stream began twice"));
+        };
+        let again = Arc::new(Again {
+            parts: self.parts.clone(),
+            peer: self.peer.clone(),
+            request_id: Arc::clone(&self.caller.request_id),
+            action: W::ACTION,
+            resource: target.resource(),
+        });
+        let mut out = Vec::with_capacity(ROOM);
+        let (keys, incoming, first) = (&self.parts.keys, &mut self.incoming, &mut out);
+        let act = async |permit: Permit| {
+            let key = target.snapshot()?;
+            permit.release_if(move || Arc::clone(&again).holds());
+            let (way, kid) = W::begin(keys, &permit, key, &start, incoming, first).await?;
+            let mut details = Map::new();
+            details.insert("kid".into(), json!(kid.to_string()));
+            Ok(((way, kid), details))
+        };
+        let gate = &self.parts.gate;
+        let opened = gate.open(place, &self.caller, W::ACTION, target.resource(), act);
+        let ((way, kid), ongoing) = opened.await?;
+        self.stage = Stage::Running(Box::new(Running {
+            way: Some(way),
+            ongoing,
+            kid: kid.to_string(),
+            out,
+        }));
+        Ok(())
+    }
+
+    /// Records the failure; returns the error with the note that it is recorded.
+    async fn fail(self, error: Error) -> Error {
+        let recorded: Result<()> = match self.stage {
+            Stage::Running(running) => running.ongoing.end(Err(error)).await,
+            Stage::New(_) | Stage::Done => {
+                let failed = Err(error);
+                self.parts.recorded(&self.caller, W::ACTION, failed).await
+            }
+        };
+        let lost = || Error::internal("a failed stream did not fail");
+        recorded.err().unwrap_or_else(lost)
+    }
+}
+
+async fn target(keys: &Keys, caller: &Caller, start: &Start) -> Result<Target> {
+    let tenant = convert::tenant(&start.tenant, caller)?;
+    let key: KeyRef = start.key.parse()?;
+    keys.find(&tenant, &key).await
+}
+
+impl<W: Way> Running<W> {
+    /// Reads and works until something may leave, at the latest until the end.
+    async fn make(&mut self, incoming: &mut Incoming<W>) -> Result<()> {
+        let at_end = loop {
+            if !incoming.fill().await? {
+                break true;
+            }
+            let piece = incoming.take(PIECE);
+            let way = self.way.as_mut();
+            let way = way.ok_or_else(|| Error::internal("a stream went on after its end"))?;
+            way.push(&piece, &mut self.out)?;
+            if !self.out.is_empty() {
+                break false;
+            }
+        };
+        if at_end && let Some(way) = self.way.take() {
+            way.finish(&mut self.out)?;
+        }
+        self.ongoing.release(self.out.len()).await
+    }
+
+    fn answer(&mut self) -> W::Answer {
+        let data = std::mem::replace(&mut self.out, Vec::with_capacity(ROOM));
+        W::answer(data.into(), std::mem::take(&mut self.kid))
+    }
+}
+
+/// Who may encrypt now may not for ever: certificates end, principals lose their roles, and a stream goes on.
+struct Again {
+    parts: Parts,
+    peer: Option<ConnectedPeer>,
+    request_id: Arc<str>,
+    action: Action,
+    resource: Resource,
+}
+
+impl Again {
+    async fn holds(self: Arc<Self>) -> Result<()> {
+        let peer = self.peer.as_ref().map(|peer| &*peer.0);
+        let request_id = Arc::clone(&self.request_id);
+        let authn = &self.parts.authn;
+        let caller = authn.caller(peer, request_id, self.action).await?;
+        let gate = &self.parts.gate;
+        gate.recheck(&caller, self.action, &self.resource)
+    }
+}

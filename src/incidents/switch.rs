@@ -110,7 +110,7 @@ impl Incidents {
         // Asked first: every attempt to generate leaves an intent.
         self.keys.ready(&key.key).await?;
         let number = key.versions().last().map_or(1, |v| v.version.number + 1);
-        let generated = self.keys.generate(&key.key, number).await?;
+        let generated = self.keys.generate_replacement(key).await?;
         let (kid, material) = (generated.kid, generated.material);
         let version = KeyVersion::pre_active(key.key.id, number, kid, material, self.clock.now());
         Ok(Next::New(version, generated.intent))

@@ -10,7 +10,9 @@ use tokio::time::Instant;
 
 use super::Work;
 use crate::{
-    audit::{ADMIN_STREAM, Checkpoint, CheckpointConfig, Head, Receipt, StreamHead, checkpoint},
+    audit::{
+        ADMIN_STREAM, Checkpoint, CheckpointConfig, Head, Receipt, StreamHead, checkpoint, note,
+    },
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
     keys::Keys,
@@ -142,7 +144,7 @@ async fn record(
     let reference: KeyRef = config.key.parse()?;
     let target = keys.find(&TenantName::system(), &reference).await?;
     let key = target.snapshot()?;
-    if !checkpoint::signs_notes(key.key.algorithm) {
+    if !note::signs_notes(key.key.algorithm) {
         return Err(Error::new(
             Reason::AlgorithmMismatch,
             format!(
@@ -156,7 +158,7 @@ async fn record(
     let public: &PublicKey = version
         .and_then(|version| version.version.public_key())
         .ok_or_else(|| Error::internal("the version that signed has no public key"))?;
-    let note = checkpoint::signed(&checkpoint, &text, public, &signed.signature);
+    let note = note::signed(&checkpoint.issuer, &text, public, &signed.signature);
     let file = config.file.clone();
     let written = tokio::task::spawn_blocking(move || checkpoint::append(&file, &note)).await;
     written.map_err(Error::internal)?.map_err(|error| {
@@ -166,7 +168,7 @@ async fn record(
     let mut mutation = permit.begin_in(&term).await?;
     mutation.on("audit", "checkpoint");
     let details = json!({
-        "heads_digest": checkpoint::text_digest(&text),
+        "heads_digest": note::text_digest(&text),
         "streams": checkpoint.heads.len(),
         "kid": signed.kid.as_str(),
     });

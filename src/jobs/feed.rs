@@ -157,6 +157,7 @@ impl Feed {
                     self.keys.forget_data_key(&kid);
                 }
             }
+            "tenant_destruction" => self.forget_shredded(row),
             // Says what is on a device, and nothing that is cached.
             "intent" => {}
             "token" => self.learn_revocation(row),
@@ -172,6 +173,19 @@ impl Feed {
                 self.directory.forget();
                 self.authz.forget();
             }
+        }
+    }
+
+    /// Most rows of a tenant's destruction change no key: they have no key_id.
+    fn forget_shredded(&self, row: &AuditRow) {
+        let details = details(row);
+        let Some(key) = details["key_id"].as_str() else {
+            return;
+        };
+        self.forget_key(key);
+        let kids = details["kids"].as_array().into_iter().flatten();
+        for kid in kids.filter_map(|kid| kid.as_str()?.parse().ok()) {
+            self.keys.forget_data_key(&kid);
         }
     }
 

@@ -3,6 +3,7 @@
 mod checkpoint_audit;
 mod complete_grace;
 mod destroy_due;
+mod destroy_tenants;
 mod expire_requests;
 mod feed;
 mod keep_standby;

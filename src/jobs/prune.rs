@@ -1,4 +1,5 @@
-//! Forgets answers that nobody will ask for again, and revocations of tokens that have expired.
+//! Forgets answers that nobody will ask for again, revocations of tokens that have expired, and webhook deliveries that
+//! are too old to come again.
 
 use std::time::Duration;
 
@@ -42,8 +43,8 @@ impl IdempotencyConfig {
     }
 }
 
-/// Forgets the answers to mutating calls that are older than the retention, and revocations that are over, by database
-/// time.
+/// Forgets the answers to mutating calls that are older than the retention, and revocations and webhook deliveries that
+/// are over, by database time.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let mut tx = work.db.begin().await?;
     tx.hold(term).await?;
@@ -53,9 +54,10 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
         .saturating_sub(micros(work.idempotency.retention()));
     let answers = tx.prune_answers(Timestamp::from_micros(before)).await?;
     let revocations = tx.prune_revocations(now).await?;
+    let webhooks = tx.prune_webhooks(now).await?;
     tx.commit().await?;
-    if answers + revocations > 0 {
-        tracing::debug!(answers, revocations, "forgot what is over");
+    if answers + revocations + webhooks > 0 {
+        tracing::debug!(answers, revocations, webhooks, "forgot what is over");
     }
     Ok(())
 }

@@ -12,13 +12,14 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, expire_requests,
-    keep_standby, leader::Leader, overdue, prune, reconcile, rewrap_data_keys,
+    Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
+    expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile, rewrap_data_keys,
     rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
 };
 use crate::{
     clock::Clock,
     destruction::Destructions,
+    erasure::Erasures,
     error::{Reason, Result},
     gate::Gate,
     incidents::Incidents,
@@ -83,6 +84,8 @@ pub struct Work {
     pub patience: Patience,
     /// Destructions.
     pub destructions: Arc<Destructions>,
+    /// Destructions of the keys of tenants.
+    pub erasures: Arc<Erasures>,
     /// How long answers are kept.
     pub idempotency: IdempotencyConfig,
     /// Incidents.
@@ -148,6 +151,9 @@ fn jobs() -> Vec<Job> {
         }),
         job("destroy_due", Duration::ZERO, |work, term| {
             Box::pin(destroy_due::run(work, term))
+        }),
+        job("destroy_tenants", Duration::ZERO, |work, term| {
+            Box::pin(destroy_tenants::run(work, term))
         }),
         job("checkpoint_audit", at_every_look, |work, term| {
             Box::pin(checkpoint_audit::run(work, term))

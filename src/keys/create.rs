@@ -155,7 +155,7 @@ impl Keys {
     }
 
     /// Checks the request and the names before anything is generated, because what a device generated stays.
-    async fn draft(&self, request: &CreateKey, permit: &AdminPermit) -> Result<Key> {
+    pub(super) async fn draft(&self, request: &CreateKey, permit: &AdminPermit) -> Result<Key> {
         let policy = request.policy(permit.caller().principal.id)?;
         if !request.algorithm.fits(request.purpose) {
             return Err(mismatch(request.algorithm, request.purpose));
@@ -208,7 +208,7 @@ impl Keys {
         Ok(name.clone())
     }
 
-    async fn record_new(
+    pub(super) async fn record_new(
         &self,
         permit: AdminPermit,
         key: Key,

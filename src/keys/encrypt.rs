@@ -1,13 +1,13 @@
 //! Encrypting, decrypting and rewrapping under data keys.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
-use super::{KeySnapshot, Keys, data_keys::Unwrapped, snapshot::Version};
+use super::{KeySnapshot, Keys, data_keys::Unwrapped, snapshot::Version, uses::Counter};
 use crate::{
-    envelope::{self, Context, EnvelopeError},
+    envelope::{self, Context, EnvelopeError, Kind},
     error::{Error, Reason, Result},
     gate::Permit,
-    model::{Action, Kid, Purpose, VersionState},
+    model::{Action, Kid, Purpose, Secret, VersionState, secret::DataKey},
 };
 
 /// Additional authenticated data, by name.
@@ -28,7 +28,7 @@ impl Keys {
         key.expect(Purpose::Encryption, "Encrypt")?;
         let version = key.active()?;
         self.release_while(permit, key, &version.version.kid, VersionState::decrypts);
-        let ciphertext = self.seal(key, version, plaintext, aad).await?;
+        let ciphertext = self.seal(Kind::Data, key, version, plaintext, aad).await?;
         Ok((ciphertext, version.version.kid.clone()))
     }
 
@@ -44,14 +44,30 @@ impl Keys {
     ) -> Result<(Vec<u8>, Kid)> {
         permit.covers_key(Action::Decrypt, key.key.id)?;
         key.expect(Purpose::Encryption, "Decrypt")?;
-        let version = version_of(key, ciphertext, VersionState::decrypts)?;
+        self.open_as(Kind::Data, permit, key, ciphertext, aad).await
+    }
+
+    /// Opens a ciphertext of this kind and of no other: who may decrypt data may not thereby unwrap data keys.
+    pub(super) async fn open_as(
+        &self,
+        kind: Kind,
+        permit: &Permit,
+        key: &KeySnapshot,
+        ciphertext: &[u8],
+        aad: &Aad,
+    ) -> Result<(Vec<u8>, Kid)> {
+        let (found, version) = version_of(key, ciphertext, VersionState::decrypts)?;
+        if found != kind {
+            return Err(EnvelopeError::OtherKind.into());
+        }
         self.release_while(permit, key, &version.version.kid, VersionState::decrypts);
-        let plaintext = self.unseal(key, version, ciphertext, aad).await?;
+        let (plaintext, uses) = self.unseal(kind, key, version, ciphertext, aad).await?;
+        uses.opened();
         Ok((plaintext, version.version.kid.clone()))
     }
 
-    /// Moves a ciphertext to the ACTIVE version; one that is there already comes back as it is, once it has been
-    /// authenticated. Returns it with the new and the old kid.
+    /// Moves a ciphertext or a wrapped data key to the ACTIVE version; one that is there already comes back as it is,
+    /// once it has been authenticated. Returns it with the new and the old kid.
     ///
     /// Errors: as `decrypt` and `encrypt`.
     pub async fn rewrap(
@@ -63,65 +79,98 @@ impl Keys {
     ) -> Result<(Vec<u8>, Kid, Kid)> {
         permit.covers_key(Action::Rewrap, key.key.id)?;
         key.expect(Purpose::Encryption, "Rewrap")?;
-        let old = version_of(key, ciphertext, VersionState::rewraps)?;
+        let (kind, old) = version_of(key, ciphertext, VersionState::rewraps)?;
         let new = key.active()?;
         self.release_while(permit, key, &new.version.kid, VersionState::decrypts);
-        let plaintext = crate::model::Secret::new(self.unseal(key, old, ciphertext, aad).await?);
+        let (plaintext, uses) = self.unseal(kind, key, old, ciphertext, aad).await?;
+        let plaintext = Secret::new(plaintext);
         let (old_kid, new_kid) = (old.version.kid.clone(), new.version.kid.clone());
         if old_kid == new_kid {
+            uses.opened();
             return Ok((ciphertext.to_vec(), new_kid, old_kid));
         }
-        let moved = self.seal(key, new, plaintext.expose_secret(), aad).await?;
+        let moved = self
+            .seal(kind, key, new, plaintext.expose_secret(), aad)
+            .await?;
+        uses.rewrapped();
         Ok((moved, new_kid, old_kid))
     }
 
-    async fn seal(
+    pub(super) async fn seal(
         &self,
+        kind: Kind,
         key: &KeySnapshot,
         version: &Version,
         plaintext: &[u8],
         aad: &Aad,
     ) -> Result<Vec<u8>> {
         let data_key = self.unwrapped(key, version).await?;
-        let context = context(key, version, aad);
-        Ok(envelope::seal(data_key.key(), &context, plaintext)?)
+        let context = context(kind, key, version, aad);
+        let sealed = envelope::seal(data_key.key(), &context, plaintext)?;
+        data_key.uses.made();
+        Ok(sealed)
     }
 
+    /// The plaintext, and what counts the use: the caller knows whether it was opened or moved.
     async fn unseal(
         &self,
+        kind: Kind,
         key: &KeySnapshot,
         version: &Version,
         ciphertext: &[u8],
         aad: &Aad,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<(Vec<u8>, Arc<Counter>)> {
         let data_key = self.unwrapped(key, version).await?;
-        let context = context(key, version, aad);
-        Ok(envelope::open(data_key.key(), &context, ciphertext)?)
+        let context = context(kind, key, version, aad);
+        let plaintext = envelope::open(data_key.key(), &context, ciphertext)?;
+        Ok((plaintext, data_key.uses))
     }
 
-    async fn unwrapped(
-        &self,
-        key: &KeySnapshot,
-        version: &Version,
-    ) -> Result<std::sync::Arc<Unwrapped>> {
+    pub(super) async fn unwrapped(&self, key: &KeySnapshot, version: &Version) -> Result<InUse> {
         let v = &version.version;
-        self.note_use(&v.kid);
-        self.data_key(&key.key.tenant, key.key.id, &v.kid, &v.material)
-            .await
+        let uses = self.note_use(&v.kid);
+        let unwrapped = self.data_key(&key.key.tenant, key.key.id, &v.kid, &v.material);
+        Ok(InUse {
+            unwrapped: unwrapped.await?,
+            uses,
+        })
     }
 }
 
-fn context(key: &KeySnapshot, version: &Version, aad: &Aad) -> Context {
-    Context::new(&key.key.tenant, key.key.id, &version.version.kid, aad)
+/// An unwrapped data key, and what counts the uses of its version.
+pub(super) struct InUse {
+    unwrapped: Arc<Unwrapped>,
+    pub(super) uses: Arc<Counter>,
 }
 
-/// The version that a ciphertext names, if its state allows. A kid of another key is a foreign ciphertext.
+impl InUse {
+    pub(super) fn key(&self) -> &DataKey {
+        self.unwrapped.key()
+    }
+}
+
+pub(super) fn context(kind: Kind, key: &KeySnapshot, version: &Version, aad: &Aad) -> Context {
+    let kid = &version.version.kid;
+    Context::of(kind, &key.key.tenant, key.key.id, kid, aad)
+}
+
+/// What a ciphertext is of and the version that it names, if its state allows. A kid of another key is a foreign
+/// ciphertext.
 fn version_of<'a>(
     key: &'a KeySnapshot,
     ciphertext: &[u8],
     allows: fn(VersionState) -> bool,
-) -> Result<&'a Version> {
+) -> Result<(Kind, &'a Version)> {
     let header = envelope::header(ciphertext)?;
+    Ok((header.kind, version_named(key, &header, allows)?))
+}
+
+/// As `version_of`, for a header that was read already.
+pub(super) fn version_named<'a>(
+    key: &'a KeySnapshot,
+    header: &envelope::Header,
+    allows: fn(VersionState) -> bool,
+) -> Result<&'a Version> {
     let version = key
         .version(&header.kid)
         .ok_or(EnvelopeError::OtherVersion)?;

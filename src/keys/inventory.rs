@@ -7,6 +7,7 @@ use serde_json::json;
 use super::{
     KeySnapshot, Keys,
     create::{no_pairs, rotation_period},
+    import::expect_people,
 };
 use crate::{
     error::{Error, Reason, Result},
@@ -99,6 +100,9 @@ impl Keys {
     ) -> Result<Recorded<Arc<KeySnapshot>>> {
         let mut key = current.key.clone();
         key.policy = change.policy(&key.policy, permit.caller().principal.id)?;
+        if current.is_imported() {
+            expect_people(&key.policy)?;
+        }
         if let Some(owner) = change.owner {
             key.owner = owner;
         }

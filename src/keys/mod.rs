@@ -1,4 +1,5 @@
-//! R3: keys and what is done with them. Create, adopt, inspect, update; sign, verify, encrypt, decrypt, rewrap.
+//! R3: keys and what is done with them. Create, adopt, import, inspect, update; sign, verify, encrypt, decrypt, rewrap,
+//! data keys for callers, MACs, webhooks.
 //!
 //! A warm data-plane call reads a snapshot from memory, asks the state machine, and calls the backend or the
 //! envelope: no database, no policy. Everything that acts takes a permit. Who may is not decided here.
@@ -8,16 +9,21 @@ mod create;
 mod data_keys;
 mod encrypt;
 mod generate;
+mod import;
 mod inventory;
 pub mod keks;
 mod leftovers;
+mod mac;
 mod release;
 mod revoke;
 mod rewrap;
 mod sign;
 mod snapshot;
 mod standby;
+mod streams;
 mod uses;
+mod webhook;
+mod wrapped_keys;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -26,14 +32,18 @@ use tokio::time::Instant;
 
 pub use create::{AdoptKey, CreateKey};
 pub use data_keys::binding as data_key_binding;
+pub use import::{ImportKey, ImportedSecret};
 pub use inventory::UpdateKey;
 pub use keks::Keks;
 pub use leftovers::Gone;
 pub use rewrap::{Batch, Trial};
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
+pub use uses::Counter;
+pub use webhook::{DEFAULT_TOLERANCE, Delivery, Scheme, TOLERANCES, Verdict};
+pub use wrapped_keys::{DATA_KEY_LENGTHS, NewDataKey};
 
-pub use crate::store::{KeyFilter, ListedKey};
+pub use crate::store::{KeyFilter, ListedKey, VersionUsage};
 
 use crate::{
     backends::Backend,
@@ -65,6 +75,9 @@ pub struct KeysConfig {
     /// Time between the approval of a destruction and the destruction, in seconds. Within it the destruction can be
     /// called off, and data that is still used under the version keeps it alive. Default 7 days.
     pub destruction_wait_seconds: u64,
+    /// Time between the approval of the destruction of all keys of a tenant and its beginning, in seconds. Within it the
+    /// destruction can be called off; use does not keep the keys alive. Default 30 days.
+    pub tenant_destruction_wait_seconds: u64,
     /// How old an attempt to generate a key pair is before what it may have left on the device is looked for, in
     /// seconds; longer than that may take. Default 30.
     pub reconcile_after_seconds: u64,
@@ -102,6 +115,11 @@ impl KeysConfig {
     pub const fn destruction_wait(&self) -> Duration {
         Duration::from_secs(self.destruction_wait_seconds)
     }
+
+    /// Time between the approval of the destruction of a tenant's keys and its beginning.
+    pub const fn tenant_destruction_wait(&self) -> Duration {
+        Duration::from_secs(self.tenant_destruction_wait_seconds)
+    }
 }
 
 impl Default for KeysConfig {
@@ -114,6 +132,7 @@ impl Default for KeysConfig {
             backend_timeout_ms: 5000,
             generate_timeout_ms: 25_000,
             destruction_wait_seconds: 7 * 24 * 60 * 60,
+            tenant_destruction_wait_seconds: 30 * 24 * 60 * 60,
             reconcile_after_seconds: 30,
             last_used_interval_seconds: 60,
             sample_interval_seconds: 300,

@@ -9,7 +9,10 @@ use crate::{
     backends::VerifyAfterSign,
     error::{Error, Reason, Result},
     gate::Permit,
-    model::{Action, Algorithm, Kid, Purpose, SignInput, VersionState, key::Material},
+    model::{
+        Action, Algorithm, Kid, Purpose, SignInput, TenantDestructionId, VersionState,
+        key::Material,
+    },
 };
 
 /// A signature and who made it.
@@ -88,6 +91,33 @@ impl Keys {
             .await
     }
 
+    /// Signs the proof that all keys of a tenant are destroyed, as `sign_checkpoint` with the same key.
+    ///
+    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, and the backend's.
+    pub async fn sign_proof(
+        &self,
+        permit: &Permit,
+        destruction: TenantDestructionId,
+        key: &KeySnapshot,
+        text: &str,
+    ) -> Result<Signed> {
+        permit.covers_tenant_destruction(Action::DestroyTenantMaterial, destruction)?;
+        key.expect(Purpose::Signing, "DestroyTenantMaterial")?;
+        self.sign_active(permit, key, SignInput::Message(text.as_bytes()))
+            .await
+    }
+
+    /// Does the key sign messages of any length, with its ACTIVE version in the backend where that is?
+    pub fn signs_any_length(&self, key: &KeySnapshot) -> bool {
+        let active = key.active().ok().map(|v| &v.version.material);
+        let Some(Material::KeyPair { backend, .. }) = active else {
+            return false;
+        };
+        let hashes = key.key.algorithm.hash().is_some();
+        let backend = self.backend(backend);
+        hashes || backend.is_ok_and(|b| b.capabilities().longest_message.is_none())
+    }
+
     /// Checks a signature by any version that may verify, or by `kid` alone. The kid that verified, or None.
     ///
     /// Errors: KEY_PURPOSE_MISMATCH, DIGEST_LENGTH.
@@ -112,7 +142,7 @@ impl Keys {
             });
         let verified = verified.map(|v| v.version.kid.clone());
         if let Some(kid) = &verified {
-            self.note_use(kid);
+            self.note_use(kid).opened();
             self.release_while(permit, key, kid, VersionState::verifies);
         }
         Ok(verified)
@@ -164,7 +194,7 @@ impl Keys {
         let backend = self.backend(name)?;
         check_length(algorithm, input, backend.capabilities().longest_message)?;
         let deadline = self.deadline();
-        self.note_use(kid);
+        let uses = self.note_use(kid);
         let signature = match (input, algorithm.hash()) {
             (SignInput::Message(message), Some(hash)) => {
                 let digest = digest::digest(hash.algorithm(), message);
@@ -181,6 +211,7 @@ impl Keys {
                 "backend {name} made a signature that {kid} does not verify"
             )));
         }
+        uses.made();
         Ok(signature)
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     error::{Error, Reason, Result},
-    model::{Key, KeyVersion, Kid, Purpose, Verifier, VersionState},
+    model::{Key, KeyVersion, Kid, Purpose, Verifier, VersionState, key::Material},
 };
 
 /// A key and its versions at one moment.
@@ -76,6 +76,16 @@ impl KeySnapshot {
                 ),
             );
         }
+        if self
+            .versions
+            .iter()
+            .all(|v| v.state() == VersionState::Destroyed)
+        {
+            return Error::new(
+                Reason::NoUsableVersion,
+                format!("every version of key {name} was destroyed"),
+            );
+        }
         Error::new(
             Reason::NoUsableVersion,
             format!("key {name} has no ACTIVE version; deploy a rotation first"),
@@ -100,6 +110,11 @@ impl KeySnapshot {
             .filter(|v| v.version.state.verifies())
     }
 
+    /// Did somebody else choose the key's secret? Then the daemon cannot make its next version by itself.
+    pub fn is_imported(&self) -> bool {
+        self.versions.iter().any(|v| v.sealed_secret().is_some())
+    }
+
     /// Errors: KEY_PURPOSE_MISMATCH unless the key is for `needed`. Only for callers who may see the key.
     pub fn expect(&self, needed: Purpose, operation: &str) -> Result<()> {
         if self.key.purpose == needed {
@@ -119,5 +134,13 @@ impl Version {
     /// Where the version is in its life.
     pub const fn state(&self) -> VersionState {
         self.version.state
+    }
+
+    /// The encrypted secret of an imported version.
+    pub fn sealed_secret(&self) -> Option<&[u8]> {
+        match &self.version.material {
+            Material::DataKey { sealed_secret, .. } => sealed_secret.as_deref(),
+            Material::KeyPair { .. } | Material::Shredded { .. } => None,
+        }
     }
 }

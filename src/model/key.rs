@@ -179,6 +179,8 @@ pub enum VersionEvent {
     Compromise,
     /// The material was destroyed.
     Destroy,
+    /// The material was destroyed with all keys of its tenant, whatever it was in use for.
+    Shred,
 }
 
 impl VersionState {
@@ -205,6 +207,14 @@ impl VersionState {
                 Ok(Self::Compromised)
             }
             (Self::Retired | Self::Compromised, E::Destroy) => Ok(Self::Destroyed),
+            (
+                Self::PreActive
+                | Self::Active
+                | Self::VerifyOnly
+                | Self::Retired
+                | Self::Compromised,
+                E::Shred,
+            ) => Ok(Self::Destroyed),
             (state, event) => Err(Error::new(
                 Reason::VersionState,
                 format!("a key version that is {state} cannot {event}"),
@@ -281,9 +291,10 @@ impl KeyVersion {
         let after = before.after(event)?;
         let at = Some(match event {
             // What takes a version out of use must not fail because some clock was ahead.
-            VersionEvent::Compromise | VersionEvent::Revoke | VersionEvent::Withdraw => {
-                now.max(self.last_step())
-            }
+            VersionEvent::Compromise
+            | VersionEvent::Revoke
+            | VersionEvent::Withdraw
+            | VersionEvent::Shred => now.max(self.last_step()),
             VersionEvent::Deploy
             | VersionEvent::Supersede
             | VersionEvent::GraceOver
@@ -306,8 +317,12 @@ impl KeyVersion {
                 self.compromised_at = at;
                 self.is_standby = false;
             }
-            VersionEvent::Destroy => {
+            VersionEvent::Destroy | VersionEvent::Shred => {
+                if before.makes() {
+                    self.deactivated_at = at;
+                }
                 self.destroyed_at = at;
+                self.is_standby = false;
                 if let Material::DataKey { kek, .. } = &self.material {
                     self.material = Material::Shredded { kek: kek.clone() };
                 }
@@ -482,6 +497,7 @@ impl fmt::Display for VersionEvent {
             Self::Withdraw => "be withdrawn",
             Self::Compromise => "be declared compromised",
             Self::Destroy => "be destroyed",
+            Self::Shred => "be destroyed with its tenant",
         })
     }
 }

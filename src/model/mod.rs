@@ -17,6 +17,7 @@ pub mod public_key;
 pub mod resource;
 pub mod rotation;
 pub mod secret;
+pub mod tenant_destruction;
 pub mod time;
 
 pub use action::{AccessKind, Action, Exposure, METHODS, Method};
@@ -36,4 +37,5 @@ pub use public_key::{PublicKey, SignInput, Verifier};
 pub use resource::{Entity, Resource};
 pub use rotation::{Approval, Rotation, RotationState};
 pub use secret::Secret;
+pub use tenant_destruction::{TenantDestruction, TenantDestructionState};
 pub use time::Timestamp;

@@ -20,7 +20,7 @@ use crate::{
     clock::Clock,
     error::{Error, Reason, Result},
     gate::{AdminPermit, Mutation, Permit, Recorded, not_found},
-    keys::{KeySnapshot, Keys},
+    keys::{ImportedSecret, KeySnapshot, Keys},
     model::{
         Entity, IntentId, Key, KeyId, KeyVersion, PrincipalId, Purpose, Resource, Rotation,
         RotationId, RotationState, TenantName, VersionState, key::VersionEvent, rotation::Plan,
@@ -106,17 +106,21 @@ impl Rotations {
 
     /// Generates the successor, PRE_ACTIVE and not announced, and opens a rotation for approval.
     ///
-    /// Errors: ROTATION_OPEN, KEY_COMPROMISED, NO_USABLE_VERSION, CONFLICT, and the backend's.
+    /// `secret` is the next one of an imported MAC key; every other key has none.
+    ///
+    /// Errors: ROTATION_OPEN, KEY_COMPROMISED, NO_USABLE_VERSION, INVALID_FIELD for the secret, CONFLICT, and the
+    /// backend's.
     pub async fn request(
         &self,
         permit: AdminPermit,
         key: Arc<KeySnapshot>,
         justification: String,
+        secret: Option<ImportedSecret>,
     ) -> Result<Recorded<Rotation>> {
         // As the database has it now: a successor to a version that is not ACTIVE any more could never be deployed.
         let key = self.keys.fresh(&key.key.tenant, key.key.id).await?;
         let requester = permit.caller().principal.id;
-        let successor = self.successor(&key).await?;
+        let successor = self.successor(&key, secret).await?;
         let rotation = self.draft(&key, &successor.version, requester, justification)?;
         let mutation = permit.begin_on(key.key.id).await?;
         self.record_opened(mutation, &key, successor, rotation)
@@ -162,11 +166,15 @@ impl Rotations {
 
     /// The version that could follow the ACTIVE one. Refuses before a device generates anything, because what it
     /// generated stays.
-    async fn successor(&self, key: &KeySnapshot) -> Result<Successor> {
+    async fn successor(
+        &self,
+        key: &KeySnapshot,
+        secret: Option<ImportedSecret>,
+    ) -> Result<Successor> {
         active(key)?;
         self.refuse_open(key).await?;
         let number = key.next_number();
-        let generated = self.keys.generate(&key.key, number).await?;
+        let generated = self.keys.generate_next(key, secret).await?;
         let now = self.clock.now();
         let (kid, material) = (generated.kid, generated.material);
         Ok(Successor {

@@ -74,7 +74,7 @@ impl Rotations {
         let scheduler = permit.caller().principal.id;
         // Whoever moved the date has asked for this rotation, and can neither approve nor deploy it (R-LIFE-7).
         let requester = key.key.policy.schedule_set_by.unwrap_or(scheduler);
-        let successor = self.successor(&key).await?;
+        let successor = self.successor(&key, None).await?;
         let why = format!("due on {due}");
         let mut rotation = self.draft(&key, &successor.version, requester, why)?;
         rotation.scheduled = true;

@@ -1,12 +1,12 @@
 //! Table `key_destructions`, and what still needs a version that is to be destroyed.
 
 use super::{
-    Db, Result, StoreError, Tx,
-    engine::{execute, fetch_all, fetch_optional},
+    Counts, Db, Result, StoreError, Tx,
+    engine::{execute, fetch_all, fetch_all_in, fetch_optional},
     parse,
 };
 use crate::model::{
-    DestructionId, DestructionState, KeyDestruction, Kid, RotationId, TenantName, Timestamp,
+    DestructionId, DestructionState, KeyDestruction, KeyId, Kid, RotationId, TenantName, Timestamp,
 };
 
 const INSERT: &str = "INSERT INTO key_destructions (id, tenant, key_id, kid, state, reason, requester, requested_at) \
@@ -26,8 +26,12 @@ const DUE: &str = "SELECT d.id, d.tenant, d.key_id, k.name AS key_name, d.kid, d
      WHERE d.state = 'SCHEDULED' AND d.destroy_at <= $1 ORDER BY d.destroy_at, d.id LIMIT $2";
 const OPEN_ROTATION: &str = "SELECT id FROM rotations WHERE (old_kid = $1 OR new_kid = $1) \
      AND state IN ('REQUESTED', 'APPROVED') ORDER BY id LIMIT 1";
-const NOTE_USE: &str = "UPDATE key_versions SET last_used_at = $2 \
-     WHERE kid = $1 AND (last_used_at IS NULL OR last_used_at < $2)";
+const NOTE_USE: &str = "UPDATE key_versions SET made = made + $3, opened = opened + $4, rewrapped = rewrapped + $5, \
+     last_used_at = CASE WHEN last_used_at IS NULL OR last_used_at < $2 THEN $2 ELSE last_used_at END WHERE kid = $1";
+const OPEN: &str = "SELECT d.id, d.tenant, d.key_id, k.name AS key_name, d.kid, d.state, d.reason, d.requester, \
+     d.requested_at, d.approver, d.approved_at, d.destroy_at, d.ended_at, d.cancelled_by, d.cancel_reason \
+     FROM key_destructions d JOIN keys k ON k.id = d.key_id \
+     WHERE d.key_id = $1 AND d.state IN ('REQUESTED', 'SCHEDULED') ORDER BY d.id";
 
 /// Greater than every UUID in canonical text.
 const AFTER_EVERY_ID: &str = "g";
@@ -52,8 +56,9 @@ struct Row {
 }
 
 impl Tx {
-    /// Opens a destruction. Errors: `Exists` when the version has an open one.
+    /// Opens a destruction. Errors: `Exists` when the version has an open one, `TenantErased`.
     pub async fn insert_destruction(&mut self, d: &KeyDestruction) -> Result<()> {
+        self.hold_tenant(&d.tenant).await?;
         execute!(
             self,
             INSERT,
@@ -91,9 +96,31 @@ impl Tx {
         Ok(rows == 1)
     }
 
-    /// Notes when a version was last used, never earlier than was noted before.
-    pub async fn note_use(&mut self, kid: &Kid, at: Timestamp) -> Result<()> {
-        execute!(self, NOTE_USE, kid.as_str(), at.micros()).map(|_| ())
+    /// Notes when a version was last used, never earlier than was noted before, and adds how often.
+    pub async fn note_use(
+        &mut self,
+        kid: &Kid,
+        at: Option<Timestamp>,
+        counts: Counts,
+    ) -> Result<()> {
+        execute!(
+            self,
+            NOTE_USE,
+            kid.as_str(),
+            at.map(Timestamp::micros),
+            counts.made,
+            counts.opened,
+            counts.rewrapped,
+        )
+        .map(|_| ())
+    }
+
+    /// The open destructions of a key's versions, as this transaction sees them.
+    pub async fn open_destructions(&mut self, key: KeyId) -> Result<Vec<KeyDestruction>> {
+        fetch_all_in!(self, Row, OPEN, key.to_string())?
+            .into_iter()
+            .map(KeyDestruction::try_from)
+            .collect()
     }
 }
 

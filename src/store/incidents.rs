@@ -29,7 +29,8 @@ const PAGE: &str = select!(
     "WHERE i.tenant = $1 AND i.id < $2 AND ($3 = '' OR i.state = $3) ORDER BY i.id DESC LIMIT $4"
 );
 const UNSWITCHED: &str = select!(
-    "WHERE i.needs_successor = 1 AND i.successor_kid IS NULL AND i.declared_at < $1 ORDER BY i.id"
+    "WHERE i.needs_successor = 1 AND i.successor_kid IS NULL AND i.declared_at < $1 \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = i.tenant AND t.erased_at IS NOT NULL) ORDER BY i.id"
 );
 const SWITCH: &str = "UPDATE incidents SET successor_kid = $2, switched_at = $3 \
      WHERE id = $1 AND needs_successor = 1 AND successor_kid IS NULL";

@@ -5,7 +5,7 @@ use super::{
     engine::{execute, fetch_all, fetch_in, fetch_optional},
     parse,
 };
-use crate::model::{DestructionId, IntentId, Kid, TenantName, Timestamp};
+use crate::model::{DestructionId, IntentId, Kid, TenantDestructionId, TenantName, Timestamp};
 
 const INSERT: &str = "INSERT INTO backend_intents (id, backend, tenant, label, state, created_at, kind, kid) \
      VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, $7)";
@@ -23,6 +23,8 @@ const BEGUN: &str =
     "SELECT id FROM backend_intents WHERE kind = 'DESTROY' AND kid = $1 AND state = 'PENDING'";
 const IS_SCHEDULED: &str =
     "UPDATE key_destructions SET state = state WHERE id = $1 AND state = 'SCHEDULED'";
+const IS_DESTROYING: &str =
+    "UPDATE tenant_destructions SET state = state WHERE id = $1 AND state = 'DESTROYING'";
 
 /// How an intent ended, or that it has not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,8 +180,32 @@ impl Tx {
         if execute!(self, IS_SCHEDULED, destruction.to_string())? != 1 {
             return Ok(None);
         }
+        self.destroy_intent(kid, backend, tenant).await.map(Some)
+    }
+
+    /// Records the intent to destroy the pair of `kid` with all keys of its tenant, while that is DESTROYING. The intent
+    /// that is pending already, if there is one. None when it is not DESTROYING any more.
+    pub async fn begin_shred(
+        &mut self,
+        destruction: TenantDestructionId,
+        kid: &Kid,
+        backend: &str,
+        tenant: &TenantName,
+    ) -> Result<Option<IntentId>> {
+        if execute!(self, IS_DESTROYING, destruction.to_string())? != 1 {
+            return Ok(None);
+        }
+        self.destroy_intent(kid, backend, tenant).await.map(Some)
+    }
+
+    async fn destroy_intent(
+        &mut self,
+        kid: &Kid,
+        backend: &str,
+        tenant: &TenantName,
+    ) -> Result<IntentId> {
         if let Some(begun) = self.begun_destroy(kid).await? {
-            return Ok(Some(begun));
+            return Ok(begun);
         }
         let (id, now) = (IntentId::random(), self.now().await?);
         execute!(
@@ -193,7 +219,7 @@ impl Tx {
             "DESTROY",
             Some(kid.as_str()),
         )?;
-        Ok(Some(id))
+        Ok(id)
     }
 }
 

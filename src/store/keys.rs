@@ -46,13 +46,16 @@ const KEY_PAGE: &str = "SELECT k.id, k.tenant, k.name, k.purpose, k.algorithm, k
      FROM keys k LEFT JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
      WHERE k.tenant = $1 AND k.id > $2 AND k.next_rotation_at < $3 AND ($4 = '' OR k.owner = $4) AND ($5 = 0 OR EXISTS \
      (SELECT 1 FROM key_versions c WHERE c.key_id = k.id AND c.state = 'COMPROMISED')) ORDER BY k.id LIMIT $6";
-// Not those with an open rotation, nor those whose last one was turned down or ran out only just.
+// Not those whose secret was imported, which only people can bring the next of. Not those with an open rotation, nor those whose last one was turned down or ran out only just.
 const DUE: &str = "SELECT k.id, k.tenant FROM keys k JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' \
-     WHERE k.next_rotation_at <= $1 AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.key_id = k.id \
+     WHERE k.next_rotation_at <= $1 AND v.sealed_secret IS NULL \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = k.tenant AND t.erased_at IS NOT NULL) \
+     AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.key_id = k.id \
      AND (r.state IN ('REQUESTED', 'APPROVED') OR (r.state IN ('REJECTED', 'CANCELLED', 'EXPIRED') AND r.ended_at > $2))) \
      ORDER BY k.next_rotation_at, k.id LIMIT $3";
 const STANDBY_MISSING: &str = "SELECT k.id, k.tenant FROM keys k \
-     JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' WHERE k.standby = 1 AND NOT EXISTS \
+     JOIN key_versions v ON v.key_id = k.id AND v.state = 'ACTIVE' WHERE k.standby = 1 \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = k.tenant AND t.erased_at IS NOT NULL) AND NOT EXISTS \
      (SELECT 1 FROM key_versions s WHERE s.key_id = k.id AND s.state = 'PRE_ACTIVE' AND s.is_standby = 1) \
      ORDER BY k.id LIMIT $1";
 const STANDBY_UNWANTED: &str = "SELECT DISTINCT k.id, k.tenant FROM keys k JOIN key_versions s ON s.key_id = k.id \
@@ -66,9 +69,18 @@ const GRACE_OVER: &str = "SELECT v.kid, k.id, k.tenant FROM key_versions v JOIN 
 // Under a standing approval the scheduler is about to rotate it, so people are told only when that takes long.
 const OVERDUE: &str = "SELECT k.id, k.tenant FROM keys k WHERE k.next_rotation_at < CASE \
      WHEN k.rotation_mode = 'AUTOMATIC' AND k.policy_approved_by IS NOT NULL THEN $2 ELSE $1 END \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = k.tenant AND t.erased_at IS NOT NULL) \
      AND NOT EXISTS (SELECT 1 FROM alerts a \
      WHERE a.window_key = 'KEY_OVERDUE/' || k.id || '/' || CAST(k.next_rotation_at AS TEXT)) ORDER BY k.id LIMIT $3";
-const COUNT_OVERDUE: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM keys WHERE next_rotation_at < $1";
+const COUNT_OVERDUE: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM keys k WHERE k.next_rotation_at < $1 \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = k.tenant AND t.erased_at IS NOT NULL)";
+const USAGE: &str = "SELECT kid, number, state, made, opened, rewrapped, last_used_at, kek_ref FROM key_versions \
+     WHERE key_id = $1 ORDER BY number";
+// Pairs that a backend must be able to show, of whatever tenant.
+const PAIRS: &str = "SELECT v.backend_ref FROM key_versions v JOIN keys k ON k.id = v.key_id \
+     WHERE v.state <> 'DESTROYED' AND v.backend_ref IS NOT NULL AND v.backend_ref <> $2 \
+     AND COALESCE(v.backend, k.backend) = $1 AND NOT EXISTS (SELECT 1 FROM backend_intents i \
+     WHERE i.kind = 'DESTROY' AND i.kid = v.kid AND i.state = 'PENDING') ORDER BY v.created_at DESC LIMIT $3";
 const HOLD_KEY: &str = "UPDATE keys SET revision = revision WHERE id = $1 AND revision = $2";
 const LOCK_KEY: &str = "UPDATE keys SET revision = revision WHERE id = $1";
 const HOLD_ACTIVE: &str =
@@ -141,6 +153,46 @@ pub struct ListedKey {
     pub active_kid: Option<Kid>,
     /// Is one of its versions COMPROMISED?
     pub compromised: bool,
+}
+
+/// How often a version was used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Ciphertexts, signatures or MACs made.
+    pub made: i64,
+    /// Ciphertexts decrypted, signatures or MACs verified.
+    pub opened: i64,
+    /// Ciphertexts moved from it to another version.
+    pub rewrapped: i64,
+}
+
+/// What is known about the use of a version.
+#[derive(Clone, Debug)]
+pub struct VersionUsage {
+    /// The version.
+    pub kid: Kid,
+    /// 1, 2, 3 … within the key.
+    pub number: u32,
+    /// Where it is in its life.
+    pub state: VersionState,
+    /// How often it was used.
+    pub counts: Counts,
+    /// Last known use.
+    pub last_used_at: Option<Timestamp>,
+    /// The KEK that wraps or wrapped the data key; None for a key pair.
+    pub kek: Option<BackendRef>,
+}
+
+#[derive(sqlx::FromRow)]
+struct UsageRow {
+    kid: String,
+    number: i64,
+    state: String,
+    made: i64,
+    opened: i64,
+    rewrapped: i64,
+    last_used_at: Option<i64>,
+    kek_ref: Option<String>,
 }
 
 /// Which keys of a tenant to list.
@@ -224,8 +276,9 @@ impl<'a> Columns<'a> {
 }
 
 impl Tx {
-    /// Adds a key. Errors: `Exists` for the name.
+    /// Adds a key. Errors: `Exists` for the name, `TenantErased`.
     pub async fn insert_key(&mut self, key: &Key) -> Result<()> {
+        self.hold_tenant(&key.tenant).await?;
         let standing = key.policy.standing_approval.as_ref();
         execute!(
             self,
@@ -297,9 +350,10 @@ impl Tx {
         Ok(rows == 1)
     }
 
-    /// Adds a version. Errors: `Exists` for the kid, the number, or a second ACTIVE version; `KekGone` for a data key
+    /// Adds a version. Errors: `Exists` for the kid, the number, or a second ACTIVE version; `TenantErased`; `KekGone` for a data key
     /// under a KEK that nobody unwraps with any more.
     pub async fn insert_version(&mut self, v: &KeyVersion) -> Result<()> {
+        self.hold_tenant_of(v.key_id).await?;
         let made_of = Columns::of(&v.material);
         if let Some(kek) = made_of.kek {
             self.hold_kek(kek).await?;
@@ -521,6 +575,25 @@ impl Db {
             .collect()
     }
 
+    /// How the versions of a key were used, oldest first.
+    pub async fn version_usage(&self, key: KeyId) -> Result<Vec<VersionUsage>> {
+        fetch_all!(self, UsageRow, USAGE, key.to_string())?
+            .into_iter()
+            .map(VersionUsage::try_from)
+            .collect()
+    }
+
+    /// Up to `limit` key pairs that are in a backend as far as the rows say, without `but`, the newest first.
+    pub async fn pairs_in(
+        &self,
+        backend: &str,
+        but: &BackendRef,
+        limit: i64,
+    ) -> Result<Vec<BackendRef>> {
+        let rows = fetch_all!(self, (String,), PAIRS, backend, &but.0, limit)?;
+        Ok(rows.into_iter().map(|(pair,)| BackendRef(pair)).collect())
+    }
+
     /// kid of the ACTIVE version.
     pub async fn active_kid(&self, key: KeyId) -> Result<Option<Kid>> {
         let row = fetch_optional!(self, (String,), ACTIVE_KID, key.to_string())?;
@@ -545,6 +618,25 @@ impl Db {
                 ))
             })
             .collect()
+    }
+}
+
+impl TryFrom<UsageRow> for VersionUsage {
+    type Error = StoreError;
+
+    fn try_from(row: UsageRow) -> Result<Self> {
+        Ok(Self {
+            kid: parse("kid", &row.kid)?,
+            number: unsigned("number", row.number)?,
+            state: parse("state", &row.state)?,
+            counts: Counts {
+                made: row.made,
+                opened: row.opened,
+                rewrapped: row.rewrapped,
+            },
+            last_used_at: row.last_used_at.map(Timestamp::from_micros),
+            kek: row.kek_ref.map(BackendRef),
+        })
     }
 }
 

@@ -7,6 +7,7 @@
 mod alerts;
 mod audit;
 mod destructions;
+mod doctor;
 mod engine;
 mod idempotency;
 mod incidents;
@@ -19,19 +20,24 @@ mod principals;
 mod replicas;
 mod revocations;
 mod rotations;
+mod tenant_destructions;
 mod tenants;
+mod webhooks;
 
 use std::fmt;
 
 pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use doctor::{Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
 pub use keks::{ListedKek, Rewrapped, WrappedKey};
-pub use keys::{KeyFilter, ListedKey};
+pub use keys::{Counts, KeyFilter, ListedKey, VersionUsage};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
+pub use tenant_destructions::NamedVersion;
+pub use webhooks::WebhookMark;
 
 use crate::error::{Error, Reason};
 
@@ -50,6 +56,8 @@ pub enum StoreError {
     LeaseLost,
     /// The KEK that wrapped the data key is RETIRED, or was never one of ours.
     KekGone,
+    /// The tenant is erased: nothing is created in it any more.
+    TenantErased,
 }
 
 /// Result of a store call.
@@ -64,6 +72,7 @@ impl fmt::Display for StoreError {
             Self::Setup(what) => f.write_str(what),
             Self::LeaseLost => f.write_str("another replica does the scheduled work now"),
             Self::KekGone => f.write_str("the KEK of this data key is not in use any more"),
+            Self::TenantErased => f.write_str("the tenant is erased"),
         }
     }
 }
@@ -108,6 +117,10 @@ impl From<StoreError> for Error {
                 "the key-encryption key was rotated at this very moment; nothing was changed; retry",
             )
             .retry_after(std::time::Duration::from_secs(1)),
+            StoreError::TenantErased => Self::new(
+                Reason::TenantErased,
+                "the keys of this tenant were destroyed or are being destroyed; nothing is created in it any more",
+            ),
         }
     }
 }

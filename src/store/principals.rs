@@ -37,8 +37,9 @@ struct Row {
 }
 
 impl Tx {
-    /// Adds a principal with its identities and no roles. Errors: `Exists` for the name or an identity.
+    /// Adds a principal with its identities and no roles. Errors: `Exists` for the name or an identity, `TenantErased`.
     pub async fn insert_principal(&mut self, p: &Principal) -> Result<()> {
+        self.hold_tenant(&p.tenant).await?;
         execute!(
             self,
             INSERT,

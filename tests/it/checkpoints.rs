@@ -97,7 +97,7 @@ async fn verify(daemon: &Daemon, with_checkpoints: bool) -> (i32, String) {
 }
 
 /// One note, judged by the specification alone: text, key name, key id, signature.
-fn judged(note: &str, version: &KeyVersion, algorithm: Algorithm) -> bool {
+pub fn judged(note: &str, version: &KeyVersion, algorithm: Algorithm) -> bool {
     let (text, line) = note.rsplit_once("\n\n").expect("text and signatures");
     let text = format!("{text}\n");
     let line = line

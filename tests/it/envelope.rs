@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, error::Error as StdError};
 use aws_lc_rs::digest;
 use claviger::{
     envelope::{
-        self, Context, EnvelopeError,
+        self, Context, EnvelopeError, Kind,
         cobblestone::{CHUNK, Opener, PREFIX, SEALED_CHUNK, Salt, Sealer},
     },
     error::{Error, Reason},
@@ -50,6 +50,12 @@ fn context_of(tenant: &str, key: &str, kid: &str, pairs: &[(&str, &str)]) -> Con
     let key: KeyId = key.parse().expect("key id");
     let kid: Kid = kid.parse().expect("kid");
     Context::new(&tenant, key, &kid, &aad(pairs))
+}
+
+fn of_kind(kind: Kind, kid: &str) -> Context {
+    let tenant: TenantName = "acme".parse().expect("tenant");
+    let (key, kid): (KeyId, Kid) = (KEY_ID.parse().expect("key id"), kid.parse().expect("kid"));
+    Context::of(kind, &tenant, key, &kid, &aad(&[("user", "42")]))
 }
 
 fn pattern(len: usize) -> Vec<u8> {
@@ -132,6 +138,62 @@ fn our_format_agrees_with_an_independent_implementation() -> TestResult {
             assert_eq!(hex(&ciphertext), expected, "{}", v.name);
         }
         assert!(envelope::open(&data_key, &context, &ciphertext)? == plaintext);
+    }
+    Ok(())
+}
+
+/// The kinds that are no caller's data.
+#[derive(Deserialize)]
+struct KindVector {
+    version: u8,
+    #[serde(flatten)]
+    vector: OurVector,
+}
+
+#[test]
+fn other_kinds_agree_with_an_independent_implementation() -> TestResult {
+    let vectors: Vec<KindVector> = serde_json::from_str(include_str!("vectors/kinds.json"))?;
+    assert_eq!(vectors.len(), 5);
+    for KindVector { version, vector: v } in vectors {
+        let kind = match version {
+            2 => Kind::WrappedKey,
+            3 => Kind::MacSecret,
+            other => panic!("format version {other}"),
+        };
+        let (key_id, kid) = (v.key_id.parse()?, v.kid.parse()?);
+        let context = Context::of(kind, &v.tenant.parse()?, key_id, &kid, &v.aad);
+        assert_eq!(hex(context.encoded()), v.context, "{}", v.name);
+        let data_key = Secret::new(<[u8; 32]>::try_from(unhex(&v.key).as_slice())?);
+        let salt = Salt::try_from(unhex(&v.salt).as_slice())?;
+        let plaintext = pattern(v.length);
+        let sealed = envelope::seal_with_chosen_salt(&data_key, &context, &plaintext, salt)?;
+        assert_eq!(sha256(&sealed), v.ciphertext_sha256, "{}", v.name);
+        assert_eq!(envelope::header(&sealed)?.kind, kind);
+        assert!(envelope::open(&data_key, &context, &sealed)? == plaintext);
+    }
+    Ok(())
+}
+
+/// Each kind opens as itself; the others refuse it as it is, and also when its header says that it is one of theirs.
+#[test]
+fn a_ciphertext_opens_as_its_own_kind_only() -> TestResult {
+    const KINDS: [Kind; 3] = [Kind::Data, Kind::WrappedKey, Kind::MacSecret];
+    for one in KINDS {
+        let sealed = envelope::seal(&key(1), &of_kind(one, "kid-1"), b"text")?;
+        assert_eq!(
+            envelope::open(&key(1), &of_kind(one, "kid-1"), &sealed)?,
+            b"text"
+        );
+        for (version, other) in (1..).zip(KINDS).filter(|(_, other)| *other != one) {
+            let context = of_kind(other, "kid-1");
+            let opened = envelope::open(&key(1), &context, &sealed);
+            assert_eq!(opened, Err(EnvelopeError::OtherKind));
+            let mut renamed = sealed.clone();
+            renamed[3] = version;
+            assert_eq!(envelope::header(&renamed)?.kind, other);
+            let opened = envelope::open(&key(1), &context, &renamed);
+            assert_eq!(opened, Err(EnvelopeError::Commitment));
+        }
     }
     Ok(())
 }
@@ -243,7 +305,7 @@ fn every_flipped_bit_is_found() -> TestResult {
         let opened = envelope::open(&key(1), &context(), &changed);
         assert!(opened.is_err(), "bit {bit} is not bound");
         let opened_as_named = envelope::header(&changed).map(|header| {
-            let context = context_of("acme", KEY_ID, header.kid.as_str(), &[("user", "42")]);
+            let context = of_kind(header.kind, header.kid.as_str());
             envelope::open(&key(1), &context, &changed)
         });
         assert!(
@@ -345,7 +407,9 @@ fn foreign_headers_are_told_apart() -> TestResult {
         envelope::header(&changed)
     };
     assert_eq!(with(0, b'X'), Err(EnvelopeError::Malformed));
-    assert_eq!(with(3, 2), Err(EnvelopeError::UnknownFormat(2)));
+    assert_eq!(with(3, 0), Err(EnvelopeError::UnknownFormat(0)));
+    assert_eq!(with(3, 4), Err(EnvelopeError::UnknownFormat(4)));
+    assert_eq!(with(3, 2)?.kind, Kind::WrappedKey);
     assert_eq!(with(4, 0), Err(EnvelopeError::Malformed));
     assert_eq!(with(4, 255), Err(EnvelopeError::Truncated));
     assert_eq!(with(6, b'/'), Err(EnvelopeError::Malformed));

@@ -1,4 +1,4 @@
-//! Verifiers that share no code with the daemon: jose.py, and pkcs11-tool of OpenSC.
+//! Verifiers that share no code with the daemon: jose.py, macs/sign.py, and pkcs11-tool of OpenSC.
 
 use std::{path::Path, process::Stdio, sync::OnceLock};
 
@@ -12,11 +12,31 @@ use crate::{
 
 /// Runs jose.py.
 pub async fn jose(command: &str, input: &Value) -> Value {
+    script("jose.py", &[command], input).await
+}
+
+/// The MAC of a message, by macs/sign.py; `hash` is `sha256` or `sha512`.
+pub async fn hmac(hash: &str, secret: &[u8], message: &[u8]) -> Vec<u8> {
+    let hex = |bytes: &[u8]| bytes.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let input =
+        serde_json::json!([{ "hash": hash, "secret": hex(secret), "message": hex(message) }]);
+    let macs = script("macs/sign.py", &[], &input).await;
+    let mac = macs[0].as_str().expect("a MAC").as_bytes();
+    let byte = |pair: &[u8; 2]| {
+        let pair = std::str::from_utf8(pair).expect("ASCII");
+        u8::from_str_radix(pair, 16).expect("hex")
+    };
+    mac.as_chunks::<2>().0.iter().map(byte).collect()
+}
+
+async fn script(name: &str, arguments: &[&str], input: &Value) -> Value {
     let python = tokio::task::spawn_blocking(python).await.expect("python");
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/jose.py");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/it")
+        .join(name);
     let mut child = Command::new(python)
         .arg(script)
-        .arg(command)
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -31,7 +51,7 @@ pub async fn jose(command: &str, input: &Value) -> Value {
     drop(stdin);
     let output = child.wait_with_output().await.expect("python ends");
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "jose.py {command}: {said}");
+    assert!(output.status.success(), "{name} {arguments:?}: {said}");
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 

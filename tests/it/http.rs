@@ -271,6 +271,21 @@ async fn readiness_follows_health_and_liveness_does_not() {
     database.up();
     assert_eq!(get(addr, "/readyz").await.0, StatusCode::OK);
 
+    // What all replicas share is named, and takes none of them out.
+    let hsm = health.advisory("backend hsm");
+    let (status, _, body) = get(addr, "/readyz").await;
+    assert_eq!(status, StatusCode::OK);
+    let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(body["ready"], true);
+    assert_eq!(body["degraded"], true);
+    assert_eq!(body["checks"][1]["name"], "backend hsm");
+    assert_eq!(body["checks"][1]["ok"], false);
+    assert_eq!(body["checks"][1]["advisory"], true);
+    hsm.up();
+    let (_, _, body) = get(addr, "/readyz").await;
+    let body: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+    assert_eq!(body["degraded"], false);
+
     health.drain();
     assert_eq!(
         get(addr, "/readyz").await.0,

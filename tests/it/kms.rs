@@ -2,8 +2,8 @@
 //!
 //! The service is moto behind `kms/layer.py`, which adds what AWS does and moto does not, and a TCP proxy that
 //! resets and hangs. With CLAVIGER_TEST_AWS_KMS=REGION at build time (and credentials of the standard chain) the
-//! conformance suite runs against AWS too; without it that test does not exist. It makes about forty keys, which
-//! AWS deletes after a week.
+//! conformance suite runs against AWS too; without it that test does not exist. It makes about twenty keys, which
+//! AWS deletes after a week; docs/backends.md says what it needs and costs.
 
 mod adopt;
 mod find;

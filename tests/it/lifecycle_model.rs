@@ -37,6 +37,7 @@ enum Event {
     Switch,
     Revoke(usize),
     Destroy(usize),
+    Shred(u32),
     RetireOrphans,
     Forward(u64),
     Back(u64),
@@ -60,6 +61,7 @@ fn event() -> impl Strategy<Value = Event> {
         3 => Just(Event::Switch),
         1 => (0_usize..12).prop_map(Event::Revoke),
         1 => (0_usize..12).prop_map(Event::Destroy),
+        1 => (0_u32..12).prop_map(Event::Shred),
         3 => Just(Event::RetireOrphans),
         8 => (1_u64..4000).prop_map(Event::Forward),
         2 => (1_u64..120).prop_map(Event::Back),
@@ -78,6 +80,8 @@ struct World {
     rotations: Vec<Rotation>,
     /// kid and exp.
     tokens: Vec<(Kid, Timestamp)>,
+    /// The keys of the tenant are destroyed: nothing is created any more.
+    erased: bool,
 }
 
 impl World {
@@ -93,6 +97,7 @@ impl World {
             versions: Vec::new(),
             rotations: Vec::new(),
             tokens: Vec::new(),
+            erased: false,
         };
         let mut first = world.version();
         first.announced_at = Some(world.now);
@@ -224,7 +229,7 @@ impl World {
             }
             // The key was left without an ACTIVE version: the standby takes over, or a new one.
             Event::Switch => {
-                if self.active().is_none() {
+                if self.active().is_none() && !self.erased {
                     let next = self.standby().unwrap_or_else(|| {
                         self.versions.push(self.version());
                         self.versions.len() - 1
@@ -240,6 +245,21 @@ impl World {
                 let i = n % self.versions.len();
                 self.versions[i].advance(VersionEvent::Destroy, now)?;
             }
+            // Rare, because nothing happens after it: the tenant goes, whatever the state and whatever the clock says.
+            Event::Shred(0) if !self.erased => {
+                self.erased = true;
+                if let Some(open) = open {
+                    let ended = self.rotations[open].clone();
+                    self.withdrawn(open, ended.cancel(self.people[0], "gone".into(), now)?)?;
+                }
+                for version in &mut self.versions {
+                    if version.state != VersionState::Destroyed {
+                        let shredded = version.advance(VersionEvent::Shred, now);
+                        shredded.expect("nothing keeps a version from it");
+                    }
+                }
+            }
+            Event::Shred(_) => {}
         }
         Ok(())
     }
@@ -347,6 +367,8 @@ impl World {
                 signer.state
             );
         }
+        let left = |v: &KeyVersion| v.state != VersionState::Destroyed;
+        assert!(!self.erased || !self.versions.iter().any(left), "not gone");
         self.check_tokens(before, event);
         self.rotations.iter().for_each(check_people);
         self.rotations.iter().for_each(check_rotation_times);
@@ -359,9 +381,12 @@ impl World {
         }
     }
 
-    /// Only an incident or a revocation takes a key away from tokens that have not expired.
+    /// Only an incident, a revocation or the end of the tenant takes a key away from tokens that have not expired.
     fn check_tokens(&self, before: &Self, event: &Event) {
-        if matches!(event, Event::Compromise(_) | Event::Revoke(_)) {
+        if matches!(
+            event,
+            Event::Compromise(_) | Event::Revoke(_) | Event::Shred(_)
+        ) {
             return;
         }
         for (kid, exp) in &self.tokens {
@@ -430,7 +455,7 @@ fn no_sequence_of_events_breaks_the_life_of_a_key() {
         failure_persistence: None,
         ..ProptestConfig::default()
     });
-    let reached = std::cell::Cell::new([0_u32; 4]);
+    let reached = std::cell::Cell::new([0_u32; 5]);
     let events = (1_u32..=2, 0_u64..2, vec(event(), 1..120));
     let outcome = runner.run(&events, |(needed, hours, events)| {
         let needed = NonZeroU32::new(needed).expect("at least one");
@@ -446,6 +471,7 @@ fn no_sequence_of_events_breaks_the_life_of_a_key() {
         counts[1] += u32::from(has(RotationState::Deployed));
         counts[2] += u32::from(has(RotationState::Expired));
         counts[3] += u32::from(world.versions.iter().any(|v| v.compromised_at.is_some()));
+        counts[4] += u32::from(world.erased);
         reached.set(counts);
         Ok(())
     });

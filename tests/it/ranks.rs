@@ -14,6 +14,7 @@ const RANKS: [&[&str]; 8] = [
     &[
         "rotation",
         "destruction",
+        "erasure",
         "incidents",
         "tokens",
         "vault",
@@ -29,13 +30,14 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 10] = [
+const SIDEWAYS: [(&str, &str); 11] = [
     // config composes the sections that modules declare, telemetry's among them.
     ("config", "telemetry"),
     ("app", "config"),
     ("app", "telemetry"),
     ("rotation", "keys"),
     ("destruction", "keys"),
+    ("erasure", "keys"),
     ("incidents", "keys"),
     ("tokens", "keys"),
     ("vault", "keys"),

@@ -8,19 +8,24 @@ use bytes::{Buf, BufMut, Bytes};
 use claviger::grpc::proto::{
     AddIncidentNoteRequest, AdoptKeyRequest, Algorithm, ApproveKekRotationRequest,
     ApproveKeyDestructionRequest, ApproveRotationPolicyRequest, ApproveRotationRequest,
-    BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest, BatchSignRequest,
-    BatchVerifyRequest, CancelKekRotationRequest, CancelKeyDestructionRequest,
-    CancelRotationRequest, CloseIncidentRequest, CreateKeyRequest, CreatePrincipalRequest,
-    CreateTenantRequest, DeclareCompromiseRequest, DecryptRequest, DeployKekRotationRequest,
-    DeployRotationRequest, DestroyKeyVersionRequest, EncryptRequest, GetIncidentRequest,
-    GetJwksRequest, GetKekRotationRequest, GetKeyRequest, GetRotationRequest, GrantRoleRequest,
-    IssueTokenRequest, Key, KeyPurpose, ListAuditEventsRequest, ListIncidentsRequest,
-    ListKekRotationsRequest, ListKeksRequest, ListKeyDestructionsRequest, ListKeysRequest,
-    ListPrincipalsRequest, ListRotationsRequest, ListTenantsRequest, PrincipalType,
-    RejectKekRotationRequest, RejectRotationRequest, RevokeKeyVersionRequest, RevokeRoleRequest,
-    RevokeTokenRequest, RewrapRequest, RotateKekRequest, RotateKeyRequest, Rotation, SignRequest,
-    UpdateKeyRequest, VerifyAuditRequest, VerifyRequest, VerifyTokenRequest, batch_decrypt_request,
-    batch_encrypt_request, batch_rewrap_request, batch_sign_request, batch_verify_request,
+    ApproveTenantDestructionRequest, BatchDecryptRequest, BatchEncryptRequest, BatchRewrapRequest,
+    BatchSignRequest, BatchVerifyRequest, CancelKekRotationRequest, CancelKeyDestructionRequest,
+    CancelRotationRequest, CancelTenantDestructionRequest, CloseIncidentRequest, ComputeMacRequest,
+    CreateKeyRequest, CreatePrincipalRequest, CreateTenantRequest, DeclareCompromiseRequest,
+    DecryptDataKeyRequest, DecryptRequest, DecryptStreamRequest, DeployKekRotationRequest,
+    DeployRotationRequest, DestroyKeyVersionRequest, DestroyTenantKeysRequest, EncryptRequest,
+    EncryptStreamRequest, GenerateDataKeyRequest, GenerateDataKeyWithoutPlaintextRequest,
+    GenerateRandomRequest, GetIncidentRequest, GetJwksRequest, GetKekRotationRequest,
+    GetKeyRequest, GetKeyVersionUsageRequest, GetRotationRequest, GetTenantDestructionRequest,
+    GrantRoleRequest, ImportKeyRequest, IssueTokenRequest, Key, KeyPurpose, ListAuditEventsRequest,
+    ListIncidentsRequest, ListKekRotationsRequest, ListKeksRequest, ListKeyDestructionsRequest,
+    ListKeysRequest, ListPrincipalsRequest, ListRotationsRequest, ListTenantDestructionsRequest,
+    ListTenantsRequest, PrincipalType, RejectKekRotationRequest, RejectRotationRequest,
+    RevokeKeyVersionRequest, RevokeRoleRequest, RevokeTokenRequest, RewrapRequest,
+    RotateKekRequest, RotateKeyRequest, Rotation, SignRequest, UpdateKeyRequest,
+    VerifyAuditRequest, VerifyMacRequest, VerifyRequest, VerifyTokenRequest, VerifyWebhookRequest,
+    WebhookScheme, batch_decrypt_request, batch_encrypt_request, batch_rewrap_request,
+    batch_sign_request, batch_verify_request, decrypt_stream_request, encrypt_stream_request,
     sign_request, verify_request,
 };
 use prost::Message;
@@ -32,7 +37,7 @@ use tonic::{
 };
 
 use crate::{
-    daemon::{Actor, Daemon, Engine, PATIENCE, TOKEN},
+    daemon::{Actor, Daemon, Engine, PATIENCE, Setup, TOKEN},
     keks,
 };
 
@@ -52,6 +57,8 @@ pub struct Case {
     pub failing: Option<Bytes>,
     /// Items that each leave a row of their own; 1 for everything that is not a batch.
     pub items: usize,
+    /// The bytes are those of several messages, each preceded by its length.
+    pub is_stream: bool,
 }
 
 fn case(valid: &impl Message) -> Case {
@@ -59,6 +66,20 @@ fn case(valid: &impl Message) -> Case {
         valid: valid.encode_to_vec().into(),
         failing: None,
         items: 1,
+        is_stream: false,
+    }
+}
+
+fn stream<M: Message>(valid: &[M], failing: &[M]) -> Case {
+    let bytes = |messages: &[M]| {
+        let delimited = messages.iter().map(Message::encode_length_delimited_to_vec);
+        Bytes::from(delimited.collect::<Vec<_>>().concat())
+    };
+    Case {
+        valid: bytes(valid),
+        failing: Some(bytes(failing)),
+        items: 1,
+        is_stream: true,
     }
 }
 
@@ -75,13 +96,38 @@ impl Case {
     }
 }
 
+/// A daemon that could prove the destruction of a tenant's keys. Its one checkpoint of the audit log is written, so that
+/// no row comes that nobody asked for.
+async fn with_proof_key(engine: Engine) -> Daemon {
+    let mut daemon = Setup::new(engine).provision().await;
+    let file = daemon.path("checkpoints");
+    daemon.edit_config(|text| {
+        format!(
+            "{text}\n[audit.checkpoint]\nkey = \"proofs\"\nfile = \"{}\"\ninterval_seconds = 86400\n",
+            file.display()
+        )
+    });
+    daemon.up().await.expect("the daemon starts");
+    let (purpose, algorithm) = (KeyPurpose::Signing, Algorithm::Es256);
+    daemon.key("system", "proofs", purpose, algorithm).await;
+    let written =
+        "SELECT seq FROM audit_events WHERE action = 'CheckpointAudit' AND outcome = 'success'";
+    let until = Instant::now() + PATIENCE;
+    while daemon.rows(written).await.is_empty() {
+        assert!(Instant::now() < until, "no checkpoint is written");
+        sleep(Duration::from_millis(50)).await;
+    }
+    daemon
+}
+
 impl World {
     pub async fn new(engine: Engine) -> Self {
-        let daemon = Daemon::start(engine).await;
+        let daemon = with_proof_key(engine).await;
         let keys = [
             ("orders", KeyPurpose::Signing, Algorithm::Es256),
             ("tokens", KeyPurpose::TokenSigning, Algorithm::Es256),
             ("vault", KeyPurpose::Encryption, Algorithm::A256gcm),
+            ("hooks", KeyPurpose::Mac, Algorithm::Hs256),
         ];
         for (name, purpose, algorithm) in keys {
             daemon.key("acme", name, purpose, algorithm).await;
@@ -107,6 +153,12 @@ impl World {
             "Encrypt" => case(&encrypt("vault")).or(&encrypt("orders")),
             "Decrypt" => case(&self.decrypt(0)).or(&self.decrypt(1)),
             "Rewrap" => case(&self.rewrap(0)).or(&self.rewrap(1)),
+            "EncryptStream" => stream(&encrypt_stream("vault"), &encrypt_stream("orders")),
+            "DecryptStream" => {
+                // Cut within the header: it fails before it has begun.
+                let all = self.ciphertext.len();
+                stream(&self.decrypt_stream(all), &self.decrypt_stream(20))
+            }
             "BatchSign" | "BatchVerify" | "BatchEncrypt" | "BatchDecrypt" | "BatchRewrap" => {
                 self.batch(name)
             }
@@ -117,6 +169,12 @@ impl World {
                 audience: "api".into(),
                 required_scopes: Vec::new(),
             }),
+            "GenerateDataKey"
+            | "GenerateDataKeyWithoutPlaintext"
+            | "DecryptDataKey"
+            | "GenerateRandom" => self.data_key(name).await,
+            "ComputeMac" | "VerifyMac" | "VerifyWebhook" => self.mac(name).await,
+            "ImportKey" => case(&import(&fresh("import"))).or(&import("orders")),
             "GetJwks" => case(&GetJwksRequest {}),
             "CreateKey" | "AdoptKey" | "GetKey" | "ListKeys" | "UpdateKey" => self.key(name).await,
             "ApproveRotationPolicy" => self.policy().await,
@@ -126,6 +184,15 @@ impl World {
             | "ApproveKeyDestruction"
             | "CancelKeyDestruction"
             | "ListKeyDestructions" => self.destruction(name).await,
+            "DestroyTenantKeys"
+            | "ApproveTenantDestruction"
+            | "CancelTenantDestruction"
+            | "GetTenantDestruction"
+            | "ListTenantDestructions" => self.tenant_destruction(name).await,
+            "GetKeyVersionUsage" => case(&GetKeyVersionUsageRequest {
+                tenant: "acme".into(),
+                key: "vault".into(),
+            }),
             "CreateTenant" | "ListTenants" | "CreatePrincipal" | "GrantRole" | "RevokeRole"
             | "ListPrincipals" => self.people(name).await,
             "DeclareCompromise" | "GetIncident" | "ListIncidents" | "AddIncidentNote"
@@ -145,12 +212,92 @@ impl World {
                 tenant: "acme".into(),
                 ..Default::default()
             }),
-            "VerifyAudit" => case(&VerifyAuditRequest::default()),
             "ListKeks" | "RotateKek" | "ApproveKekRotation" | "DeployKekRotation"
             | "RejectKekRotation" | "CancelKekRotation" | "GetKekRotation" | "ListKekRotations" => {
                 self.kek(name).await
             }
+            "VerifyAudit" => case(&VerifyAuditRequest::default()),
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
+        }
+    }
+
+    async fn data_key(&self, name: &str) -> Case {
+        let generate = |key: &str| GenerateDataKeyRequest {
+            tenant: "acme".into(),
+            key: key.into(),
+            ..Default::default()
+        };
+        match name {
+            "GenerateDataKey" => case(&generate("vault")).or(&generate("orders")),
+            "GenerateDataKeyWithoutPlaintext" => {
+                let generate = |key: &str| GenerateDataKeyWithoutPlaintextRequest {
+                    tenant: "acme".into(),
+                    key: key.into(),
+                    ..Default::default()
+                };
+                case(&generate("vault")).or(&generate("orders"))
+            }
+            "DecryptDataKey" => {
+                let mut service = self.daemon.actor("service").data_keys();
+                let made = service.generate_data_key(generate("vault")).await;
+                let wrapped = made.expect("GenerateDataKey").into_inner().wrapped;
+                let decrypt = |cut: usize| DecryptDataKeyRequest {
+                    tenant: "acme".into(),
+                    key: "vault".into(),
+                    wrapped: wrapped.slice(..wrapped.len() - cut),
+                    aad: BTreeMap::new(),
+                };
+                case(&decrypt(0)).or(&decrypt(1))
+            }
+            _ => {
+                let random = |length| GenerateRandomRequest { length };
+                case(&random(32)).or(&random(0))
+            }
+        }
+    }
+
+    async fn mac(&self, name: &str) -> Case {
+        let compute = |key: &str, message: String| ComputeMacRequest {
+            tenant: "acme".into(),
+            key: key.into(),
+            message: message.into(),
+        };
+        let mac = async |message: String| {
+            let mut service = self.daemon.actor("service").macs();
+            let made = service.compute_mac(compute("hooks", message)).await;
+            made.expect("ComputeMac").into_inner().mac
+        };
+        match name {
+            "ComputeMac" => {
+                case(&compute("hooks", "order".into())).or(&compute("vault", "order".into()))
+            }
+            "VerifyMac" => {
+                let mac = mac("order".into()).await;
+                let verify = |key: &str| VerifyMacRequest {
+                    tenant: "acme".into(),
+                    key: key.into(),
+                    message: "order".into(),
+                    mac: mac.clone(),
+                    kid: String::new(),
+                };
+                case(&verify("hooks")).or(&verify("vault"))
+            }
+            _ => {
+                let timestamp = claviger::clock::Clock::System.now().seconds();
+                let mac = mac(format!("{timestamp}.paid")).await;
+                let event_id = fresh("evt");
+                let verify = |key: &str| VerifyWebhookRequest {
+                    tenant: "acme".into(),
+                    key: key.into(),
+                    scheme: WebhookScheme::TimestampBody.into(),
+                    body: "paid".into(),
+                    timestamp,
+                    event_id: event_id.clone(),
+                    macs: vec![mac.clone()],
+                    tolerance: None,
+                };
+                case(&verify("hooks")).or(&verify("vault"))
+            }
         }
     }
 
@@ -497,6 +644,50 @@ impl World {
         }
     }
 
+    /// Nothing is destroyed: the waiting period is 30 days.
+    async fn tenant_destruction(&self, name: &str) -> Case {
+        let destroy = |tenant: &str| DestroyTenantKeysRequest {
+            tenant: tenant.into(),
+            reason: "the contract has ended".into(),
+        };
+        let cancel = |id: &str| CancelTenantDestructionRequest {
+            destruction_id: id.into(),
+            reason: "they came back".into(),
+        };
+        let mut issuer = self.daemon.actor("issuer").erasures();
+        let open = "SELECT id FROM tenant_destructions WHERE state IN ('REQUESTED', 'SCHEDULED')";
+        for row in self.daemon.rows(open).await {
+            let cancelled = issuer.cancel_tenant_destruction(cancel(&row[0])).await;
+            cancelled.expect("CancelTenantDestruction");
+        }
+        if name == "DestroyTenantKeys" {
+            return case(&destroy("acme")).or(&destroy("system"));
+        }
+        let asked = issuer.destroy_tenant_keys(destroy("acme")).await;
+        let asked = asked.expect("DestroyTenantKeys").into_inner().destruction;
+        let id = asked.expect("a destruction").id;
+        let approve = |tenant: &str| ApproveTenantDestructionRequest {
+            destruction_id: id.clone(),
+            tenant: tenant.into(),
+        };
+        match name {
+            "ApproveTenantDestruction" => case(&approve("acme")).or(&approve("globex")),
+            "CancelTenantDestruction" => {
+                let cancelled = issuer.cancel_tenant_destruction(cancel(&id)).await;
+                cancelled.expect("CancelTenantDestruction");
+                let asked = issuer.destroy_tenant_keys(destroy("acme")).await;
+                let asked = asked.expect("DestroyTenantKeys").into_inner().destruction;
+                let other = asked.expect("a destruction").id;
+                case(&cancel(&other)).or(&cancel(&id))
+            }
+            "GetTenantDestruction" => case(&GetTenantDestructionRequest { destruction_id: id }),
+            _ => case(&ListTenantDestructionsRequest {
+                tenant: "acme".into(),
+                ..Default::default()
+            }),
+        }
+    }
+
     /// Cancels the destruction `id` and opens another one of the same version.
     async fn another(
         &self,
@@ -616,6 +807,17 @@ impl World {
         }
     }
 
+    fn decrypt_stream(&self, len: usize) -> [DecryptStreamRequest; 2] {
+        use decrypt_stream_request::{Part, Start};
+        let start = Start {
+            tenant: "acme".into(),
+            key: "vault".into(),
+            aad: BTreeMap::new(),
+        };
+        [Part::Start(start), Part::Data(self.ciphertext.slice(..len))]
+            .map(|part| DecryptStreamRequest { part: Some(part) })
+    }
+
     fn rewrap(&self, cut: usize) -> RewrapRequest {
         RewrapRequest {
             tenant: "acme".into(),
@@ -659,7 +861,18 @@ fn encrypt(key: &str) -> EncryptRequest {
     }
 }
 
-fn issue(ttl: i64) -> IssueTokenRequest {
+fn encrypt_stream(key: &str) -> [EncryptStreamRequest; 2] {
+    use encrypt_stream_request::{Part, Start};
+    let start = Start {
+        tenant: "acme".into(),
+        key: key.into(),
+        aad: BTreeMap::new(),
+    };
+    [Part::Start(start), Part::Data("order".into())]
+        .map(|part| EncryptStreamRequest { part: Some(part) })
+}
+
+pub fn issue(ttl: i64) -> IssueTokenRequest {
     IssueTokenRequest {
         tenant: "acme".into(),
         key: "tokens".into(),
@@ -680,6 +893,17 @@ fn create(name: &str) -> CreateKeyRequest {
     }
 }
 
+fn import(name: &str) -> ImportKeyRequest {
+    ImportKeyRequest {
+        tenant: "acme".into(),
+        name: name.into(),
+        algorithm: Algorithm::Hs256.into(),
+        secret: "chosen by the payment provider".into(),
+        owner: "team-e2e".into(),
+        ..Default::default()
+    }
+}
+
 fn adopt(name: &str, id: &str) -> AdoptKeyRequest {
     AdoptKeyRequest {
         tenant: "acme".into(),
@@ -692,7 +916,7 @@ fn adopt(name: &str, id: &str) -> AdoptKeyRequest {
     }
 }
 
-/// Sends a request as it is and returns the answer as it is.
+/// Sends a request as it is and returns the answer as it is; of a stream, all messages, one after the other.
 pub async fn send(actor: &Actor, path: &'static str, request: &Bytes) -> Result<Bytes, Status> {
     send_with(actor, path, request, &[]).await
 }
@@ -707,6 +931,16 @@ pub async fn send_with(
     let mut grpc = Grpc::new(actor.channel.clone());
     grpc.ready().await.expect("a connection");
     let path = http::uri::PathAndQuery::from_static(path);
+    if path.path().ends_with("Stream") {
+        let messages = futures_util::stream::iter(messages(request));
+        let answer = grpc.streaming(Request::new(messages), path, Raw).await?;
+        let mut answers = answer.into_inner();
+        let mut all = Vec::new();
+        while let Some(answer) = answers.message().await? {
+            all.extend_from_slice(&answer);
+        }
+        return Ok(all.into());
+    }
     let mut request = Request::new(request.clone());
     for key in keys {
         let key = key.parse().expect("metadata");
@@ -714,6 +948,17 @@ pub async fn send_with(
     }
     let answer = grpc.unary(request, path, Raw).await?;
     Ok(answer.into_inner())
+}
+
+/// The messages of a stream.
+fn messages(bytes: &Bytes) -> Vec<Bytes> {
+    let mut bytes = bytes.clone();
+    let mut messages = Vec::new();
+    while !bytes.is_empty() {
+        let length = prost::decode_length_delimiter(&mut bytes).expect("a length");
+        messages.push(bytes.split_to(length));
+    }
+    messages
 }
 
 /// A codec that leaves bytes alone.

@@ -78,6 +78,7 @@ suite!(
     intents_are_durable_and_settled_once,
     rows_without_their_parents_are_refused,
     a_dropped_transaction_changes_nothing,
+    nothing_is_created_in_a_tenant_that_is_erased_meanwhile,
     rows_that_cannot_be_are_corrupt,
     an_audit_row_goes_behind_the_head_only,
     long_audit_batches_are_whole,
@@ -1087,6 +1088,42 @@ async fn a_dropped_transaction_changes_nothing(db: Db) {
     assert_eq!(number(&db, "SELECT COUNT(*) FROM rotations").await, 0);
     assert!(db.audit_head(ADMIN_STREAM).await.expect("read").is_none());
     assert!(db.audit_streams().await.expect("read").is_empty());
+}
+
+// R-OPS-5: a creation that was under way when the tenant was erased waits for that and is refused.
+async fn nothing_is_created_in_a_tenant_that_is_erased_meanwhile(db: Db) {
+    let (erased, other) = with_tenants(&db).await;
+    let old = key(&db, &erased, "old").await;
+    let mut tx = db.begin().await.expect("begun");
+    assert!(tx.erase_tenant(&erased, at(9)).await.expect("erased"));
+    let (late, draft) = (db.clone(), a_key(&erased, "late"));
+    let creating = tokio::spawn(async move {
+        let mut tx = late.begin().await.expect("begun");
+        tx.insert_key(&draft).await
+    });
+    tx.commit().await.expect("committed");
+    let refused = creating.await.expect("no panic");
+    assert!(
+        matches!(refused, Err(StoreError::TenantErased)),
+        "{refused:?}"
+    );
+    let mut tx = db.begin().await.expect("begun");
+    let version = a_version(&old, 1, VersionState::PreActive);
+    let refused = tx.insert_version(&version).await;
+    assert!(
+        matches!(refused, Err(StoreError::TenantErased)),
+        "{refused:?}"
+    );
+    let refused = tx.insert_principal(&a_principal(&erased, "late")).await;
+    assert!(
+        matches!(refused, Err(StoreError::TenantErased)),
+        "{refused:?}"
+    );
+    assert!(!tx.erase_tenant(&erased, at(10)).await.expect("asked again"));
+    drop(tx);
+    let refused = claviger::error::Error::from(StoreError::TenantErased);
+    assert_eq!(refused.reason(), Reason::TenantErased);
+    key(&db, &other, "fine").await;
 }
 
 async fn rows_that_cannot_be_are_corrupt(db: Db) {

@@ -86,6 +86,20 @@ fn pem_items<T: PemObject>(
     }
 }
 
+/// When the first certificate of a file expires. Errors name the file.
+pub fn first_expiry(path: &Path) -> Result<Timestamp, TlsError> {
+    let chain: Vec<CertificateDer<'static>> = pem_items("certificate", path, "certificate")?;
+    let mut first = None;
+    for der in &chain {
+        let (_, certificate) =
+            X509Certificate::from_der(der).map_err(|e| unusable("certificate", path, &e))?;
+        let at = Timestamp::from_seconds(certificate.validity().not_after.timestamp());
+        first = Some(first.map_or(at, |first: Timestamp| first.min(at)));
+    }
+    // `pem_items` gives at least one.
+    Ok(first.unwrap_or_default())
+}
+
 fn check_validity(
     path: &Path,
     chain: &[CertificateDer<'static>],

@@ -177,3 +177,79 @@ pub(super) fn fitness(key: &KeyMetadata, wanted: KeySpec) -> Result<KeySpec, Bac
         ))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use aws_sdk_kms::types::{KeySpec as AwsSpec, KeyUsageType, builders::KeyMetadataBuilder};
+
+    use super::*;
+
+    fn key(spec: AwsSpec, usage: KeyUsageType) -> KeyMetadataBuilder {
+        KeyMetadata::builder()
+            .key_id("0a1b")
+            .arn("arn:aws:kms:eu-west-1:123456789012:key/0a1b")
+            .key_state(KeyState::Enabled)
+            .origin(OriginType::AwsKms)
+            .key_manager(KeyManagerType::Customer)
+            .key_spec(spec)
+            .key_usage(usage)
+    }
+
+    fn judged(key: KeyMetadataBuilder, wanted: KeySpec) -> Result<KeySpec, BackendError> {
+        fitness(&key.build().expect("metadata"), wanted)
+    }
+
+    #[test]
+    fn a_key_of_several_regions_may_wrap_and_not_sign() {
+        let pair = || key(AwsSpec::EccNistP256, KeyUsageType::SignVerify);
+        let kek = || key(AwsSpec::SymmetricDefault, KeyUsageType::EncryptDecrypt);
+        assert!(judged(pair(), KeySpec::P256).is_ok());
+        let several = judged(pair().multi_region(true), KeySpec::P256);
+        assert!(
+            matches!(several, Err(BackendError::Unfit(_))),
+            "{several:?}"
+        );
+        assert!(judged(kek().multi_region(true), KeySpec::Kek).is_ok());
+    }
+
+    #[test]
+    fn who_holds_the_material_decides() {
+        let pair = || key(AwsSpec::EccNistP256, KeyUsageType::SignVerify);
+        assert!(judged(pair().origin(OriginType::AwsCloudhsm), KeySpec::P256).is_ok());
+        for outside in [OriginType::External, OriginType::ExternalKeyStore] {
+            let refused = judged(pair().origin(outside), KeySpec::P256);
+            assert!(
+                matches!(refused, Err(BackendError::Unfit(_))),
+                "{refused:?}"
+            );
+        }
+        let managed = judged(pair().key_manager(KeyManagerType::Aws), KeySpec::P256);
+        assert!(
+            matches!(managed, Err(BackendError::Unfit(_))),
+            "{managed:?}"
+        );
+    }
+
+    #[test]
+    fn a_state_that_ends_is_no_verdict_on_the_key() {
+        let in_state = |state| key(AwsSpec::EccNistP256, KeyUsageType::SignVerify).key_state(state);
+        for state in [
+            KeyState::Disabled,
+            KeyState::Unavailable,
+            KeyState::Creating,
+        ] {
+            let outcome = judged(in_state(state), KeySpec::P256);
+            assert!(
+                matches!(outcome, Err(BackendError::Suspended { .. })),
+                "{outcome:?}"
+            );
+        }
+        for state in [KeyState::PendingDeletion, KeyState::PendingReplicaDeletion] {
+            let outcome = judged(in_state(state), KeySpec::P256);
+            assert!(
+                matches!(outcome, Err(BackendError::Missing(_))),
+                "{outcome:?}"
+            );
+        }
+    }
+}

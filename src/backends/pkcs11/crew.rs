@@ -87,8 +87,8 @@ impl Crew {
         Ok(crew)
     }
 
-    /// Starts the watch, which ends when the sender is dropped.
-    pub(super) fn watch(self: &Arc<Self>) -> Result<mpsc::Sender<()>, BackendError> {
+    /// Starts the watch, which ends with what this returns.
+    pub(super) fn watch(self: &Arc<Self>) -> Result<Watch, BackendError> {
         let (stop, stopped) = mpsc::channel();
         let crew = Arc::clone(self);
         let watch = move || {
@@ -96,11 +96,14 @@ impl Crew {
                 crew.look(Instant::now());
             }
         };
-        thread::Builder::new()
+        let thread = thread::Builder::new()
             .name(format!("{}-watch", self.name))
             .spawn(watch)
             .map_err(|e| no_thread(&e))?;
-        Ok(stop)
+        Ok(Watch {
+            stop: Some(stop),
+            thread: Some(thread),
+        })
     }
 
     /// Nothing is begun any more; threads end with what they are at.
@@ -128,10 +131,13 @@ impl Crew {
                 let leave = Leave {
                     crew: &crew,
                     post: &theirs,
-                    _alive: alive,
                 };
                 crew.work(&theirs);
                 drop(leave);
+                // Whoever lets go of the library last finalises it. That must not be this thread once it is no longer
+                // waited for: the process may be ending.
+                drop(crew);
+                drop(alive);
             });
         spawned.map(drop).map_err(|e| {
             self.leave(&post);
@@ -198,11 +204,27 @@ impl Crew {
     }
 }
 
+/// The watch while it runs. It never calls the library, so its end is waited for: it must not be the one that lets go of
+/// the library last, beside a process that ends.
+pub(super) struct Watch {
+    stop: Option<mpsc::Sender<()>>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            // A watch that panicked has ended too.
+            let _ = thread.join();
+        }
+    }
+}
+
 /// A thread leaves its post however it ends.
 struct Leave<'a> {
     crew: &'a Crew,
     post: &'a Arc<Post>,
-    _alive: mpsc::Sender<()>,
 }
 
 impl Drop for Leave<'_> {

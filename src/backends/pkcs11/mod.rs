@@ -8,6 +8,7 @@
 mod config;
 mod crew;
 mod errors;
+mod facts;
 mod keys;
 mod mechanisms;
 mod module;
@@ -23,6 +24,7 @@ pub mod uri;
 mod usage;
 
 pub use config::{Pkcs11Config, Pkcs11ConfigError};
+pub use facts::{Facts, facts};
 pub use module::{Module, Modules, Paused};
 pub use rate::raw_sign_rate;
 

@@ -16,7 +16,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::{
-    crew::{Crew, Terms},
+    crew::{Crew, Terms, Watch},
     errors::Fault,
     module::lock,
     queue::PushError,
@@ -35,8 +35,7 @@ pub(super) struct Pool {
     /// Management may take long: it leaves one thread to those who use keys.
     managing: Arc<Semaphore>,
     ended: Mutex<mpsc::Receiver<()>>,
-    /// The watch ends when this is dropped.
-    _watch: mpsc::Sender<()>,
+    _watch: Watch,
 }
 
 /// A call on its way through the queue.

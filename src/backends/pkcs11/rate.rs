@@ -15,11 +15,9 @@ use cryptoki::{
 use super::{
     Pkcs11Config,
     module::{Module, Modules, brief},
+    objects::P256_OID,
 };
 use crate::backends::BackendError;
-
-/// DER of the named curve secp256r1 (RFC 5480).
-const P256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
 /// ES256 signatures per second of the token, by so many threads with a session each, measured for `duration`.
 pub fn raw_sign_rate(
@@ -65,7 +63,7 @@ fn signatures(
         let session = module.context().open_ro_session(slot)?;
         let public = [
             Attribute::Token(false),
-            Attribute::EcParams(P256.to_vec()),
+            Attribute::EcParams(P256_OID.to_vec()),
             Attribute::Verify(true),
         ];
         let private = [
@@ -94,7 +92,7 @@ fn signatures(
     Ok(f64::from(count) / began.elapsed().as_secs_f64())
 }
 
-fn slot(module: &Module, label: &str) -> Result<Slot, BackendError> {
+pub(super) fn slot(module: &Module, label: &str) -> Result<Slot, BackendError> {
     let context = module.context();
     let slots = context.get_slots_with_token().map_err(trouble)?;
     slots
@@ -108,6 +106,6 @@ fn slot(module: &Module, label: &str) -> Result<Slot, BackendError> {
 }
 
 #[allow(clippy::needless_pass_by_value)] // the shape that map_err wants
-fn trouble(error: cryptoki::error::Error) -> BackendError {
+pub(super) fn trouble(error: cryptoki::error::Error) -> BackendError {
     BackendError::Unavailable(brief(&error))
 }

@@ -4,19 +4,18 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use rustls::pki_types::{SubjectPublicKeyInfoDer, pem::PemObject};
 
 use crate::{
     audit::{self, StreamHead, checkpoint},
     cli::{
         exit::{Exit, Failure, Result},
+        input,
         options::Session,
         output,
     },
     grpc::proto::{
         AuditHead, AuditMismatch, AuditStreamReport, VerifyAuditRequest, VerifyAuditResponse,
     },
-    model::PublicKey,
 };
 
 #[derive(Args, Debug)]
@@ -130,7 +129,7 @@ async fn compare(
 fn read(file: &Path, keys: &[PathBuf]) -> Result<checkpoint::CheckpointFile> {
     let keys = keys
         .iter()
-        .map(|path| public_key(path))
+        .map(|path| input::public_key("--checkpoint-key", path))
         .collect::<Result<Vec<_>>>()?;
     let text = std::fs::read(file)
         .map_err(|e| Failure::usage(format!("--checkpoints {}: {e}", file.display())))?;
@@ -146,15 +145,6 @@ fn read(file: &Path, keys: &[PathBuf]) -> Result<checkpoint::CheckpointFile> {
         ));
     }
     Ok(kept)
-}
-
-fn public_key(path: &Path) -> Result<PublicKey> {
-    let wrong = |what: &str| Failure::usage(format!("--checkpoint-key {}: {what}", path.display()));
-    let pem = std::fs::read(path).map_err(|e| wrong(&e.to_string()))?;
-    let der = SubjectPublicKeyInfoDer::from_pem_slice(&pem);
-    let der = der.map_err(|_| wrong("no PUBLIC KEY in PEM"))?;
-    let key = PublicKey::from_spki_der(&der);
-    key.ok_or_else(|| wrong("neither an ECDSA key nor an Ed25519 key"))
 }
 
 fn table(answer: &VerifyAuditResponse, kept: Option<&checkpoint::CheckpointFile>) -> String {

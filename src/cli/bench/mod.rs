@@ -5,6 +5,7 @@
 //! the standard health check over the same listener.
 
 mod load;
+mod streams;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -48,6 +49,9 @@ pub struct Args {
     /// Also measure the raw token of this configuration's first PKCS#11 backend, in this process
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// MiB through EncryptStream, and through EncryptStream and DecryptStream; 0 leaves them out
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    stream_mib: usize,
     /// Threads for the raw token
     #[arg(long, value_name = "N", default_value_t = 2)]
     token_threads: usize,
@@ -127,6 +131,15 @@ pub async fn run(args: Args, options: &Options) -> Result<Exit> {
         })
         .await?;
 
+    let streams = match args.stream_mib {
+        0 => None,
+        mib => {
+            let (one, two) = (&load.connections[0], options.connect().await?);
+            let two = two.connection();
+            Some(streams::measure(one, two, &args.encryption_key, mib).await?)
+        }
+    };
+
     let row = |name: &str, m: &Measured, of_raw: bool| {
         let ratio = match (of_raw, raw) {
             (true, Some(raw)) => format!("{:.2} of the raw token", m.rate / raw),
@@ -158,11 +171,34 @@ pub async fn run(args: Args, options: &Options) -> Result<Exit> {
             "-".to_owned(),
         ]);
     }
+    if let Some(m) = streams {
+        rows.extend(stream_rows(&m, args.stream_mib));
+    }
     output::print(&output::table(
         ["operation", "rate", "p50", "p99", "ratio"],
         rows,
     ))?;
     Ok(Exit::Ok)
+}
+
+fn stream_rows(m: &streams::Measured, mib: usize) -> [[String; 5]; 4] {
+    let row = |name: &str, rate: f64, ratio: String| {
+        let none = || "-".to_owned();
+        let rate = format!("{rate:.0} MiB/s");
+        [format!("{name} {mib} MiB"), rate, none(), none(), ratio]
+    };
+    let of = |rate: f64, raw: f64| format!("{:.2} of the raw cipher", rate / raw);
+    let none = || "-".to_owned();
+    [
+        row("EncryptStream", m.sealed, of(m.sealed, m.raw_sealed)),
+        row(
+            "EncryptStream | DecryptStream",
+            m.piped,
+            of(m.piped, m.raw_piped),
+        ),
+        row("raw AES-256-GCM, seal,", m.raw_sealed, none()),
+        row("raw AES-256-GCM, seal and open,", m.raw_piped, none()),
+    ]
 }
 
 async fn echo(connection: Connection) -> Result<(), tonic::Status> {

@@ -7,7 +7,10 @@ use tokio::time::Instant;
 
 use crate::{
     app,
-    backends::{BackendError, pkcs11::uri::KeyUri},
+    backends::{
+        BackendError,
+        pkcs11::{Modules, uri::KeyUri},
+    },
     cli::{
         exit::{Exit, Failure, Result},
         output,
@@ -37,7 +40,7 @@ pub async fn run(args: Create) -> Result<Exit> {
     let config = Config::load(&args.config).map_err(Failure::usage)?;
     let uri = args.uri.as_ref().unwrap_or(&config.kek.uri);
     let name = args.backend.as_ref().unwrap_or(&config.kek.backend);
-    let backends = app::open_backends(&config.backends).await;
+    let backends = app::open_backends(&config.backends, &Modules::new()).await;
     let backends = backends.map_err(Failure::other)?;
     let backend = backends
         .get(name)

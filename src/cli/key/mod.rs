@@ -1,6 +1,8 @@
-//! `claviger key`: create, adopt, inspect, update and retire keys. view.rs shows them, destroy.rs ends versions for good.
+//! `claviger key`: create, adopt, import, inspect, update and retire keys. view.rs and usage.rs show them, destroy.rs ends
+//! versions for good.
 
 mod destroy;
+mod usage;
 mod view;
 
 use std::time::Duration;
@@ -16,8 +18,8 @@ use super::{
 };
 use crate::grpc::proto::{
     AdoptKeyRequest, Algorithm, ApproveRotationPolicyRequest, CreateKeyRequest, GetKeyRequest,
-    KeyPurpose, ListKeysRequest, ListKeysResponse, RevokeKeyVersionRequest, RotationMode,
-    RotationPolicy, UpdateKeyRequest,
+    ImportKeyRequest, KeyPurpose, ListKeysRequest, ListKeysResponse, RevokeKeyVersionRequest,
+    RotationMode, RotationPolicy, UpdateKeyRequest,
 };
 
 /// Manage keys
@@ -27,8 +29,12 @@ pub enum Command {
     Create(Create),
     /// Take over a key pair that exists in the backend
     Adopt(Adopt),
+    /// Take over a MAC secret that somebody else chose, such as that of a payment provider's webhooks
+    Import(Import),
     /// Show a key with all its versions
     Get(Get),
+    /// Show how each version was used, and how much of its data was moved to its successors
+    Usage(usage::Usage),
     /// List the keys of a tenant
     List(List),
     /// Change owner, rotation period, next rotation or rotation policy
@@ -131,6 +137,32 @@ pub struct Adopt {
     rotation_period: Option<Duration>,
     #[command(flatten)]
     policy: Policy,
+}
+
+#[derive(Args, Debug)]
+pub struct Import {
+    /// Name, unique in the tenant
+    name: String,
+    #[command(flatten)]
+    secret: input::SecretFile,
+    /// Tenant of the key; your own when left out
+    #[arg(long, default_value = "", hide_default_value = true)]
+    tenant: String,
+    /// HS256 or HS512, as the other side has it
+    #[arg(long, value_parser = input::algorithm(), ignore_case = true)]
+    algorithm: Algorithm,
+    /// Person or team that answers for the key
+    #[arg(long)]
+    owner: String,
+    /// Time between rotations, such as 30d; the longest allowed when left out
+    #[arg(long, value_name = "TIME", value_parser = input::duration)]
+    rotation_period: Option<Duration>,
+    /// Approvals that each rotation needs, 1 to 8; it can be raised later, never lowered [default: 1]
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    approvals: u32,
+    /// How long the old secret keeps verifying after a rotation [default: 90d]
+    #[arg(long, value_name = "TIME", value_parser = input::duration)]
+    grace: Option<Duration>,
 }
 
 #[derive(Args, Debug)]
@@ -238,7 +270,9 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
     match command {
         Command::Create(args) => create(args, session).await?,
         Command::Adopt(args) => adopt(args, session).await?,
+        Command::Import(args) => import(args, session).await?,
         Command::Get(args) => get(args, session).await?,
+        Command::Usage(args) => usage::run(args, session).await?,
         Command::List(args) => list(args, session).await?,
         Command::Update(args) => update(args, session).await?,
         Command::ApprovePolicy(args) => return approve_policy(args, session).await,
@@ -295,6 +329,22 @@ async fn adopt(args: Adopt, session: &Session) -> Result<()> {
         standby_backend: args.policy.standby_backend,
     };
     let call = async |r| session.keys().adopt_key(r).await;
+    let answer = session.mutate(request, call).await?;
+    session.show(&answer, |answer| view::whole(answer.key.as_ref()))
+}
+
+async fn import(args: Import, session: &Session) -> Result<()> {
+    let request = ImportKeyRequest {
+        secret: args.secret.read()?.into(),
+        tenant: args.tenant,
+        name: args.name,
+        algorithm: args.algorithm.into(),
+        owner: args.owner,
+        rotation_period: args.rotation_period.map(input::proto_duration),
+        approvals_needed: args.approvals,
+        grace: args.grace.map(input::proto_duration),
+    };
+    let call = async |r| session.keys().import_key(r).await;
     let answer = session.mutate(request, call).await?;
     session.show(&answer, |answer| view::whole(answer.key.as_ref()))
 }

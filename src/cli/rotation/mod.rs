@@ -6,7 +6,7 @@
 pub mod plan;
 mod view;
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use clap::{Args, Subcommand, builder::PossibleValuesParser};
 
@@ -55,6 +55,12 @@ pub struct Request {
     /// Why, in a sentence
     #[arg(long)]
     justification: String,
+    /// For an imported MAC key, and required there: file that holds its next secret; `-` for stdin
+    #[arg(long, value_name = "FILE")]
+    secret_file: Option<PathBuf>,
+    /// How the secret is written in it
+    #[arg(long, value_enum, default_value_t, requires = "secret_file")]
+    encoding: input::Encoding,
 }
 
 #[derive(Args, Debug)]
@@ -135,11 +141,17 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
 }
 
 async fn request(args: Request, session: &Session) -> Result<()> {
+    let encoding = args.encoding;
+    let file = args.secret_file.map(|secret_file| input::SecretFile {
+        secret_file,
+        encoding,
+    });
+    let secret = file.map(|file| file.read()).transpose()?;
     let request = RotateKeyRequest {
         tenant: args.tenant,
         key: args.key,
         justification: args.justification,
-        secret: bytes::Bytes::new(),
+        secret: secret.unwrap_or_default().into(),
     };
     let call = async |r| session.rotations().rotate_key(r).await;
     let answer = session.mutate(request, call).await?;

@@ -2,7 +2,8 @@
 //!
 //! Limits per message, stream and connection multiply to more than any machine has, and a request is read before its
 //! caller is known. So every byte of a body is counted from its arrival until its call has been answered; a call that
-//! would go over the bound is refused with OVERLOADED, and the others go on.
+//! would go over the bound is refused with OVERLOADED, and the others go on. A stream gives back what it is done with,
+//! message by message, so it counts with what it holds and not with what it has ever sent.
 
 use std::{
     pin::Pin,
@@ -28,6 +29,8 @@ pub(super) struct Budget(AtomicUsize);
 pub(super) struct Held {
     budget: Arc<Budget>,
     bytes: AtomicUsize,
+    /// The most that one call may hold.
+    most: usize,
 }
 
 impl Budget {
@@ -45,19 +48,33 @@ impl Budget {
 }
 
 impl Held {
-    pub(super) const fn new(budget: Arc<Budget>) -> Self {
+    pub(super) const fn new(budget: Arc<Budget>, most: usize) -> Self {
         Self {
             budget,
             bytes: AtomicUsize::new(0),
+            most,
         }
     }
 
     fn take(&self, bytes: usize) -> bool {
-        let taken = self.budget.take(bytes);
+        // Only the one reader of the body takes, so nothing comes between the look and the addition.
+        let fits = bytes <= self.most.saturating_sub(self.bytes.load(Ordering::Acquire));
+        let taken = fits && self.budget.take(bytes);
         if taken {
             self.bytes.fetch_add(bytes, Ordering::AcqRel);
         }
         taken
+    }
+
+    /// Of a stream: it has done with so many bytes, of those that it has taken.
+    pub(super) fn give_back(&self, bytes: usize) {
+        let done = self
+            .bytes
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |held| {
+                Some(held.saturating_sub(bytes))
+            })
+            .unwrap_or_default();
+        self.budget.0.fetch_add(done.min(bytes), Ordering::AcqRel);
     }
 }
 
@@ -125,9 +142,9 @@ mod tests {
     #[test]
     fn what_is_taken_is_given_back_and_no_more_is_given_than_there_is() {
         let budget = Arc::new(Budget::new(10));
-        let first = Held::new(Arc::clone(&budget));
+        let first = Held::new(Arc::clone(&budget), 10);
         assert!(first.take(6));
-        let second = Held::new(Arc::clone(&budget));
+        let second = Held::new(Arc::clone(&budget), 10);
         assert!(!second.take(5));
         assert!(second.take(4));
         drop(first);
@@ -135,5 +152,19 @@ mod tests {
         assert!(!second.take(1));
         drop(second);
         assert!(budget.take(10));
+    }
+
+    #[test]
+    fn a_stream_gives_back_what_it_is_done_with_and_nothing_that_it_never_took() {
+        let budget = Arc::new(Budget::new(10));
+        let held = Held::new(Arc::clone(&budget), 6);
+        assert!(held.take(6));
+        assert!(!held.take(1), "more than one call may hold");
+        held.give_back(4);
+        assert!(held.take(4));
+        held.give_back(100);
+        assert!(budget.take(10) && !budget.take(1));
+        drop(held);
+        assert!(!budget.take(1));
     }
 }

@@ -14,11 +14,15 @@ pub struct Deadline(pub Instant);
 
 impl Deadline {
     pub(super) fn of(headers: &HeaderMap, limit: Duration) -> Self {
-        let asked = headers
-            .get("grpc-timeout")
-            .and_then(|value| parse(value.to_str().ok()?));
-        Self(Instant::now() + asked.map_or(limit, |asked| asked.min(limit)))
+        Self(Instant::now() + asked(headers).map_or(limit, |asked| asked.min(limit)))
     }
+}
+
+/// The caller's own `grpc-timeout`: the deadline of a stream, which our limit for one answer does not fit. Times beyond
+/// every connection's life are none.
+pub(super) fn asked(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get("grpc-timeout")?.to_str().ok()?;
+    parse(value).filter(|asked| *asked < Duration::from_hours(24 * 365))
 }
 
 /// `grpc-timeout` of the gRPC protocol: at most eight digits and a unit. What does not parse is ignored, as

@@ -4,8 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
+    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, principal_service_client::PrincipalServiceClient,
+    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
+    principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -43,6 +45,8 @@ macro_rules! clients {
 
 clients! {
     crypto: CryptoServiceClient,
+    data_keys: DataKeyServiceClient,
+    macs: MacServiceClient,
     keys: KeyServiceClient,
     rotations: RotationServiceClient,
     tokens: TokenServiceClient,
@@ -50,6 +54,7 @@ clients! {
     audit: AuditServiceClient,
     incidents: IncidentServiceClient,
     keks: KekServiceClient,
+    erasures: ErasureServiceClient,
 }
 
 impl Daemon {

@@ -13,6 +13,8 @@ cobblestone-256.json  C2SP chunked encryption without our header. The vectors pu
 envelope.json         our own format, from docs/envelope.md: header, context encoding, then the message by
                       HMAC (standard library) and AES-GCM (cryptography). Each is also opened with
                       cryptography's own Cobblestone-256 before it is written.
+kinds.json            the same for what is not a caller's data: wrapped data keys and imported MAC secrets.
+mac-keys.json         HMAC keys that are derived from data keys, from docs/envelope.md.
 """
 
 import base64, hashlib, hmac, itertools, json, pathlib, struct, uuid
@@ -146,7 +148,10 @@ def fields(*items):
     return b"".join(struct.pack(">Q", len(item)) + item for item in items)
 
 
-def our_vectors():
+DATA, WRAPPED_KEY, MAC_SECRET = (1, b"claviger envelope"), (2, b"claviger wrapped data key"), (3, b"claviger imported mac secret")
+
+
+def data_vectors():
     cases = [
         ("empty", "acme", {}, 0),
         ("one-byte", "acme", {}, 1),
@@ -156,34 +161,65 @@ def our_vectors():
         ("chunk-and-one", "acme", {"a": "b"}, CHUNK + 1),
         ("257-chunks", "acme", {}, 256 * CHUNK + 7),
     ]
-    for name, tenant, aad, length in cases:
-        seed = hashlib.sha512(name.encode()).digest()
-        key, salt = hashlib.sha256(seed).digest(), seed[32:56]
-        key_id = uuid.UUID(bytes=seed[:16], version=4)
-        kid = base64.urlsafe_b64encode(hashlib.sha256(seed + b"kid").digest()).rstrip(b"=")
-        # Byte i of the plaintext is i * i + i // 256, so that no chunk is like another.
-        plaintext = bytes((i * i + i // 256) % 256 for i in range(length))
-        pairs = [part.encode() for pair in sorted(aad.items(), key=lambda p: p[0].encode()) for part in pair]
-        context = fields(b"claviger envelope", b"\x01", tenant.encode(), key_id.bytes, kid, *pairs)
-        message = seal(key, context, salt, plaintext)
-        d = Cobblestone256Decryptor(key, context)
-        assert d.update(message) + d.finalize() == plaintext
-        ciphertext = b"CLV\x01" + bytes([len(kid)]) + kid + message
-        vector = {
-            "name": name,
-            "tenant": tenant,
+    for case in cases:
+        yield our_vector(DATA, *case)
+
+
+def kind_vectors():
+    for kind, name, tenant, aad, length in [
+        (WRAPPED_KEY, "wrapped-16", "acme", {}, 16),
+        (WRAPPED_KEY, "wrapped-32", "acme", {"document": "invoice 4711"}, 32),
+        (WRAPPED_KEY, "wrapped-64", "system", {"b": "2", "a": "1"}, 64),
+        (MAC_SECRET, "secret-16", "acme", {}, 16),
+        (MAC_SECRET, "secret-512", "acme", {}, 512),
+    ]:
+        yield {"version": kind[0], **our_vector(kind, name, tenant, aad, length)}
+
+
+def our_vector(kind, name, tenant, aad, length):
+    version, domain = kind
+    seed = hashlib.sha512(name.encode()).digest()
+    key, salt = hashlib.sha256(seed).digest(), seed[32:56]
+    key_id = uuid.UUID(bytes=seed[:16], version=4)
+    kid = base64.urlsafe_b64encode(hashlib.sha256(seed + b"kid").digest()).rstrip(b"=")
+    # Byte i of the plaintext is i * i + i // 256, so that no chunk is like another.
+    plaintext = bytes((i * i + i // 256) % 256 for i in range(length))
+    pairs = [part.encode() for pair in sorted(aad.items(), key=lambda p: p[0].encode()) for part in pair]
+    context = fields(domain, bytes([version]), tenant.encode(), key_id.bytes, kid, *pairs)
+    message = seal(key, context, salt, plaintext)
+    d = Cobblestone256Decryptor(key, context)
+    assert d.update(message) + d.finalize() == plaintext
+    ciphertext = b"CLV" + bytes([version]) + bytes([len(kid)]) + kid + message
+    vector = {
+        "name": name,
+        "tenant": tenant,
+        "key_id": str(key_id),
+        "kid": kid.decode(),
+        "aad": aad,
+        "key": key.hex(),
+        "salt": salt.hex(),
+        "context": context.hex(),
+        "length": length,
+        "ciphertext_sha256": hashlib.sha256(ciphertext).hexdigest(),
+    }
+    if length <= 64:
+        vector["ciphertext"] = ciphertext.hex()
+    return vector
+
+
+def mac_key_vectors():
+    for algorithm, length in [("HS256", 32), ("HS512", 64)]:
+        seed = hashlib.sha512(algorithm.encode()).digest()
+        key_id, kid = uuid.UUID(bytes=seed[:16], version=4), "kid-1"
+        info = fields(b"claviger mac key", algorithm.encode(), b"acme", key_id.bytes, kid.encode())
+        yield {
+            "algorithm": algorithm,
+            "tenant": "acme",
             "key_id": str(key_id),
-            "kid": kid.decode(),
-            "aad": aad,
-            "key": key.hex(),
-            "salt": salt.hex(),
-            "context": context.hex(),
-            "length": length,
-            "ciphertext_sha256": hashlib.sha256(ciphertext).hexdigest(),
+            "kid": kid,
+            "key": seed[32:].hex(),
+            "mac_key": expand(seed[32:], info, length).hex(),
         }
-        if length <= 64:
-            vector["ciphertext"] = ciphertext.hex()
-        yield vector
 
 
 def write(name, vectors):
@@ -192,4 +228,6 @@ def write(name, vectors):
 
 
 write("cobblestone-256.json", message_vectors())
-write("envelope.json", our_vectors())
+write("envelope.json", data_vectors())
+write("kinds.json", kind_vectors())
+write("mac-keys.json", mac_key_vectors())
