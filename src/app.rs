@@ -241,6 +241,8 @@ pub async fn run(
         replica: replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
     };
+    // The KEKs were read before the head of the feed was.
+    uses.keks().reload().await.map_err(AppError::new)?;
     // Nobody is let in before the lease has begun.
     feed.round().await.map_err(AppError::new)?;
     let watched = guarded

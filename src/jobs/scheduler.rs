@@ -158,12 +158,12 @@ fn jobs() -> Vec<Job> {
         job("checkpoint_audit", at_every_look, |work, term| {
             Box::pin(checkpoint_audit::run(work, term))
         }),
+        job("prune", Duration::from_secs(60), |work, term| {
+            Box::pin(prune::run(work, term))
+        }),
         // Last: in the course of a rotation of the KEK it uses up its slice of time at every look.
         job("rewrap_data_keys", at_every_look, |work, term| {
             Box::pin(rewrap_data_keys::run(work, term))
-        }),
-        job("prune", Duration::from_secs(60), |work, term| {
-            Box::pin(prune::run(work, term))
         }),
     ]
 }

@@ -116,7 +116,7 @@ impl Keks {
             keks.record_first(&named, now).await?;
             rows = keks.db.keks().await?;
         }
-        expect_known(&rows, &named.kek.reference)?;
+        keks.expect_known(&rows, &named.kek).await?;
         for row in rows.iter().filter(|row| row.state != KekState::Retired) {
             keks.expect_same(row).await?;
         }
@@ -228,6 +228,44 @@ impl Keks {
             reference: row.reference.clone(),
         };
         opens_probe(&kek, row, self.patience).await
+    }
+
+    async fn expect_known(
+        &self,
+        rows: &[KekRow],
+        named: &Kek,
+    ) -> std::result::Result<(), KekError> {
+        let (reference, active) = (&named.reference, active_of(rows));
+        match self.row_of(rows, named).await {
+            Some(row) if row.state == KekState::Active => Ok(()),
+            Some(row) => {
+                tracing::warn!(
+                    kek = %reference,
+                    state = row.state.as_str(),
+                    active,
+                    "kek.uri does not name the ACTIVE KEK; update it before this one is removed from its device"
+                );
+                Ok(())
+            }
+            None => Err(KekError::Misconfigured(format!(
+                "kek.uri names {reference}, which has wrapped nothing here; the ACTIVE one is {active}. Let kek.uri name \
+                 that one and rotate with `claviger kek rotate`; if its token was initialised again, restore the token"
+            ))),
+        }
+    }
+
+    /// The row of a key, also when its device spells the reference in another way than it did before.
+    async fn row_of<'a>(&self, rows: &'a [KekRow], kek: &Kek) -> Option<&'a KekRow> {
+        let same = rows.iter().find(|row| row.reference == kek.reference);
+        if same.is_some() {
+            return same;
+        }
+        for row in rows {
+            if self.is_copy(kek, row).await {
+                return Some(row);
+            }
+        }
+        None
     }
 
     async fn expect_same(&self, row: &KekRow) -> std::result::Result<(), KekError> {
@@ -343,6 +381,13 @@ impl Proven {
     }
 }
 
+fn active_of(rows: &[KekRow]) -> String {
+    let active = rows.iter().find(|row| row.state == KekState::Active);
+    active.map_or_else(String::new, |row| {
+        format!("{} in backend {}", row.reference, row.backend)
+    })
+}
+
 /// The configured KEK, proved. For the start and for `claviger doctor`.
 pub async fn find(
     backends: &Backends,
@@ -424,29 +469,6 @@ pub(super) async fn unwrap(
         .backend
         .unwrap(&kek.reference, &row.wrapped, &aad, deadline);
     call.await
-}
-
-fn expect_known(rows: &[KekRow], named: &BackendRef) -> std::result::Result<(), KekError> {
-    let active = rows.iter().find(|row| row.state == KekState::Active);
-    let active = active.map_or_else(String::new, |row| {
-        format!("{} in backend {}", row.reference, row.backend)
-    });
-    match rows.iter().find(|row| row.reference == *named) {
-        Some(row) if row.state == KekState::Active => Ok(()),
-        Some(row) => {
-            tracing::warn!(
-                kek = %named,
-                state = row.state.as_str(),
-                active,
-                "kek.uri does not name the ACTIVE KEK; update it before this one is removed from its device"
-            );
-            Ok(())
-        }
-        None => Err(KekError::Misconfigured(format!(
-            "kek.uri names {named}, which has wrapped nothing here; the ACTIVE one is {active}. Let kek.uri name that one \
-             and rotate with `claviger kek rotate`; if its token was initialised again, restore the token"
-        ))),
-    }
 }
 
 fn not_adoptable(error: BackendError) -> Error {

@@ -212,11 +212,11 @@ impl World {
                 tenant: "acme".into(),
                 ..Default::default()
             }),
-            "VerifyAudit" => case(&VerifyAuditRequest::default()),
             "ListKeks" | "RotateKek" | "ApproveKekRotation" | "DeployKekRotation"
             | "RejectKekRotation" | "CancelKekRotation" | "GetKekRotation" | "ListKekRotations" => {
                 self.kek(name).await
             }
+            "VerifyAudit" => case(&VerifyAuditRequest::default()),
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
         }
     }

@@ -30,6 +30,7 @@ impl Fake {
                 name: "fake".into(),
                 device: "fake".into(),
                 specs: Vec::new(),
+                longest_message: None,
                 algorithms: Vec::new(),
                 verify_after_sign: crate::backends::VerifyAfterSign::Off,
             },
