@@ -69,7 +69,8 @@ async fn a_long_file_is_encrypted_and_decrypted_whole_or_not_at_all() {
 async fn stdin_goes_through_a_stream_when_it_is_long_or_asked_to() {
     let daemon = Daemon::start(Engine::Sqlite).await;
     vault(&daemon).await;
-    for (length, flag) in [(LENGTH, &[][..]), (100, &["--stream"])] {
+    let (none, asked): (&[&str], &[&str]) = (&[], &["--stream"]);
+    for (length, flag) in [(LENGTH, none), (100, asked)] {
         let plaintext = text(length);
         let sealed = through(&daemon, &args("encrypt", flag), &plaintext).await;
         let opened = through(&daemon, &args("decrypt", flag), &sealed).await;
