@@ -64,7 +64,8 @@ pub async fn approve(
         rotation_id: rotation.id.clone(),
         plan_digest: rotation.plan_digest.clone(),
     };
-    let answer = daemon.actor(who).keks().approve_kek_rotation(request);
+    let mut client = daemon.actor(who).keks();
+    let answer = client.approve_kek_rotation(request);
     Ok(answer.await?.into_inner().rotation.expect("a rotation"))
 }
 
@@ -72,7 +73,8 @@ pub async fn deploy(daemon: &Daemon, who: &str, id: &str) -> Result<KekRotation,
     let request = DeployKekRotationRequest {
         rotation_id: id.to_owned(),
     };
-    let answer = daemon.actor(who).keks().deploy_kek_rotation(request);
+    let mut client = daemon.actor(who).keks();
+    let answer = client.deploy_kek_rotation(request);
     Ok(answer.await?.into_inner().rotation.expect("a rotation"))
 }
 
@@ -81,7 +83,8 @@ async fn cancel(daemon: &Daemon, id: &str) -> KekRotation {
         rotation_id: id.to_owned(),
         reason: "not today".into(),
     };
-    let answer = daemon.actor("issuer").keks().cancel_kek_rotation(request);
+    let mut client = daemon.actor("issuer").keks();
+    let answer = client.cancel_kek_rotation(request);
     let answer = answer.await.expect("CancelKekRotation").into_inner();
     answer.rotation.expect("a rotation")
 }
@@ -102,7 +105,8 @@ pub async fn get(daemon: &Daemon, id: &str) -> KekRotation {
     let request = GetKekRotationRequest {
         rotation_id: id.to_owned(),
     };
-    let answer = daemon.actor("auditor").keks().get_kek_rotation(request);
+    let mut client = daemon.actor("auditor").keks();
+    let answer = client.get_kek_rotation(request);
     let answer = answer.await.expect("GetKekRotation").into_inner();
     answer.rotation.expect("a rotation")
 }
@@ -140,7 +144,8 @@ fn completed(rotation: &KekRotation) -> bool {
 /// Ends whatever rotation is open, and waits for one that is deployed.
 pub async fn settle(daemon: &Daemon) {
     let list = ListKekRotationsRequest::default();
-    let page = daemon.actor("auditor").keks().list_kek_rotations(list);
+    let mut client = daemon.actor("auditor").keks();
+    let page = client.list_kek_rotations(list);
     for rotation in page.await.expect("ListKekRotations").into_inner().rotations {
         match rotation.state() {
             RotationState::Requested | RotationState::Approved => {
@@ -155,7 +160,8 @@ pub async fn settle(daemon: &Daemon) {
 }
 
 async fn keks(daemon: &Daemon) -> Vec<Kek> {
-    let answer = daemon.actor("auditor").keks().list_keks(ListKeksRequest {});
+    let mut client = daemon.actor("auditor").keks();
+    let answer = client.list_keks(ListKeksRequest {});
     answer.await.expect("ListKeks").into_inner().keks
 }
 

@@ -55,7 +55,8 @@ async fn every_assignment(engine: Engine) {
             .await;
         if r == a {
             denied(approved.expect_err("one person for two steps"));
-            let other = people[(r + 1) % 3].keks().approve_kek_rotation(approval);
+            let mut client = people[(r + 1) % 3].keks();
+            let other = client.approve_kek_rotation(approval);
             other.await.expect("ApproveKekRotation");
         } else {
             approved.expect("ApproveKekRotation");
