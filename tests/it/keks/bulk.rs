@@ -4,8 +4,8 @@ use std::{collections::HashMap, fs};
 
 use claviger::{
     backends::{
-        Backend, VerifyAfterSign,
-        pkcs11::{Modules, Pkcs11Backend, Pkcs11Config},
+        Backend,
+        pkcs11::{Pkcs11Backend, Pkcs11Config},
     },
     keys::data_key_binding,
     model::{

@@ -188,7 +188,7 @@ async fn every_mac_of_a_delivery_is_a_mac_of_the_same_delivery() {
     both.macs.extend(old.macs.clone());
     assert_eq!(verdict(&daemon, &both).await, Valid);
     super::imports::rotated_to(&daemon, "hooks", next).await;
-    for secret in [&SECRET[..], next] {
+    for secret in [SECRET, next] {
         // Under TIMESTAMP_BODY whoever replays can name any event.
         let replayed = stripe_like(secret, at, "evt_2", body).await;
         assert_eq!(verdict(&daemon, &replayed).await, Replayed);
@@ -207,13 +207,15 @@ async fn a_compromised_secret_makes_no_delivery_valid() {
     daemon.stop().await;
 }
 
+type Change = Box<dyn Fn(&mut VerifyWebhookRequest)>;
+
 #[tokio::test]
 async fn a_malformed_delivery_is_refused() {
     let daemon = hooks(Engine::Sqlite).await;
     let good = standard(SECRET, now(), "msg_1", "{}").await;
     let mac = good.macs[0].clone();
     let duration = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
-    let mut changes: Vec<Box<dyn Fn(&mut VerifyWebhookRequest)>> = vec![
+    let mut changes: Vec<Change> = vec![
         Box::new(|r| r.scheme = 0),
         Box::new(|r| r.scheme = 9),
         Box::new(|r| r.timestamp = 0),
