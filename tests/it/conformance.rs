@@ -102,7 +102,7 @@ async fn refuses_wrong_input(backend: &dyn Backend, key: &BackendRef, algorithm:
     let foreign = Algorithm::ALL
         .into_iter()
         .filter(|other| other.is_rsa() != algorithm.is_rsa());
-    for other in foreign.filter(|other| *other != Algorithm::A256Gcm) {
+    for other in foreign.filter(|other| other.key_spec(0).is_some()) {
         let input = Signed::of(other);
         let outcome = backend.sign(key, other, input.input(), soon()).await;
         let refused = matches!(

@@ -1204,7 +1204,11 @@ async fn rows_that_cannot_be_are_corrupt(db: Db) {
         corrupt!(db.principal(id));
         sql(&db, "DELETE FROM role_grants").await;
     }
-    sql(&db, "INSERT INTO tenants VALUES ('Not A Tenant', 0)").await;
+    sql(
+        &db,
+        "INSERT INTO tenants (name, created_at) VALUES ('Not A Tenant', 0)",
+    )
+    .await;
     corrupt!(db.tenants("", 10));
     // Everything was put back.
     db.key(acme, &by_id).await.expect("read").expect("there");

@@ -37,7 +37,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Result<Option
         Ok(settings) => settings.iter().try_for_each(|s| setting(s, report))?,
         Err(error) => report.fail("database settings", error)?,
     }
-    clock(&db, config, report).await?;
+    clock(&db, report).await?;
     report.check("leftovers", leftovers(&db).await)?;
     Ok(Some(db))
 }
@@ -51,7 +51,7 @@ fn setting(setting: &Setting, report: &mut Report) -> Result<()> {
 }
 
 /// How far this machine's clock is from the database's, give or take the time of one query.
-async fn clock(db: &Db, config: &Config, report: &mut Report) -> Result<()> {
+async fn clock(db: &Db, report: &mut Report) -> Result<()> {
     let before = Clock::System.now();
     let theirs = match db.now().await {
         Ok(now) => now,
@@ -60,7 +60,6 @@ async fn clock(db: &Db, config: &Config, report: &mut Report) -> Result<()> {
     let ours = before.plus(Clock::System.now().since(before) / 2);
     let apart = theirs.since(ours).max(ours.since(theirs));
     let text = format!("{} ms from the database's", apart.as_millis());
-    let skew = Duration::from_secs(config.rotation.clock_skew_seconds);
     if apart > CLOCK_BOUND {
         report.fail(
             "clock",
@@ -68,7 +67,7 @@ async fn clock(db: &Db, config: &Config, report: &mut Report) -> Result<()> {
                 "{text}; above 60 s a replica does no scheduled work: repair time synchronisation"
             ),
         )
-    } else if apart > CLOCK_WARNING.min(skew) {
+    } else if apart > CLOCK_WARNING {
         report.warn("clock", format!("{text}; repair time synchronisation"))
     } else {
         report.ok("clock", text)

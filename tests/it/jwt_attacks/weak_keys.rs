@@ -1,6 +1,6 @@
 //! Weak keys cannot come to be: not by CreateKey, not by AdoptKey, not by name (R-JWT-3).
 
-use claviger::grpc::proto::*;
+use claviger::{grpc::proto::*, model};
 use tonic::{Code, Response, Status};
 
 use crate::daemon::{Daemon, Engine, TOKEN, reason};
@@ -142,18 +142,23 @@ fn no_weak_algorithm_has_a_name() {
         "RS384",
         "RS512",
         "A256GCM",
+        "HS256",
+        "HS512",
     ];
     let mut sorted = names.clone();
     sorted.sort_unstable();
     let mut expected = known.to_vec();
     expected.sort_unstable();
     assert_eq!(sorted, expected);
-    for weak in [
-        "none", "HS256", "HS384", "HS512", "RS1", "ES256K", "RSA1_5", "DSA",
-    ] {
-        assert!(
-            weak.parse::<claviger::model::Algorithm>().is_err(),
-            "{weak}"
-        );
+    // For MAC keys and for nothing that verifies a token.
+    for symmetric in [model::Algorithm::Hs256, model::Algorithm::Hs512] {
+        for purpose in model::Purpose::ALL {
+            assert_eq!(symmetric.fits(purpose), purpose == model::Purpose::Mac);
+        }
+        assert!(symmetric.verification().is_none());
+        assert!(symmetric.key_spec(0).is_none());
+    }
+    for weak in ["none", "HS384", "RS1", "ES256K", "RSA1_5", "DSA"] {
+        assert!(weak.parse::<model::Algorithm>().is_err(), "{weak}");
     }
 }

@@ -212,11 +212,12 @@ async fn a_daemon_lives_on_kms() {
     kms.faults(serde_json::json!({})).await;
     let opened = daemon.actor("service").crypto().decrypt(decrypt).await;
     assert_eq!(opened.expect("unwrapped").into_inner().plaintext, "IBAN");
-    assert_eq!(kms.asked("Decrypt").await, 1);
+    // Beside what the daemon looks at by itself: the KEK's probe and a sample of the data keys.
+    assert!(kms.asked("Decrypt").await > 0, "KMS unwraps");
     daemon.stop().await;
 }
 
-/// Bad input of the issue, at run time: what is wrong with one key is said, with what to do, and stops no other key; it
+/// Bad input at run time: what is wrong with one key is said, with what to do, and stops no other key; it
 /// works again without a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_key_stops_alone_and_comes_back() {
