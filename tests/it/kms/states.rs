@@ -105,7 +105,7 @@ impl Wrong {
     }
 }
 
-/// Bad input of the issue: each wrong x operations, at run time and on adopt. Nothing is lost: afterwards the same key
+/// Bad input: each wrong x operations, at run time and on adopt. Nothing is lost: afterwards the same key
 /// signs, and the same ciphertext unwraps.
 #[test]
 fn one_bad_key_is_not_a_bad_backend() {

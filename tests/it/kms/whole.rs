@@ -292,7 +292,7 @@ async fn one_bad_key_stops_alone_and_comes_back() {
     daemon.stop().await;
 }
 
-/// Bad input of the issue, on adopt: each refusal has its reason and says what to do; nothing is recorded.
+/// Bad input on adopt: each refusal has its reason and says what to do; nothing is recorded.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_adopted_says_why() {
     use aws_sdk_kms::types::{KeySpec as AwsSpec, KeyUsageType};
