@@ -235,7 +235,7 @@ mod tests {
             "random 32 --raw",
             "mac compute --key k --raw",
             "mac verify --key k --kid -_kid --mac -_8=",
-            "webhook verify --key k --scheme timestamp-body --timestamp 1700000000 --event-id e --mac -_8= --mac ab --tolerance 1min",
+            "webhook verify --key k --scheme timestamp-body --timestamp 1700000000 --event-id e --mac -_8= --mac qqs= --tolerance 1min",
             "key list --overdue --due-within 7d --compromised --owner o",
             "key get k --kid -_kid",
             "key approve-policy k --tenant acme",

@@ -22,7 +22,11 @@ use crate::{
 
 /// Uses that no row has yet.
 #[derive(Default)]
-pub struct Uses(Mutex<HashMap<Kid, Use>>);
+pub struct Uses {
+    noted: Mutex<HashMap<Kid, Use>>,
+    /// One flush at a time: whoever flushes next must find in the rows what the one before has taken.
+    flushing: tokio::sync::Mutex<()>,
+}
 
 #[derive(Default)]
 struct Use {
@@ -91,10 +95,13 @@ impl Uses {
         self.lock().get(kid).and_then(|found| found.at)
     }
 
-    /// What no row has. A version stays as long as somebody may still count under it.
-    fn take(&self) -> Vec<(Kid, Option<Timestamp>, Counts)> {
+    /// What no row has of the versions that are `wanted`. A version stays as long as somebody may still count under it.
+    fn take(&self, wanted: impl Fn(&Kid) -> bool) -> Taken<'_> {
         let mut taken = Vec::new();
         self.lock().retain(|kid, found| {
+            if !wanted(kid) {
+                return true;
+            }
             // Asked first: who lets go of it from here on has counted already.
             let is_held = Arc::strong_count(&found.counter) > 1;
             // Pairs with the release of the last holder, so that what it counted is seen.
@@ -105,7 +112,10 @@ impl Uses {
             }
             is_held
         });
-        taken
+        Taken {
+            uses: self,
+            left: taken,
+        }
     }
 
     /// Takes back what could not be written.
@@ -117,7 +127,22 @@ impl Uses {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Kid, Use>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.noted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Uses on their way to the database. What is left when this is dropped goes back: a caller who leaves in the middle of a
+/// flush must not make a version look unused.
+struct Taken<'a> {
+    uses: &'a Uses,
+    left: Vec<(Kid, Option<Timestamp>, Counts)>,
+}
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        for (kid, at, counts) in self.left.drain(..) {
+            self.uses.put_back(&kid, at, counts);
+        }
     }
 }
 
@@ -136,16 +161,17 @@ impl Keys {
     /// Writes what was noted since the last time, each version in a transaction of its own: one that held several rows
     /// could wait for a deployment that waits for it. What cannot be written is kept for the next time.
     pub async fn flush_uses(&self) -> Result<()> {
-        let mut outcome = Ok(());
-        for (kid, at, counts) in self.uses.take() {
-            if outcome.is_ok() {
-                outcome = self.write_use(&kid, at, counts).await;
-            }
-            if outcome.is_err() {
-                self.uses.put_back(&kid, at, counts);
-            }
+        self.flush(|_| true).await
+    }
+
+    async fn flush(&self, wanted: impl Fn(&Kid) -> bool) -> Result<()> {
+        let _turn = self.uses.flushing.lock().await;
+        let mut taken = self.uses.take(wanted);
+        while let Some((kid, at, counts)) = taken.left.last() {
+            self.write_use(kid, *at, *counts).await?;
+            taken.left.pop();
         }
-        outcome
+        Ok(())
     }
 
     /// How the versions of a key were used, oldest first: all that this replica counted, and what the others have written.
@@ -153,7 +179,10 @@ impl Keys {
     /// Errors: DATABASE_UNAVAILABLE.
     pub async fn usage(&self, permit: &Permit, key: KeyId) -> Result<Vec<VersionUsage>> {
         permit.covers_key(Action::GetKeyVersionUsage, key)?;
-        self.flush_uses().await?;
+        // Only this key's: what others noted is not the caller's to wait for.
+        let known = self.db.version_usage(key).await?;
+        self.flush(|kid| known.iter().any(|version| version.kid == *kid))
+            .await?;
         Ok(self.db.version_usage(key).await?)
     }
 
@@ -168,6 +197,28 @@ impl Keys {
 mod tests {
     use super::*;
 
+    /// What a flush writes.
+    fn written(uses: &Uses) -> Vec<(Kid, Option<Timestamp>, Counts)> {
+        std::mem::take(&mut uses.take(|_| true).left)
+    }
+
+    #[test]
+    fn a_flush_that_is_cut_loses_nothing() {
+        let uses = Uses::default();
+        let (kid, other) = (Kid::random(), Kid::random());
+        for kid in [&kid, &other] {
+            uses.note(kid, Timestamp::from_micros(5)).made();
+        }
+        let taken = uses.take(|wanted| *wanted == kid);
+        assert_eq!(taken.left.len(), 1, "only what is wanted");
+        assert_eq!(uses.last(&kid), None);
+        drop(taken);
+        assert_eq!(uses.last(&kid), Some(Timestamp::from_micros(5)));
+        let taken = uses.take(|_| true);
+        assert_eq!(taken.left.len(), 2);
+        assert!(taken.left.iter().all(|(_, _, counts)| counts.made == 1));
+    }
+
     #[test]
     fn a_mark_never_goes_back() {
         let uses = Uses::default();
@@ -176,7 +227,7 @@ mod tests {
             uses.note(&kid, Timestamp::from_micros(at));
         }
         assert_eq!(uses.last(&kid), Some(Timestamp::from_micros(9)));
-        assert_eq!(uses.take().len(), 1);
+        assert_eq!(written(&uses).len(), 1);
         assert_eq!(uses.last(&kid), None);
     }
 
@@ -190,14 +241,14 @@ mod tests {
             made,
             ..Counts::default()
         };
-        assert_eq!(uses.take(), [(kid.clone(), Some(now), made(1))]);
-        assert_eq!(uses.take(), []);
+        assert_eq!(written(&uses), [(kid.clone(), Some(now), made(1))]);
+        assert_eq!(written(&uses), []);
         held.made();
         drop(held);
-        assert_eq!(uses.take(), [(kid.clone(), None, made(1))]);
+        assert_eq!(written(&uses), [(kid.clone(), None, made(1))]);
         assert!(uses.lock().is_empty(), "nobody holds it any more");
         uses.put_back(&kid, Some(now), made(2));
         uses.note(&kid, now).made();
-        assert_eq!(uses.take(), [(kid, Some(now), made(3))]);
+        assert_eq!(written(&uses), [(kid, Some(now), made(3))]);
     }
 }
