@@ -5,6 +5,7 @@
 -- is made. sealed_secret: the secret of an imported MAC key, encrypted by the version's data key.
 -- made, opened, rewrapped: how often, as counted by the replicas since this column is there.
 ALTER TABLE key_versions ADD COLUMN backend TEXT;
+UPDATE key_versions SET backend = (SELECT k.backend FROM keys k WHERE k.id = key_id) WHERE backend_ref IS NOT NULL;
 ALTER TABLE key_versions ADD COLUMN sealed_secret BYTEA;
 ALTER TABLE key_versions ADD COLUMN made BIGINT NOT NULL DEFAULT 0;
 ALTER TABLE key_versions ADD COLUMN opened BIGINT NOT NULL DEFAULT 0;

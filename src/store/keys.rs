@@ -22,6 +22,9 @@ const UPDATE_KEY: &str = "UPDATE keys SET owner = $3, rotation_period = $4, next
      approvals_needed = $7, standby = $8, grace = $9, policy_set_by = $10, policy_approved_by = $11, \
      policy_approved_at = $12, schedule_set_by = $13, backend = $14, standby_backend = $15, \
      revision = revision + 1 WHERE id = $1 AND revision = $2";
+// The release before this one leaves `backend` empty, which means that of the key: said in the row before the key moves on.
+const KEEP_BACKENDS: &str = "UPDATE key_versions SET backend = (SELECT k.backend FROM keys k WHERE k.id = key_id) \
+     WHERE key_id = $1 AND backend IS NULL AND backend_ref IS NOT NULL";
 const INSERT_VERSION: &str = "INSERT INTO key_versions (kid, key_id, number, state, backend_ref, public_jwk, \
      kek_ref, wrapped_key, created_at, announced_at, activated_at, deactivated_at, is_standby, backend, sealed_secret) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)";
@@ -310,6 +313,7 @@ impl Tx {
 
     /// Writes owner, period, next rotation and policy, if the row still has `key.revision`; false when it has not.
     pub async fn update_key(&mut self, key: &Key) -> Result<bool> {
+        execute!(self, KEEP_BACKENDS, key.id.to_string())?;
         let standing = key.policy.standing_approval.as_ref();
         let rows = execute!(
             self,
