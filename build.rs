@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 11] = [
+const PROTOS: [&str; 13] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
@@ -17,10 +17,12 @@ const PROTOS: [&str; 11] = [
     "claviger/v1/macs.proto",
     "claviger/v1/keks.proto",
     "claviger/v1/erasure.proto",
+    "claviger/v1/api_keys.proto",
+    "claviger/v1/clients.proto",
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.
-const JOB_ACTIONS: [&str; 12] = [
+const JOB_ACTIONS: [&str; 14] = [
     "CompleteRotation",
     "ExpireRotation",
     "RetireKeyVersion",
@@ -33,6 +35,37 @@ const JOB_ACTIONS: [&str; 12] = [
     "CompleteKekRotation",
     "ExpireKekRotation",
     "DestroyTenantMaterial",
+    "CreatePepper",
+    "ExpireApiKey",
+];
+
+/// The routes of the public listener: method, path, action, kind, exposure. A route that is not here cannot be added to
+/// the router (R-ACL-1, R-ACL-4).
+const HTTP_ROUTES: [(&str, &str, &str, &str, &str); 6] = [
+    ("GET", "/.well-known/jwks.json", "GetJwks", "Data", "Public"),
+    (
+        "GET",
+        "/.well-known/oauth-authorization-server",
+        "GetMetadata",
+        "Data",
+        "Public",
+    ),
+    (
+        "GET",
+        "/.well-known/openid-configuration",
+        "GetMetadata",
+        "Data",
+        "Public",
+    ),
+    ("POST", "/oauth/token", "IssueClientToken", "Data", "Public"),
+    (
+        "POST",
+        "/oauth/introspect",
+        "IntrospectToken",
+        "Data",
+        "Public",
+    ),
+    ("POST", "/oauth/revoke", "RevokeOwnToken", "Admin", "Public"),
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -163,6 +196,9 @@ fn actions_source(methods: &[MethodAccess]) -> String {
     for method in methods {
         actions.insert(&method.action, &method.kind);
     }
+    for (_, _, action, kind, _) in HTTP_ROUTES {
+        actions.insert(action, kind);
+    }
     let mut s = String::new();
     let _ = writeln!(
         s,
@@ -209,6 +245,17 @@ fn actions_source(methods: &[MethodAccess]) -> String {
             s,
             "    Method {{ path: {:?}, action: Action::{}, exposure: Exposure::{} }},",
             m.path, m.action, m.exposure
+        );
+    }
+    let _ = writeln!(s, "];");
+    let _ = writeln!(
+        s,
+        "/// Every route of the public listener.\npub const ROUTES: &[Route] = &["
+    );
+    for (method, path, action, _, exposure) in HTTP_ROUTES {
+        let _ = writeln!(
+            s,
+            "    Route {{ method: {method:?}, path: {path:?}, action: Action::{action}, exposure: Exposure::{exposure} }},"
         );
     }
     let _ = writeln!(s, "];");

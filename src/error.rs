@@ -78,6 +78,14 @@ reasons! {
     UnknownPrincipal = "UNKNOWN_PRINCIPAL": Unauthenticated,
     /// The certificate expired while the connection was open.
     CertificateExpired = "CERTIFICATE_EXPIRED": Unauthenticated,
+    /// The principal is suspended.
+    PrincipalSuspended = "PRINCIPAL_SUSPENDED": Unauthenticated,
+    /// The API key, token or assertion that was shown does not count, for whatever reason; the audit log knows which.
+    CredentialInvalid = "CREDENTIAL_INVALID": Unauthenticated,
+    /// This call does not take credentials of this kind.
+    CredentialNotAccepted = "CREDENTIAL_NOT_ACCEPTED": Unauthenticated,
+    /// Too many credentials that do not count came from this address.
+    TooManyFailures = "TOO_MANY_FAILURES": ResourceExhausted,
     /// No policy permits it.
     PermissionDenied = "PERMISSION_DENIED": PermissionDenied,
     /// The same principal would hold two of requester, approver and deployer (R-LIFE-7).
@@ -94,10 +102,18 @@ reasons! {
     DestructionNotFound = "DESTRUCTION_NOT_FOUND": NotFound,
     /// No such principal, or none the caller may see.
     PrincipalNotFound = "PRINCIPAL_NOT_FOUND": NotFound,
+    /// No such API key, or none the caller may see.
+    ApiKeyNotFound = "API_KEY_NOT_FOUND": NotFound,
+    /// No such OAuth client, or none the caller may see.
+    ClientNotFound = "CLIENT_NOT_FOUND": NotFound,
     /// No such tenant, or none the caller may see.
     TenantNotFound = "TENANT_NOT_FOUND": NotFound,
     /// The name or identity is taken.
     AlreadyExists = "ALREADY_EXISTS": AlreadyExists,
+    /// The API key is not in the state that this needs.
+    ApiKeyState = "API_KEY_STATE": FailedPrecondition,
+    /// More scopes than the owner, the client or the caller holds.
+    ScopeExceeded = "SCOPE_EXCEEDED": FailedPrecondition,
     /// The key has another purpose.
     KeyPurposeMismatch = "KEY_PURPOSE_MISMATCH": FailedPrecondition,
     /// The key has no version in the state that this needs.

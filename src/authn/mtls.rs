@@ -12,7 +12,7 @@ use crate::{
     directory::Directory,
     error::{Error, Reason, Result},
     gate::Gate,
-    model::{Action, Caller},
+    model::{Action, Caller, Credential},
 };
 
 /// Says who is calling.
@@ -54,6 +54,7 @@ impl Authn {
                 if let Some(principal) = self.directory.authenticate(identity).await? {
                     return Ok(Caller {
                         principal,
+                        credential: Credential::Certificate,
                         request_id,
                         idempotency: None,
                     });

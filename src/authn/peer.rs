@@ -8,6 +8,7 @@
 use std::{fmt::Write, net::SocketAddr, ops::Deref, sync::Arc};
 
 use aws_lc_rs::digest;
+use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::model::{Identity, Timestamp};
@@ -51,6 +52,16 @@ impl Peer {
             peer.identities = identities(&certificate);
         }
         peer
+    }
+}
+
+impl Peer {
+    /// The certificate's SHA-256 in base64url, as in `x5t#S256` (RFC 8705 section 3.1). None without a certificate.
+    pub fn thumbprint(&self) -> Option<String> {
+        let hex = self.fingerprint.as_bytes().chunks(2);
+        let bytes = hex.map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok());
+        let bytes: Vec<u8> = bytes.collect::<Option<_>>()?;
+        (!bytes.is_empty()).then(|| BASE64_URL_SAFE_NO_PAD.encode(bytes))
     }
 }
 

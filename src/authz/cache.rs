@@ -72,6 +72,8 @@ impl Cache {
                 | Entity::UnknownKekRotation(_)
                 | Entity::UnknownTenantDestruction(_)
                 | Entity::UnknownPrincipal(_)
+                | Entity::UnknownApiKey(_)
+                | Entity::UnknownClient(_)
         ) {
             return decide();
         }
@@ -115,7 +117,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::model::{Principal, TenantName, Timestamp};
+    use crate::model::{Principal, PrincipalState, Scopes, TenantName, Timestamp};
 
     fn with_question(test: impl FnOnce(&Question<'_>)) {
         let principal = Principal {
@@ -123,6 +125,9 @@ mod tests {
             tenant: TenantName::system(),
             name: "somebody".parse().expect("name"),
             kind: PrincipalKind::User,
+            owner: String::new(),
+            state: PrincipalState::Active,
+            scopes: Scopes::default(),
             identities: Vec::new(),
             grants: Vec::new(),
             created_at: Timestamp::default(),

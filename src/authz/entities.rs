@@ -13,7 +13,7 @@ use cedar_policy::{
     entities_errors::EntitiesError,
 };
 
-use crate::model::{Action, Entity, Principal, PrincipalKind, Purpose, Resource, Role, TenantName};
+use crate::model::{Action, Entity, Principal, PrincipalKind, Resource, Role, TenantName};
 
 /// May this principal do this on that?
 pub(super) struct Question<'a> {
@@ -81,7 +81,9 @@ impl<'a> Question<'a> {
         let roles = self.roles().map(|role| uid(&words.role, role.as_str()));
         let name = RestrictedExpression::new_string(self.principal.name.to_string());
         let home = words.tenant(&self.principal.tenant);
+        let id = RestrictedExpression::new_string(self.principal.id.to_string());
         let attributes = HashMap::from([
+            ("id".to_owned(), id),
             ("name".to_owned(), name),
             (
                 "tenant".to_owned(),
@@ -103,6 +105,8 @@ impl<'a> Question<'a> {
                 &words.tenant_destruction
             }
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => &words.account,
+            Entity::ApiKey { .. } | Entity::UnknownApiKey(_) => &words.api_key,
+            Entity::Client { .. } | Entity::UnknownClient(_) => &words.client,
             Entity::Tenant => &words.tenant,
         };
         uid(kind, &self.resource.id())
@@ -124,12 +128,14 @@ impl<'a> Question<'a> {
             | Entity::TenantDestruction(_)
             | Entity::UnknownTenantDestruction(_)
             | Entity::Principal(_)
-            | Entity::UnknownPrincipal(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
+            | Entity::UnknownPrincipal(_)
+            | Entity::ApiKey { .. }
+            | Entity::UnknownApiKey(_)
+            | Entity::Client { .. }
+            | Entity::UnknownClient(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
         };
-        let attributes = purpose(&self.resource.entity).map(|purpose| {
-            let purpose = RestrictedExpression::new_string(purpose.as_str().into());
-            ("purpose".to_owned(), purpose)
-        });
+        let attributes = attribute(&self.resource.entity)
+            .map(|(name, value)| (name.to_owned(), RestrictedExpression::new_string(value)));
         let uid = self.resource_uid(words);
         Ok(CedarEntity::new(uid, attributes.into_iter().collect(), parents).map_err(Box::new)?)
     }
@@ -149,6 +155,8 @@ pub(super) struct Words {
     kek_rotation: EntityTypeName,
     tenant_destruction: EntityTypeName,
     account: EntityTypeName,
+    api_key: EntityTypeName,
+    client: EntityTypeName,
     /// Every action with the kind it belongs to, in the order of `Action::ALL`.
     actions: Vec<CedarEntity>,
 }
@@ -176,6 +184,8 @@ impl Words {
             kek_rotation: name("KekRotation")?,
             tenant_destruction: name("TenantDestruction")?,
             account: name("Account")?,
+            api_key: name("ApiKey")?,
+            client: name("Client")?,
             actions: actions.collect::<Result<_, _>>()?,
         })
     }
@@ -205,9 +215,13 @@ pub(super) enum Unanswerable {
     Name(#[from] Box<ParseErrors>),
 }
 
-const fn purpose(entity: &Entity) -> Option<Purpose> {
+/// What a policy may know of a thing besides its tenant: the purpose of a key, whose an account, API key or client is.
+fn attribute(entity: &Entity) -> Option<(&'static str, String)> {
     match entity {
-        Entity::Key { purpose, .. } => Some(*purpose),
+        Entity::Key { purpose, .. } => Some(("purpose", purpose.as_str().to_owned())),
+        Entity::Principal(owner) | Entity::ApiKey { owner, .. } | Entity::Client { owner, .. } => {
+            Some(("owner", owner.to_string()))
+        }
         Entity::UnknownKey(_)
         | Entity::Rotation(_)
         | Entity::UnknownRotation(_)
@@ -219,8 +233,9 @@ const fn purpose(entity: &Entity) -> Option<Purpose> {
         | Entity::UnknownKekRotation(_)
         | Entity::TenantDestruction(_)
         | Entity::UnknownTenantDestruction(_)
-        | Entity::Principal(_)
         | Entity::UnknownPrincipal(_)
+        | Entity::UnknownApiKey(_)
+        | Entity::UnknownClient(_)
         | Entity::Tenant => None,
     }
 }
@@ -233,7 +248,8 @@ fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
 mod tests {
     use super::*;
     use crate::model::{
-        Grant, KekRotationId, KeyId, PrincipalId, RotationId, Scope, TenantDestructionId, Timestamp,
+        ApiKeyId, ClientId, Grant, KekRotationId, KeyId, PrincipalId, PrincipalState, Purpose,
+        RotationId, Scope, Scopes, TenantDestructionId, Timestamp,
     };
 
     // The hot path skips this check.
@@ -256,6 +272,16 @@ mod tests {
             Entity::KekRotation(KekRotationId::random()),
             Entity::TenantDestruction(TenantDestructionId::random()),
             Entity::Principal(PrincipalId::random()),
+            Entity::ApiKey {
+                id: ApiKeyId::random(),
+                owner: PrincipalId::random(),
+            },
+            Entity::UnknownApiKey(ApiKeyId::random()),
+            Entity::Client {
+                id: ClientId::random(),
+                owner: PrincipalId::random(),
+            },
+            Entity::UnknownClient(ClientId::random()),
             Entity::Tenant,
         ];
         for kind in [
@@ -272,6 +298,9 @@ mod tests {
                 tenant: TenantName::system(),
                 name: "somebody".parse().expect("name"),
                 kind,
+                owner: String::new(),
+                state: PrincipalState::Active,
+                scopes: Scopes::default(),
                 identities: Vec::new(),
                 grants: grants.into(),
                 created_at: Timestamp::default(),

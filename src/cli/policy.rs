@@ -12,8 +12,8 @@ use crate::{
     app,
     authz::{Authz, Decision, Policies},
     model::{
-        Action, Entity, Grant, Principal, PrincipalId, PrincipalKind, Resource, RotationId, Scope,
-        TenantName, Timestamp,
+        Action, Entity, Grant, Principal, PrincipalId, PrincipalKind, PrincipalState, Resource,
+        RotationId, Scope, Scopes, TenantName, Timestamp,
     },
 };
 
@@ -83,6 +83,9 @@ fn explain(args: Explain) -> Result<Exit> {
         id: PrincipalId::random(),
         name: "somebody".parse()?,
         kind: args.principal_type.parse::<PrincipalKind>()?,
+        owner: String::new(),
+        state: PrincipalState::Active,
+        scopes: Scopes::default(),
         identities: Vec::new(),
         grants: args
             .roles

@@ -37,9 +37,15 @@ pub struct Create {
     /// Person or program
     #[arg(long = "type", value_parser = input::principal_type(), ignore_case = true)]
     kind: PrincipalType,
-    /// Certificate identity: spiffe://…, dns:NAME or cn:NAME; repeatable
-    #[arg(long = "identity", required = true)]
+    /// spiffe://…, dns:NAME or cn:NAME of a certificate, or oidc:ISSUER/SUBJECT of a token; repeatable
+    #[arg(long = "identity")]
     identities: Vec<String>,
+    /// Who answers for it; the name when left out
+    #[arg(long, default_value = "", hide_default_value = true)]
+    owner: String,
+    /// Entitlement, such as can.use_users; repeatable
+    #[arg(long = "scope")]
+    scopes: Vec<String>,
 }
 
 #[derive(Args, Debug)]
@@ -73,6 +79,8 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
                 name: args.name,
                 r#type: args.kind.into(),
                 identities: args.identities,
+                owner: args.owner,
+                scopes: args.scopes,
             };
             let answer = session
                 .mutate(request, async |r| {

@@ -11,8 +11,8 @@ use crate::{
     audit::{Outcome, Record, admin},
     error::{Error, Reason, Result},
     model::{
-        Action, Grant, Identity, Job, KeyName, Principal, PrincipalId, PrincipalKind, Scope,
-        TenantName,
+        Action, Grant, Identity, Job, KeyName, Principal, PrincipalId, PrincipalKind,
+        PrincipalState, Scope, Scopes, TenantName, Timestamp,
     },
     store::{StoreError, Tx},
 };
@@ -43,6 +43,12 @@ pub struct BootstrapPrincipal {
     /// Roles to hold.
     #[serde(default)]
     pub roles: Vec<BootstrapRole>,
+    /// Who answers for it; the name when left out.
+    #[serde(default)]
+    pub owner: Option<String>,
+    /// Entitlements (RFC 6749 scope-tokens).
+    #[serde(default)]
+    pub scopes: Vec<String>,
 }
 
 /// A role to hold.
@@ -116,9 +122,12 @@ impl BootstrapPrincipal {
             name: self.name.parse::<KeyName>()?,
             tenant,
             kind,
+            owner: self.owner.clone().unwrap_or_else(|| self.name.clone()),
+            state: PrincipalState::Active,
+            scopes: Scopes::entitlements(&self.scopes)?,
             identities,
             grants: Vec::new(),
-            created_at: crate::model::Timestamp::default(),
+            created_at: Timestamp::default(),
         };
         Ok((principal, grants))
     }

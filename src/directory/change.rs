@@ -7,8 +7,8 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
     model::{
-        Grant, Identity, KeyName, Principal, PrincipalId, PrincipalKind, Role, Scope, TenantName,
-        Timestamp,
+        Grant, Identity, KeyName, Principal, PrincipalId, PrincipalKind, PrincipalState, Role,
+        Scope, Scopes, TenantName, Timestamp,
     },
     store::StoreError,
 };
@@ -22,8 +22,12 @@ pub struct CreatePrincipal {
     pub name: KeyName,
     /// User or service.
     pub kind: PrincipalKind,
+    /// Who answers for it.
+    pub owner: String,
     /// Identities that authenticate as it.
     pub identities: Vec<Identity>,
+    /// Entitlements.
+    pub scopes: Scopes,
 }
 
 /// Whether a role is given or taken.
@@ -51,17 +55,18 @@ impl Directory {
         mutation.record((name, now), details).await
     }
 
-    /// Adds a principal without roles. Errors: PERMISSION_DENIED unless the caller is principal-admin in all tenants,
-    /// because an identity authenticates everywhere; ALREADY_EXISTS for its name or an identity, TENANT_NOT_FOUND.
+    /// Adds a principal without roles. Errors: PERMISSION_DENIED when it has identities and the caller is not
+    /// principal-admin in all tenants, because an identity authenticates everywhere; ALREADY_EXISTS for its name or an identity, TENANT_NOT_FOUND.
     pub async fn create_principal(
         &self,
         permit: AdminPermit,
         request: CreatePrincipal,
     ) -> Result<Recorded<Principal>> {
-        if !permit
-            .caller()
-            .principal
-            .holds(Role::PrincipalAdmin, &Scope::All)
+        if !request.identities.is_empty()
+            && !permit
+                .caller()
+                .principal
+                .holds(Role::PrincipalAdmin, &Scope::All)
         {
             // Otherwise one tenant could claim the names that another tenant's certificates carry.
             return Err(Error::new(
@@ -80,6 +85,9 @@ impl Directory {
             tenant: request.tenant,
             name: request.name,
             kind: request.kind,
+            owner: request.owner,
+            state: PrincipalState::Active,
+            scopes: request.scopes,
             identities: request.identities,
             grants: Vec::new(),
             created_at: self.clock.now(),
@@ -90,6 +98,8 @@ impl Directory {
             "name": principal.name.as_str(),
             "type": principal.kind.as_str(),
             "identities": identities,
+            "owner": principal.owner,
+            "scopes": principal.scopes.to_string(),
         });
         let mut mutation = permit.begin().await?;
         mutation.on("principal", principal.id);

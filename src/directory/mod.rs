@@ -37,6 +37,7 @@ pub struct Directory {
 /// What is cached.
 struct Known {
     by_identity: Cache<Identity, Arc<Principal>>,
+    by_id: Cache<PrincipalId, Arc<Principal>>,
     generation: AtomicU64,
 }
 
@@ -44,6 +45,7 @@ impl Known {
     fn forget(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         self.by_identity.clear();
+        self.by_id.clear();
     }
 }
 
@@ -55,6 +57,7 @@ impl Directory {
             clock,
             known: Arc::new(Known {
                 by_identity: Cache::new(CACHE),
+                by_id: Cache::new(CACHE),
                 generation: AtomicU64::new(0),
             }),
         }
@@ -78,6 +81,26 @@ impl Directory {
         // A change while we were reading may have made what we read old.
         if known.generation.load(Ordering::SeqCst) != generation {
             known.by_identity.remove(identity);
+        }
+        Ok(Some(principal))
+    }
+
+    /// The principal with this id, from memory if it is there: for credentials that name their owner.
+    pub async fn principal(&self, id: PrincipalId) -> Result<Option<Arc<Principal>>> {
+        let known = &self.known;
+        if let Some(found) = known.by_id.get(&id) {
+            return Ok(Some(found));
+        }
+        metrics::counter!("claviger_cache_loads_total", "cache" => "principals").increment(1);
+        let generation = known.generation.load(Ordering::SeqCst);
+        let Some(principal) = self.db.principal(id).await? else {
+            return Ok(None);
+        };
+        let principal = Arc::new(principal);
+        known.by_id.insert(id, Arc::clone(&principal));
+        // As in `authenticate`.
+        if known.generation.load(Ordering::SeqCst) != generation {
+            known.by_id.remove(&id);
         }
         Ok(Some(principal))
     }

@@ -391,7 +391,9 @@ fn visible(caller: &Caller, resource: &Resource) -> bool {
         | Entity::UnknownIncident(_)
         | Entity::UnknownDestruction(_)
         | Entity::UnknownTenantDestruction(_)
-        | Entity::UnknownPrincipal(_) => false,
+        | Entity::UnknownPrincipal(_)
+        | Entity::UnknownApiKey(_)
+        | Entity::UnknownClient(_) => false,
         Entity::Key { .. }
         | Entity::UnknownKey(_)
         | Entity::Rotation(_)
@@ -402,6 +404,8 @@ fn visible(caller: &Caller, resource: &Resource) -> bool {
         | Entity::KekRotation(_)
         | Entity::UnknownKekRotation(_)
         | Entity::Principal(_)
+        | Entity::ApiKey { .. }
+        | Entity::Client { .. }
         | Entity::Tenant => caller.principal.sees(&resource.tenant),
     }
 }
@@ -436,6 +440,14 @@ pub fn not_found(resource: &Resource) -> Error {
         Entity::Principal(_) | Entity::UnknownPrincipal(_) => Error::new(
             Reason::PrincipalNotFound,
             "no such principal, or none that you may see",
+        ),
+        Entity::ApiKey { .. } | Entity::UnknownApiKey(_) => Error::new(
+            Reason::ApiKeyNotFound,
+            "no such API key, or none that you may see",
+        ),
+        Entity::Client { .. } | Entity::UnknownClient(_) => Error::new(
+            Reason::ClientNotFound,
+            "no such client, or none that you may see",
         ),
         Entity::Tenant => Error::new(
             Reason::TenantNotFound,

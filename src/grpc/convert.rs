@@ -13,8 +13,9 @@ use crate::{
     model::{
         Algorithm, Approval, Caller, DestructionState, Incident, IncidentNote, IncidentState,
         KekRotation, KekRow, KekState, Key, KeyDestruction, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, Purpose, Rotation, RotationMode, RotationPolicy, RotationState,
-        TenantDestructionState, TenantName, Timestamp, VersionState, key::Material,
+        PrincipalId, PrincipalKind, PrincipalState, Purpose, Rotation, RotationMode,
+        RotationPolicy, RotationState, TenantDestructionState, TenantName, Timestamp, VersionState,
+        key::Material,
     },
 };
 
@@ -670,7 +671,19 @@ pub fn principal(p: &Principal) -> proto::Principal {
             })
             .collect(),
         create_time: time(p.created_at),
+        owner: p.owner.clone(),
+        scopes: p.scopes.iter().map(ToOwned::to_owned).collect(),
+        state: principal_state_number(p.state),
     }
+}
+
+fn principal_state_number(state: PrincipalState) -> i32 {
+    use proto::PrincipalState as P;
+    let state = match state {
+        PrincipalState::Active => P::Active,
+        PrincipalState::Suspended => P::Suspended,
+    };
+    state.into()
 }
 
 /// An audit row.

@@ -3,8 +3,10 @@
 //! A service converts the message, goes through the gate, and converts the answer. It sees neither the database nor
 //! a backend, and decides nothing.
 
+mod api_keys;
 mod audit;
 mod call;
+mod clients;
 mod convert;
 mod crypto;
 mod data_keys;
@@ -40,7 +42,8 @@ pub fn routes(
     config: &GrpcConfig,
 ) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
-        audit_service_server::AuditServiceServer, crypto_service_server::CryptoServiceServer,
+        api_key_service_server::ApiKeyServiceServer, audit_service_server::AuditServiceServer,
+        client_service_server::ClientServiceServer, crypto_service_server::CryptoServiceServer,
         data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
         incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
@@ -63,6 +66,8 @@ pub fn routes(
     let keks = KekServiceServer::new(keks::KekApi(parts.clone()));
     let erasure = ErasureServiceServer::new(erasure::ErasureApi(parts.clone()));
     let incidents = IncidentServiceServer::new(incidents::IncidentApi(parts.clone()));
+    let api_keys = ApiKeyServiceServer::new(api_keys::ApiKeyApi(parts.clone()));
+    let clients = ClientServiceServer::new(clients::ClientApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
@@ -75,6 +80,8 @@ pub fn routes(
         .add_service(incidents.max_decoding_message_size(limit))
         .add_service(audit.max_decoding_message_size(limit))
         .add_service(principals.max_decoding_message_size(limit))
+        .add_service(api_keys.max_decoding_message_size(limit))
+        .add_service(clients.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

@@ -16,8 +16,8 @@ use crate::{
     error::Result,
     gate::not_found,
     model::{
-        Action, Caller, Grant, Identity, Principal, PrincipalId, Resource, Scope, TenantName,
-        Timestamp,
+        Action, Caller, Grant, Identity, Principal, PrincipalId, Resource, Scope, Scopes,
+        TenantName, Timestamp,
     },
 };
 
@@ -29,6 +29,8 @@ type Answer<T> = Result<Response<T>, Status>;
 const TENANTS: &str = "tenants";
 const PRINCIPALS: &str = "principals";
 const MAX_IDENTITIES: usize = 8;
+/// Characters of Principal.owner.
+const MAX_OWNER: usize = 255;
 
 impl PrincipalApi {
     async fn new_tenant(
@@ -87,19 +89,25 @@ impl PrincipalApi {
         caller: Caller,
         r: proto::CreatePrincipalRequest,
     ) -> Result<proto::CreatePrincipalResponse> {
-        if !(1..=MAX_IDENTITIES).contains(&r.identities.len()) {
-            return Err(convert::invalid("identities must be 1 to 8"));
+        if r.identities.len() > MAX_IDENTITIES {
+            return Err(convert::invalid("identities must be at most 8"));
         }
+        let owner = match r.owner.as_str() {
+            "" => r.name.clone(),
+            _ => convert::text("owner", r.owner, MAX_OWNER)?,
+        };
         let request = CreatePrincipal {
             tenant: convert::tenant(&r.tenant, &caller)?,
             name: r.name.parse()?,
             kind: convert::principal_kind(r.r#type)?
                 .ok_or_else(|| convert::invalid("type must be user or service"))?,
+            owner,
             identities: r
                 .identities
                 .iter()
                 .map(|identity| identity.parse::<Identity>())
                 .collect::<Result<_>>()?,
+            scopes: Scopes::entitlements(&r.scopes)?,
         };
         let resource = Resource::tenant(request.tenant.clone());
         let directory = Arc::clone(&self.0.directory);
@@ -227,6 +235,34 @@ impl PrincipalService for PrincipalApi {
                 .await
         };
         self.0.call(r, Action::RevokeRole, act).await
+    }
+
+    async fn get_principal(
+        &self,
+        r: Request<proto::GetPrincipalRequest>,
+    ) -> Answer<proto::GetPrincipalResponse> {
+        self.0.unfinished(r, Action::GetPrincipal).await
+    }
+
+    async fn update_principal(
+        &self,
+        r: Request<proto::UpdatePrincipalRequest>,
+    ) -> Answer<proto::UpdatePrincipalResponse> {
+        self.0.unfinished(r, Action::UpdatePrincipal).await
+    }
+
+    async fn suspend_principal(
+        &self,
+        r: Request<proto::SuspendPrincipalRequest>,
+    ) -> Answer<proto::SuspendPrincipalResponse> {
+        self.0.unfinished(r, Action::SuspendPrincipal).await
+    }
+
+    async fn resume_principal(
+        &self,
+        r: Request<proto::ResumePrincipalRequest>,
+    ) -> Answer<proto::ResumePrincipalResponse> {
+        self.0.unfinished(r, Action::ResumePrincipal).await
     }
 
     async fn list_principals(

@@ -51,6 +51,7 @@ impl TokenApi {
             scope: scopes(r.scope)?,
             ttl: convert::duration("ttl", r.ttl)?,
             client_id: or_own("client_id", r.client_id)?,
+            bound_to: None,
         };
         let target = self.0.keys.find(&tenant, &key).await?;
         let act = async |permit| {

@@ -47,4 +47,17 @@ pub struct Method {
     pub exposure: Exposure,
 }
 
+/// One route of the public listener and what it declares.
+#[derive(Clone, Copy, Debug)]
+pub struct Route {
+    /// HTTP method.
+    pub method: &'static str,
+    /// Path, without parameters.
+    pub path: &'static str,
+    /// The action that must be permitted.
+    pub action: Action,
+    /// Its exposure label.
+    pub exposure: Exposure,
+}
+
 include!(concat!(env!("OUT_DIR"), "/actions.rs"));

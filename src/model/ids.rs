@@ -91,6 +91,14 @@ uuid_id!(
     NoteId, "note"
 );
 uuid_id!(
+    /// Identifies an API key; its visible part.
+    ApiKeyId, "API key"
+);
+uuid_id!(
+    /// Identifies an OAuth client: its `client_id`.
+    ClientId, "client"
+);
+uuid_id!(
     /// Identifies a token: its `jti`.
     TokenId, "token"
 );
@@ -138,6 +146,19 @@ impl PrincipalId {
     /// An id that is written in the source.
     pub(super) fn constant(id: &'static str) -> Self {
         Self(parse_uuid(id).unwrap_or_default())
+    }
+}
+
+impl ApiKeyId {
+    /// 32 lower-case hex digits, without hyphens.
+    pub fn simple(&self) -> String {
+        self.0.simple().to_string()
+    }
+
+    /// From that form, and no other.
+    pub fn from_simple(digits: &str) -> Option<Self> {
+        let id = Uuid::try_parse(digits).ok()?;
+        (id.simple().encode_lower(&mut Uuid::encode_buffer()) == digits).then_some(Self(id))
     }
 }
 

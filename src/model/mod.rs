@@ -6,6 +6,8 @@
 
 pub mod action;
 pub mod algorithm;
+pub mod api_key;
+pub mod client;
 pub mod destruction;
 pub mod duties;
 pub mod ids;
@@ -16,26 +18,32 @@ pub mod principal;
 pub mod public_key;
 pub mod resource;
 pub mod rotation;
+pub mod scopes;
 pub mod secret;
 pub mod tenant_destruction;
 pub mod time;
 
-pub use action::{AccessKind, Action, Exposure, METHODS, Method};
+pub use action::{AccessKind, Action, Exposure, METHODS, Method, ROUTES, Route};
 pub use algorithm::{Algorithm, KeySpec, Purpose};
+pub use api_key::{API_KEY_PREFIX, ApiKey, ApiKeyHash, ApiKeyState, ApiKeyText};
+pub use client::{Client, ClientProof, ClientState};
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
-    AlertId, DestructionId, IncidentId, IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid,
-    NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName, TokenId,
+    AlertId, ApiKeyId, ClientId, DestructionId, IncidentId, IntentId, KekRotationId, KeyId,
+    KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName,
+    TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use kek::{KekRotation, KekRow, KekState};
 pub use key::{Key, KeyVersion, RotationMode, RotationPolicy, VersionState};
 pub use principal::{
-    Caller, Grant, Idempotency, Identity, Job, Principal, PrincipalKind, Role, Scope,
+    Caller, Credential, Grant, Idempotency, Identity, Job, Principal, PrincipalKind,
+    PrincipalState, Role, Scope,
 };
 pub use public_key::{PublicKey, SignInput, Verifier};
 pub use resource::{Entity, Resource};
 pub use rotation::{Approval, Rotation, RotationState};
+pub use scopes::{MAX_SCOPES, Scopes};
 pub use secret::Secret;
 pub use tenant_destruction::{TenantDestruction, TenantDestructionState};
 pub use time::Timestamp;

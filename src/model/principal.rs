@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::{KeyName, PrincipalId, TenantName, Timestamp};
+use super::{ApiKeyId, KeyName, PrincipalId, Scopes, TenantName, Timestamp};
 use crate::error::{Error, Reason};
 
 /// A user, service or job.
@@ -16,12 +16,27 @@ pub struct Principal {
     pub name: KeyName,
     /// What it is.
     pub kind: PrincipalKind,
-    /// Certificate identities that authenticate as it.
+    /// Who answers for it; free text.
+    pub owner: String,
+    /// Whether it is let in.
+    pub state: PrincipalState,
+    /// Identities that authenticate as it.
     pub identities: Vec<Identity>,
     /// Roles it holds.
     pub grants: Vec<Grant>,
+    /// Entitlements it holds, without those of its roles.
+    pub scopes: Scopes,
     /// When it was created.
     pub created_at: Timestamp,
+}
+
+/// Whether a principal is let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PrincipalState {
+    /// It is.
+    Active,
+    /// It is not, whatever it shows.
+    Suspended,
 }
 
 /// Kinds of principals.
@@ -76,19 +91,40 @@ pub struct Grant {
     pub scope: Scope,
 }
 
-/// What a certificate proves: `spiffe://…` (URI SAN), `dns:NAME` (DNS SAN) or `cn:NAME` (subject CN).
+/// What a certificate proves: `spiffe://…` (URI SAN), `dns:NAME` (DNS SAN) or `cn:NAME` (subject CN); or what a token of a
+/// configured issuer does: `oidc:ISSUER/SUBJECT`, with the name that the configuration gives the issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity(Arc<str>);
 
 /// An authenticated caller: the principal, and the request it makes.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// Who calls.
+    /// Who calls, with no more roles and scopes than the credential brings along.
     pub principal: Arc<Principal>,
+    /// What it showed.
+    pub credential: Credential,
     /// Id of the request: in the audit rows, the logs and the error details.
     pub request_id: Arc<str>,
     /// What makes a repetition of a mutating call recognisable (R-OPS-2).
     pub idempotency: Option<Idempotency>,
+}
+
+/// What somebody showed to be let in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// Nothing: a part of the daemon.
+    Job,
+    /// A client certificate.
+    Certificate,
+    /// An API key.
+    ApiKey(ApiKeyId),
+    /// A token: one of ours, or of a configured issuer.
+    Token {
+        /// Who issued it: `claviger`, or the configured name of the issuer.
+        issuer: Arc<str>,
+        /// Its `jti`; empty when it has none.
+        jti: Arc<str>,
+    },
 }
 
 /// The caller's key for one mutating call, and what was asked with it.
@@ -125,8 +161,11 @@ impl Job {
             tenant: TenantName::system(),
             name: KeyName::constant(name),
             kind: PrincipalKind::Job,
+            owner: String::new(),
+            state: PrincipalState::Active,
             identities: Vec::new(),
             grants: Vec::new(),
+            scopes: Scopes::default(),
             created_at: Timestamp::default(),
         }
     }
@@ -135,6 +174,7 @@ impl Job {
     pub fn caller(self) -> Caller {
         Caller {
             principal: Arc::new(self.principal()),
+            credential: Credential::Job,
             request_id: format!("job-{}", uuid::Uuid::now_v7()).into(),
             idempotency: None,
         }
@@ -165,6 +205,46 @@ impl Principal {
     /// tell the tenant's things from things that do not exist (R-ACL-3).
     pub fn sees(&self, tenant: &TenantName) -> bool {
         self.tenant == *tenant || self.roles_in(tenant).next().is_some()
+    }
+}
+
+impl Principal {
+    /// Every scope it holds: its entitlements, and those that its roles stand for.
+    pub fn held(&self) -> Scopes {
+        self.scopes
+            .union(&Scopes::of_roles(self.grants.iter().map(|g| g.role)))
+    }
+
+    /// The principal as a credential with these scopes brings it along: nothing it does not hold, and no role whose scope
+    /// is not among them (R-OAUTH-2).
+    pub fn limited_to(&self, scopes: &Scopes) -> Self {
+        let grants = self.grants.iter().filter(|g| scopes.allows(g.role));
+        Self {
+            grants: grants.cloned().collect(),
+            scopes: self.scopes.intersection(scopes),
+            ..self.clone()
+        }
+    }
+}
+
+impl PrincipalState {
+    /// The text in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "ACTIVE",
+            Self::Suspended => "SUSPENDED",
+        }
+    }
+}
+
+impl FromStr for PrincipalState {
+    type Err = Error;
+
+    fn from_str(s: &str) -> Result<Self, Error> {
+        [Self::Active, Self::Suspended]
+            .into_iter()
+            .find(|state| state.as_str() == s)
+            .ok_or_else(|| Error::new(Reason::InvalidField, "state must be ACTIVE or SUSPENDED"))
     }
 }
 
@@ -277,7 +357,7 @@ impl FromStr for Identity {
     type Err = Error;
 
     fn from_str(s: &str) -> Result<Self, Error> {
-        let rest = ["spiffe://", "dns:", "cn:"]
+        let rest = ["spiffe://", "dns:", "cn:", "oidc:"]
             .iter()
             .find_map(|prefix| s.strip_prefix(prefix));
         let ok = rest.is_some_and(|r| !r.is_empty())
@@ -286,8 +366,8 @@ impl FromStr for Identity {
         ok.then(|| Self(s.into())).ok_or_else(|| {
             Error::new(
                 Reason::InvalidField,
-                "identity must be spiffe://TRUST-DOMAIN/PATH, dns:NAME or cn:NAME, at most 255 \
-                 characters without blanks",
+                "identity must be spiffe://TRUST-DOMAIN/PATH, dns:NAME, cn:NAME or oidc:ISSUER/SUBJECT, at most \
+                 255 characters without blanks",
             )
         })
     }

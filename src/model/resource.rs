@@ -1,8 +1,8 @@
 //! What an action is on: the thing itself and the tenant it belongs to.
 
 use super::{
-    DestructionId, IncidentId, KekRotationId, KeyId, PrincipalId, Purpose, RotationId,
-    TenantDestructionId, TenantName,
+    ApiKeyId, ClientId, DestructionId, IncidentId, KekRotationId, KeyId, PrincipalId, Purpose,
+    RotationId, TenantDestructionId, TenantName,
 };
 
 /// The object of an action.
@@ -50,6 +50,24 @@ pub enum Entity {
     Principal(PrincipalId),
     /// A principal that does not exist, by the id the caller gave.
     UnknownPrincipal(PrincipalId),
+    /// An existing API key.
+    ApiKey {
+        /// Its id.
+        id: ApiKeyId,
+        /// Who it acts as.
+        owner: PrincipalId,
+    },
+    /// An API key that does not exist, by the id the caller gave.
+    UnknownApiKey(ApiKeyId),
+    /// An existing OAuth client.
+    Client {
+        /// Its id.
+        id: ClientId,
+        /// Who it acts as.
+        owner: PrincipalId,
+    },
+    /// An OAuth client that does not exist, by the id the caller gave.
+    UnknownClient(ClientId),
     /// The tenant itself, for what concerns all of it: listing, creating in it, its audit log.
     Tenant,
 }
@@ -64,7 +82,7 @@ impl Resource {
     }
 
     /// Kind of the entity, in the audit log: `key`, `rotation`, `incident`, `destruction`, `kek_rotation`,
-    /// `tenant_destruction`, `principal` or `tenant`.
+    /// `tenant_destruction`, `principal`, `api_key`, `client` or `tenant`.
     pub const fn kind(&self) -> &'static str {
         match self.entity {
             Entity::Key { .. } | Entity::UnknownKey(_) => "key",
@@ -76,6 +94,8 @@ impl Resource {
                 "tenant_destruction"
             }
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => "principal",
+            Entity::ApiKey { .. } | Entity::UnknownApiKey(_) => "api_key",
+            Entity::Client { .. } | Entity::UnknownClient(_) => "client",
             Entity::Tenant => "tenant",
         }
     }
@@ -91,6 +111,8 @@ impl Resource {
             Entity::KekRotation(id) | Entity::UnknownKekRotation(id) => id.to_string(),
             Entity::TenantDestruction(id) | Entity::UnknownTenantDestruction(id) => id.to_string(),
             Entity::Principal(id) | Entity::UnknownPrincipal(id) => id.to_string(),
+            Entity::ApiKey { id, .. } | Entity::UnknownApiKey(id) => id.to_string(),
+            Entity::Client { id, .. } | Entity::UnknownClient(id) => id.to_string(),
             Entity::Tenant => self.tenant.to_string(),
         }
     }

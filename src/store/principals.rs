@@ -1,29 +1,39 @@
-//! Tables `principals`, `principal_identities` and `role_grants`.
+//! Tables `principals`, `principal_identities`, `principal_scopes` and `role_grants`.
 
 use super::{
     Db, Result, Tx,
     engine::{execute, fetch_all, fetch_optional},
     parse,
 };
-use crate::model::{Grant, Identity, Principal, PrincipalId, Role, Scope, TenantName, Timestamp};
+use crate::model::{
+    Grant, Identity, Principal, PrincipalId, PrincipalState, Role, Scope, Scopes, TenantName,
+    Timestamp,
+};
 
-const INSERT: &str =
-    "INSERT INTO principals (id, tenant, name, kind, created_at) VALUES ($1, $2, $3, $4, $5)";
+const INSERT: &str = "INSERT INTO principals (id, tenant, name, kind, created_at, owner, state) VALUES ($1, $2, $3, $4, $5, $6, $7)";
 const INSERT_IDENTITY: &str =
     "INSERT INTO principal_identities (identity, principal_id) VALUES ($1, $2)";
 const INSERT_GRANT: &str =
     "INSERT INTO role_grants (principal_id, role, scope) VALUES ($1, $2, $3)";
 const DELETE_GRANT: &str =
     "DELETE FROM role_grants WHERE principal_id = $1 AND role = $2 AND scope = $3";
-const BY_ID: &str = "SELECT id, tenant, name, kind, created_at FROM principals WHERE id = $1";
-const BY_NAME: &str =
-    "SELECT id, tenant, name, kind, created_at FROM principals WHERE tenant = $1 AND name = $2";
-const BY_IDENTITY: &str = "SELECT p.id, p.tenant, p.name, p.kind, p.created_at FROM principals p \
+const BY_ID: &str =
+    "SELECT id, tenant, name, kind, created_at, owner, state FROM principals WHERE id = $1";
+const BY_NAME: &str = "SELECT id, tenant, name, kind, created_at, owner, state FROM principals WHERE tenant = $1 AND name = $2";
+const BY_IDENTITY: &str = "SELECT p.id, p.tenant, p.name, p.kind, p.created_at, p.owner, p.state FROM principals p \
      JOIN principal_identities i ON i.principal_id = p.id WHERE i.identity = $1";
-const PAGE: &str = "SELECT id, tenant, name, kind, created_at FROM principals \
+const PAGE: &str = "SELECT id, tenant, name, kind, created_at, owner, state FROM principals \
      WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3";
 const IDENTITIES: &str =
     "SELECT identity FROM principal_identities WHERE principal_id = $1 ORDER BY identity";
+const DELETE_IDENTITY: &str =
+    "DELETE FROM principal_identities WHERE identity = $1 AND principal_id = $2";
+const INSERT_SCOPE: &str = "INSERT INTO principal_scopes (principal_id, scope) VALUES ($1, $2) \
+     ON CONFLICT (principal_id, scope) DO NOTHING";
+const DELETE_SCOPE: &str = "DELETE FROM principal_scopes WHERE principal_id = $1 AND scope = $2";
+const SCOPES: &str = "SELECT scope FROM principal_scopes WHERE principal_id = $1 ORDER BY scope";
+const SET_OWNER: &str = "UPDATE principals SET owner = $2 WHERE id = $1";
+const SET_STATE: &str = "UPDATE principals SET state = $2 WHERE id = $1 AND state <> $2";
 const GRANTS: &str =
     "SELECT role, scope FROM role_grants WHERE principal_id = $1 ORDER BY role, scope";
 
@@ -34,10 +44,12 @@ struct Row {
     name: String,
     kind: String,
     created_at: i64,
+    owner: String,
+    state: String,
 }
 
 impl Tx {
-    /// Adds a principal with its identities and no roles. Errors: `Exists` for the name or an identity, `TenantErased`.
+    /// Adds a principal with its identities and scopes, and no roles. Errors: `Exists` for the name or an identity, `TenantErased`.
     pub async fn insert_principal(&mut self, p: &Principal) -> Result<()> {
         self.hold_tenant(&p.tenant).await?;
         execute!(
@@ -48,11 +60,55 @@ impl Tx {
             p.name.as_str(),
             p.kind.as_str(),
             p.created_at.micros(),
+            &p.owner,
+            p.state.as_str(),
         )?;
         for identity in &p.identities {
-            execute!(self, INSERT_IDENTITY, identity.as_str(), p.id.to_string())?;
+            self.insert_identity(p.id, identity).await?;
+        }
+        self.insert_scopes(p.id, &p.scopes).await
+    }
+
+    /// Adds an identity. Errors: `Exists` when it authenticates as somebody already.
+    pub async fn insert_identity(&mut self, id: PrincipalId, identity: &Identity) -> Result<()> {
+        execute!(self, INSERT_IDENTITY, identity.as_str(), id.to_string()).map(|_| ())
+    }
+
+    /// Takes an identity away; false when it was not this principal's.
+    pub async fn delete_identity(&mut self, id: PrincipalId, identity: &Identity) -> Result<bool> {
+        let rows = execute!(self, DELETE_IDENTITY, identity.as_str(), id.to_string())?;
+        Ok(rows == 1)
+    }
+
+    /// Adds scopes; those it holds already stay.
+    pub async fn insert_scopes(&mut self, id: PrincipalId, scopes: &Scopes) -> Result<()> {
+        for scope in scopes.iter() {
+            execute!(self, INSERT_SCOPE, id.to_string(), scope)?;
         }
         Ok(())
+    }
+
+    /// Takes scopes away; those it does not hold do not matter.
+    pub async fn delete_scopes(&mut self, id: PrincipalId, scopes: &Scopes) -> Result<()> {
+        for scope in scopes.iter() {
+            execute!(self, DELETE_SCOPE, id.to_string(), scope)?;
+        }
+        Ok(())
+    }
+
+    /// Says who answers for a principal.
+    pub async fn set_principal_owner(&mut self, id: PrincipalId, owner: &str) -> Result<()> {
+        execute!(self, SET_OWNER, id.to_string(), owner).map(|_| ())
+    }
+
+    /// Suspends or resumes; false when that was so already.
+    pub async fn set_principal_state(
+        &mut self,
+        id: PrincipalId,
+        state: PrincipalState,
+    ) -> Result<bool> {
+        let rows = execute!(self, SET_STATE, id.to_string(), state.as_str())?;
+        Ok(rows == 1)
     }
 
     /// Adds a grant. Errors: `Exists`.
@@ -133,11 +189,17 @@ impl Db {
                 })
             })
             .collect::<Result<_>>()?;
+        let scopes = fetch_all!(self, (String,), SCOPES, &row.id)?;
+        let scopes: Vec<_> = scopes.into_iter().map(|(scope,)| scope).collect();
+        let scopes = parse("scopes", &scopes.join(" "))?;
         Ok(Some(Principal {
             id: parse("principal id", &row.id)?,
             tenant: parse("tenant", &row.tenant)?,
             name: parse("principal name", &row.name)?,
             kind: parse("principal kind", &row.kind)?,
+            owner: row.owner,
+            state: parse("principal state", &row.state)?,
+            scopes,
             identities,
             grants,
             created_at: Timestamp::from_micros(row.created_at),

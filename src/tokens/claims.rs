@@ -27,6 +27,17 @@ pub struct Claims {
     pub principal_type: String,
     /// Tenant of the signing key.
     pub tenant: String,
+    /// What the bearer must prove to hold; none for a plain bearer token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cnf: Option<Confirmation>,
+}
+
+/// A bound token: it counts only from whoever holds the certificate's key (RFC 8705 section 3.1).
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Confirmation {
+    /// SHA-256 of the certificate's DER, base64url.
+    #[serde(rename = "x5t#S256")]
+    pub certificate: String,
 }
 
 /// `aud`: one value or several.

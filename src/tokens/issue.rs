@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use uuid::Uuid;
 
-use super::{Claims, Tokens, marks::Cover};
+use super::{Claims, Confirmation, Tokens, marks::Cover};
 use crate::{
     error::{Error, Reason, Result},
     gate::Permit,
@@ -28,6 +28,8 @@ pub struct IssueToken {
     pub ttl: Option<Duration>,
     /// `client_id`.
     pub client_id: String,
+    /// `x5t#S256` of the certificate that the token is bound to.
+    pub bound_to: Option<String>,
 }
 
 /// A token.
@@ -77,6 +79,9 @@ impl Tokens {
             scope: request.scope.join(" "),
             principal_type: request.principal_type.as_str().to_owned(),
             tenant: key.key.tenant.to_string(),
+            cnf: request
+                .bound_to
+                .map(|certificate| Confirmation { certificate }),
         };
         // kid and alg are ours and need no escaping.
         let header = format!(

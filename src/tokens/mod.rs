@@ -17,7 +17,7 @@ use arc_swap::ArcSwapOption;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-pub use claims::Claims;
+pub use claims::{Claims, Confirmation};
 pub use issue::{IssueToken, Issued};
 pub use jwks::{JwksConfig, JwksDocument};
 pub use revoke::RevokeToken;

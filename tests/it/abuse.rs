@@ -59,6 +59,7 @@ async fn roles_are_granted_only_where_the_caller_administers() {
         name: "impostor".into(),
         r#type: PrincipalType::Service as i32,
         identities: vec!["spiffe://elsewhere/service".into()],
+        ..Default::default()
     };
     let refused = clerk.principals().create_principal(create.clone()).await;
     assert_eq!(reason(&refused.expect_err("refused")), "PERMISSION_DENIED");

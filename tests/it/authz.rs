@@ -10,9 +10,9 @@ use std::{
 use claviger::{
     authz::{Authz, Decision, Policies, PolicyError},
     model::{
-        Action, DestructionId, Entity, Grant, IncidentId, KekRotationId, KeyId, Principal,
-        PrincipalId, PrincipalKind, Purpose, Resource, Role, RotationId, Scope,
-        TenantDestructionId, TenantName, Timestamp,
+        Action, ApiKeyId, ClientId, DestructionId, Entity, Grant, IncidentId, KekRotationId, KeyId,
+        Principal, PrincipalId, PrincipalKind, PrincipalState, Purpose, Resource, Role, RotationId,
+        Scope, Scopes, TenantDestructionId, TenantName, Timestamp,
     },
 };
 
@@ -45,17 +45,20 @@ const EXPECTED: [(Role, &str); 9] = [
         "DeclareCompromise AddIncidentNote CloseIncident RevokeToken RevokeKeyVersion RejectRotation RejectKekRotation \
          CancelKeyDestruction CancelTenantDestruction GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations \
          ListKeyDestructions GetTenantDestruction ListTenantDestructions ListKeks GetKekRotation ListKekRotations \
-         GetIncident ListIncidents ListAuditEvents VerifyAudit",
+         GetIncident ListIncidents ListAuditEvents VerifyAudit SuspendPrincipal RevokeApiKey GetPrincipal \
+         ListPrincipals GetApiKey ListApiKeys",
     ),
     (
         Role::PrincipalAdmin,
-        "CreateTenant CreatePrincipal GrantRole RevokeRole ListPrincipals ListTenants",
+        "CreateTenant CreatePrincipal UpdatePrincipal SuspendPrincipal ResumePrincipal GrantRole RevokeRole GetPrincipal \
+         ListPrincipals ListTenants CreateApiKey RotateApiKey RevokeApiKey GetApiKey ListApiKeys ListPeppers \
+         CreateClient UpdateClient GetClient ListClients",
     ),
     (
         Role::Auditor,
         "GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations ListKeyDestructions GetTenantDestruction \
          ListTenantDestructions ListKeks GetKekRotation ListKekRotations GetIncident ListIncidents ListAuditEvents \
-         VerifyAudit ListPrincipals ListTenants",
+         VerifyAudit GetPrincipal ListPrincipals ListTenants GetApiKey ListApiKeys ListPeppers GetClient ListClients",
     ),
     (Role::CredentialManager, ""),
     (Role::TokenIssuer, "IssueToken VerifyToken GetKey"),
@@ -65,19 +68,22 @@ const EXPECTED: [(Role, &str); 9] = [
          VerifyMac VerifyWebhook GenerateRandom VerifyToken GetKey ListKeys GetKeyVersionUsage",
     ),
 ];
-const EVERYBODY: &str = "GetJwks";
+const EVERYBODY: &str = "GetJwks GetMetadata";
+/// What everybody may do in the tenant that is their home, without any role.
+const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken";
 /// What jobs of the daemon may do in every tenant, whatever their roles.
 const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
      SwitchKey DestroyMaterial SettleIntent CheckpointAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
-     DestroyTenantMaterial";
+     DestroyTenantMaterial CreatePepper ExpireApiKey";
 /// Asked of the system tenant only.
-const WHOLE_INSTALLATION: [&str; 6] = [
+const WHOLE_INSTALLATION: [&str; 7] = [
     "CreateTenant",
     "ListTenants",
     "VerifyAudit",
     "RotateKek",
     "ListKeks",
     "ListKekRotations",
+    "ListPeppers",
 ];
 
 fn tenant(name: &str) -> TenantName {
@@ -94,6 +100,9 @@ fn principal(kind: PrincipalKind, grants: &[(Role, &str)]) -> Principal {
         tenant: tenant("acme"),
         name: "somebody".parse().expect("name"),
         kind,
+        owner: String::new(),
+        state: PrincipalState::Active,
+        scopes: Scopes::default(),
         identities: Vec::new(),
         grants: grants.collect(),
         created_at: Timestamp::default(),
@@ -124,6 +133,14 @@ fn things(name: &str) -> Vec<Resource> {
         Entity::KekRotation(KekRotationId::random()),
         Entity::TenantDestruction(TenantDestructionId::random()),
         Entity::Principal(PrincipalId::random()),
+        Entity::ApiKey {
+            id: ApiKeyId::random(),
+            owner: PrincipalId::random(),
+        },
+        Entity::Client {
+            id: ClientId::random(),
+            owner: PrincipalId::random(),
+        },
         Entity::Tenant,
     ];
     let others = entities.into_iter().map(|entity| Resource {
@@ -179,6 +196,8 @@ fn every_role_may_do_what_the_table_says_and_nothing_else() -> TestResult {
 
             // R-ACL-3: the same role in a tenant does not reach the whole installation.
             expected.retain(|action| !WHOLE_INSTALLATION.contains(action));
+            expected.extend(words(AT_HOME));
+            permitted_to_somebody.extend(expected.clone());
             let tenants_own = principal(kind, &[(role, "acme")]);
             assert_eq!(
                 allowed(&authz, &tenants_own, "acme"),
@@ -209,7 +228,36 @@ fn roles_of_one_tenant_give_nothing_in_another() -> TestResult {
 #[test]
 fn without_a_role_only_public_keys_are_given() -> TestResult {
     // Being at home in a tenant is no role in it.
-    assert_eq!(allowed(&built_in()?, &user(&[]), "acme"), words(EVERYBODY));
+    let expected = &words(EVERYBODY) | &words(AT_HOME);
+    assert_eq!(allowed(&built_in()?, &user(&[]), "acme"), expected);
+    Ok(())
+}
+
+// R-OAUTH-2
+#[test]
+fn everybody_manages_the_api_keys_that_act_as_themselves_and_no_others() -> TestResult {
+    let authz = built_in()?;
+    let somebody = user(&[]);
+    let of = |owner| {
+        let key = Entity::ApiKey {
+            id: ApiKeyId::random(),
+            owner,
+        };
+        let account = Entity::Principal(owner);
+        let things = [key, account].map(|entity| Resource {
+            tenant: tenant("acme"),
+            entity,
+        });
+        let may = |action: &&Action| {
+            let mut decisions = things.iter().map(|t| authz.decide(&somebody, **action, t));
+            decisions.any(Decision::is_allowed)
+        };
+        let names = Action::ALL.iter().filter(may).map(|action| action.name());
+        names.collect::<BTreeSet<_>>()
+    };
+    let own = "CreateApiKey RotateApiKey RevokeApiKey GetApiKey ListApiKeys GetPrincipal";
+    assert_eq!(of(somebody.id), &words(own) | &words(EVERYBODY));
+    assert_eq!(of(PrincipalId::random()), words(EVERYBODY));
     Ok(())
 }
 

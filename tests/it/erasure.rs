@@ -433,6 +433,7 @@ async fn nothing_is_created(stage: &Stage) {
         name: "late".into(),
         r#type: PrincipalType::Service.into(),
         identities: vec!["spiffe://claviger.test/late".into()],
+        ..Default::default()
     };
     let mut admin = stage.daemon.actor("admin").principals();
     let created = admin.create_principal(principal).await;

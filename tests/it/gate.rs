@@ -9,8 +9,8 @@ use claviger::{
     gate::{Freshness, Gate},
     grpc::proto::CreateTenantResponse,
     model::{
-        Action, Caller, Grant, Principal, PrincipalId, PrincipalKind, Resource, Role, Scope,
-        Secret, TenantName, Timestamp,
+        Action, Caller, Credential, Grant, Principal, PrincipalId, PrincipalKind, PrincipalState,
+        Resource, Role, Scope, Scopes, Secret, TenantName, Timestamp,
     },
     store::{DatabaseConfig, Db},
 };
@@ -72,12 +72,16 @@ fn caller(roles: &[Role]) -> Caller {
         tenant: TenantName::system(),
         name: "somebody".parse().expect("a name"),
         kind: PrincipalKind::User,
+        owner: String::new(),
+        state: PrincipalState::Active,
+        scopes: Scopes::default(),
         identities: Vec::new(),
         grants: grants.collect(),
         created_at: Timestamp::default(),
     };
     Caller {
         principal: Arc::new(principal),
+        credential: Credential::Certificate,
         request_id: "request-1".into(),
         idempotency: None,
     }

@@ -30,7 +30,7 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 11] = [
+const SIDEWAYS: [(&str, &str); 14] = [
     // config composes the sections that modules declare, telemetry's among them.
     ("config", "telemetry"),
     ("app", "config"),
@@ -41,6 +41,9 @@ const SIDEWAYS: [(&str, &str); 11] = [
     ("incidents", "keys"),
     ("tokens", "keys"),
     ("vault", "keys"),
+    ("clients", "keys"),
+    ("clients", "tokens"),
+    ("clients", "directory"),
     ("gate", "authz"),
     ("gate", "audit"),
 ];

@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 69] = [
+const TABLE: [(&str, &str); 83] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -85,7 +85,21 @@ const TABLE: [(&str, &str); 69] = [
     ("CreatePrincipal",         "Y     D      D        D        D       D       D       H     U"),
     ("GrantRole",               "Y     D      D        D        D       D       D       H     U"),
     ("RevokeRole",              "Y     D      D        D        D       D       D       H     U"),
-    ("ListPrincipals",          "Y     D      D        D        D       Y       D       H     U"),
+    ("GetPrincipal",            "Y     D      D        D        Y       Y       D       H     U"),
+    ("UpdatePrincipal",         "Y     D      D        D        D       D       D       H     U"),
+    ("SuspendPrincipal",        "Y     D      D        D        Y       D       D       H     U"),
+    ("ResumePrincipal",         "Y     D      D        D        D       D       D       H     U"),
+    ("ListPrincipals",          "Y     D      D        D        Y       Y       D       H     U"),
+    ("CreateApiKey",            "Y     D      D        D        D       D       D       H     U"),
+    ("GetApiKey",               "Y     D      D        D        Y       Y       D       H     U"),
+    ("ListApiKeys",             "Y     D      D        D        Y       Y       D       H     U"),
+    ("RotateApiKey",            "Y     D      D        D        D       D       D       H     U"),
+    ("RevokeApiKey",            "Y     D      D        D        Y       D       D       H     U"),
+    ("ListPeppers",             "Y     D      D        D        D       Y       H       H     U"),
+    ("CreateClient",            "Y     D      D        D        D       D       D       H     U"),
+    ("GetClient",               "Y     D      D        D        D       Y       D       H     U"),
+    ("ListClients",             "Y     D      D        D        D       Y       D       H     U"),
+    ("UpdateClient",            "Y     D      D        D        D       D       D       H     U"),
     ("ListAuditEvents",         "D     D      D        D        Y       Y       D       H     U"),
     ("VerifyAudit",             "D     D      D        D        Y       Y       H       H     U"),
 ];

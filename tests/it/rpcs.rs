@@ -754,6 +754,7 @@ impl World {
             name: name.into(),
             r#type: PrincipalType::Service.into(),
             identities: vec![format!("spiffe://claviger.test/{fresh}")],
+            ..Default::default()
         };
         match name {
             "CreateTenant" => case(&tenant(&fresh)).or(&tenant("acme")),

@@ -795,6 +795,7 @@ async fn hostile_texts_are_refused_and_not_repeated(engine: Engine) {
             name: "new".into(),
             r#type: PrincipalType::User.into(),
             identities: vec!["dns:new".into()],
+            ..Default::default()
         };
         let request = CreatePrincipalRequest {
             name: t(),
@@ -1126,6 +1127,7 @@ async fn principals_and_roles_have_rules(engine: Engine) {
         name: "new".into(),
         r#type: PrincipalType::User.into(),
         identities: vec!["dns:new".into()],
+        ..Default::default()
     };
     let of = |change: &dyn Fn(&mut CreatePrincipalRequest)| {
         let mut request = principal.clone();

@@ -192,6 +192,7 @@ pub async fn one_person_with_every_role(story: &mut Story, key: &Key) {
         name: "boss".into(),
         r#type: PrincipalType::User.into(),
         identities: vec![identity.into()],
+        ..Default::default()
     };
     let made = admin.principals().create_principal(request).await;
     let boss = made.expect("CreatePrincipal").into_inner().principal;
