@@ -18,6 +18,7 @@ use crate::{
         aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
+    clients::ApiKeys,
     clock::Clock,
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
@@ -29,7 +30,7 @@ use crate::{
     http::{JwksSource, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_uses, run_scheduler,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses, run_scheduler,
         sample_data_keys, watch_backends,
     },
     keys::{
@@ -134,6 +135,14 @@ pub async fn run(
         clock.clone(),
         config.keys.clone(),
     ));
+    let api_keys = ApiKeys::new(
+        db.clone(),
+        Arc::clone(&keys),
+        Arc::clone(&directory),
+        clock.clone(),
+        config.api_keys.clone(),
+    );
+    let api_keys = Arc::new(api_keys.map_err(AppError::new)?);
     let rotations = Arc::new(Rotations::new(
         db.clone(),
         Arc::clone(&keys),
@@ -184,6 +193,7 @@ pub async fn run(
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
         erasures: Arc::clone(&erasures),
+        api_keys: Arc::clone(&api_keys),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
         checkpoints: config
@@ -210,6 +220,7 @@ pub async fn run(
         incidents,
         tokens: Arc::clone(&tokens),
         directory: Arc::clone(&directory),
+        api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
     };
@@ -235,6 +246,7 @@ pub async fn run(
         freshness,
         keys,
         directory,
+        api_keys: Arc::clone(&api_keys),
         authz,
         tokens,
         health: health.component("database"),
@@ -245,6 +257,9 @@ pub async fn run(
     uses.keks().reload().await.map_err(AppError::new)?;
     // Nobody is let in before the lease has begun.
     feed.round().await.map_err(AppError::new)?;
+    if let Err(error) = api_keys.make_pepper(&gate).await {
+        tracing::error!(?error, "API keys cannot be used: no pepper; the scheduler tries again to make one");
+    }
     let watched = guarded
         .into_iter()
         .map(|(name, backend)| {
@@ -308,6 +323,9 @@ pub async fn run(
     )));
     let every = Duration::from_secs(config.keys.last_used_interval_seconds);
     tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
+    let every = config.api_keys.last_used_interval();
+    let used = Arc::clone(&api_keys);
+    tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
     tasks.spawn(done(watch_backends(watched, stopped())));
@@ -349,6 +367,9 @@ pub async fn run(
     gate.drain().await;
     if let Err(error) = uses.flush_uses().await {
         tracing::warn!(%error, "last uses of key versions not written");
+    }
+    if let Err(error) = api_keys.flush_uses().await {
+        tracing::warn!(%error, "last uses of API keys not written");
     }
     drop(gate);
     // Open calls that were cut may still hold the gate for a moment; do not wait for them for ever.

@@ -16,6 +16,7 @@ use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
     authn::{Authn, ConnectedPeer},
+    clients::ApiKeys,
     destruction::Destructions,
     directory::Directory,
     erasure::Erasures,
@@ -122,6 +123,8 @@ pub struct Parts {
     pub tokens: Arc<Tokens>,
     /// Tenants and principals.
     pub directory: Arc<Directory>,
+    /// API keys.
+    pub api_keys: Arc<ApiKeys>,
     /// The audit log.
     pub audit: Arc<Reader>,
     /// Bounds of payloads.

@@ -15,6 +15,7 @@ use tokio::{
 use crate::{
     audit::{ADMIN_STREAM, Outcome},
     authz::Authz,
+    clients::ApiKeys,
     directory::Directory,
     error::{Error, Reason, Result},
     gate::Freshness,
@@ -57,6 +58,8 @@ pub struct Feed {
     pub keys: Arc<Keys>,
     /// Forgets principals.
     pub directory: Arc<Directory>,
+    /// Forgets API keys.
+    pub api_keys: Arc<ApiKeys>,
     /// Forgets decisions.
     pub authz: Arc<Authz>,
     /// Learns which tokens are revoked.
@@ -158,6 +161,12 @@ impl Feed {
                 }
             }
             "tenant_destruction" => self.forget_shredded(row),
+            "api_key" => match row.entity_id.parse() {
+                Ok(id) => self.api_keys.forget(id),
+                Err(_) => self.api_keys.forget_all(),
+            },
+            // Its state is kept with each of its keys.
+            "client" => self.api_keys.forget_all(),
             // Says what is on a device, and nothing that is cached.
             "intent" => {}
             "token" => self.learn_revocation(row),
