@@ -30,8 +30,8 @@ use crate::{
     http::{JwksSource, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses, run_scheduler,
-        sample_data_keys, watch_backends,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
+        run_scheduler, sample_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys,
@@ -127,14 +127,16 @@ pub async fn run(
         Arc::clone(&gate),
         clock.clone(),
     ));
-    let keys = Arc::new(Keys::new(
+    let keys = Keys::new(
         db.clone(),
         backends.clone(),
         config.default_backend().to_owned(),
         Arc::new(keks),
         clock.clone(),
         config.keys.clone(),
-    ));
+    );
+    let pepper = config.api_keys.pepper().map_err(AppError::new)?;
+    let keys = Arc::new(keys.with_pepper(pepper));
     let api_keys = ApiKeys::new(
         db.clone(),
         Arc::clone(&keys),
@@ -258,7 +260,10 @@ pub async fn run(
     // Nobody is let in before the lease has begun.
     feed.round().await.map_err(AppError::new)?;
     if let Err(error) = api_keys.make_pepper(&gate).await {
-        tracing::error!(?error, "API keys cannot be used: no pepper; the scheduler tries again to make one");
+        tracing::error!(
+            ?error,
+            "API keys cannot be used: no pepper; the scheduler tries again to make one"
+        );
     }
     let watched = guarded
         .into_iter()

@@ -16,11 +16,11 @@ use super::{
     tls,
 };
 use crate::grpc::proto::{
-    api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
-    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
-    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
+    crypto_service_client::CryptoServiceClient, data_key_service_client::DataKeyServiceClient,
+    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
+    kek_service_client::KekServiceClient, key_service_client::KeyServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 

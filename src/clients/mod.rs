@@ -5,5 +5,6 @@
 mod api_keys;
 
 pub use api_keys::{
-    Admitted, ApiKeys, ApiKeysConfig, CreateApiKey, Pepper, Progress, Rejection, RotateApiKey, Rotated,
+    Admitted, ApiKeys, ApiKeysConfig, CreateApiKey, Pepper, Progress, Rejection, RotateApiKey,
+    Rotated,
 };
