@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::SemaphorePermit;
+
 use super::{ApiKeys, known::KnownKey, pepper::Checked, uses::Moved};
 use crate::{
     error::{Error, Reason, Result},
@@ -70,9 +72,16 @@ impl Rejection {
 impl ApiKeys {
     /// Who shows this key, or why it does not count. A valid key that is known costs no read of the database.
     ///
+    /// `may_look` is false for a source of many failures. Then the database is asked for few such keys at a time, the others
+    /// wait: a valid key is never refused for what others did, and the database has room for everybody else.
+    ///
     /// Errors: DATABASE_UNAVAILABLE, and the KEK backend's: nobody knows then whether it is valid.
-    pub async fn admit(&self, shown: ApiKeyText) -> Result<Result<Admitted, Rejection>> {
-        let admitted = match self.look_up(&shown).await? {
+    pub async fn admit(
+        &self,
+        shown: &ApiKeyText,
+        may_look: bool,
+    ) -> Result<Result<Admitted, Rejection>> {
+        let admitted = match self.look_up(shown, may_look).await? {
             Ok(known) => self.judge(&known).await?,
             Err(rejection) => Err(rejection),
         };
@@ -81,14 +90,28 @@ impl ApiKeys {
             // Its own read of the database has found nothing already.
             Err(Rejection::Unknown) => {}
             Err(_) => {
+                let _turn = self.turn(may_look).await;
                 self.db.api_key(ApiKeyId::random()).await?;
             }
         }
         Ok(admitted)
     }
 
+    /// The right to ask the database. None for those who need none.
+    async fn turn(&self, may_look: bool) -> Option<SemaphorePermit<'_>> {
+        match may_look {
+            true => None,
+            // An error only when somebody closed the semaphore, which nobody does.
+            false => self.crowded.acquire().await.ok(),
+        }
+    }
+
     /// The key that was shown, if the secret is right.
-    async fn look_up(&self, shown: &ApiKeyText) -> Result<Result<Arc<KnownKey>, Rejection>> {
+    async fn look_up(
+        &self,
+        shown: &ApiKeyText,
+        may_look: bool,
+    ) -> Result<Result<Arc<KnownKey>, Rejection>> {
         if let Some(known) = self.known.get(shown.id()) {
             let checked = self.pepper.check(shown, Some(&known.key.hash)).await?;
             if checked != Checked::Unusable {
@@ -97,7 +120,9 @@ impl ApiKeys {
             // Another replica may have moved it to a newer version of the pepper, of which no row tells.
             self.known.forget(shown.id());
         }
+        let turn = self.turn(may_look).await;
         let loaded = self.known.load(&self.db, shown.id()).await?;
+        drop(turn);
         let hash = loaded.as_ref().map(|known| &known.key.hash);
         let checked = self.pepper.check(shown, hash).await?;
         match loaded {
