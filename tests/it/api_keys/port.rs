@@ -251,7 +251,7 @@ async fn a_repeated_call_makes_one_key_and_shows_no_secret() {
     let service = d.actor("service");
     let again = |request: CreateApiKeyRequest| {
         let mut request = Request::new(request);
-        let key = "the same".parse().expect("metadata");
+        let key = "the-same".parse().expect("metadata");
         request.metadata_mut().insert("idempotency-key", key);
         request
     };
