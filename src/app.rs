@@ -18,6 +18,7 @@ use crate::{
         aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
+    clients::{ApiKeys, Clients},
     clock::Clock,
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
@@ -26,7 +27,7 @@ use crate::{
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
-    http::{JwksSource, ops, public},
+    http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
         Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_uses, run_scheduler,
@@ -199,6 +200,20 @@ pub async fn run(
         config.tokens.clone(),
         Duration::from_secs(config.jwks.max_age_seconds),
     ));
+    let api_keys = Arc::new(ApiKeys);
+    let clients = Arc::new(Clients::new(
+        db.clone(),
+        clock.clone(),
+        (Arc::clone(&directory), api_keys),
+        (Arc::clone(&keys), Arc::clone(&tokens)),
+        config.oauth.clone(),
+    ));
+    let oauth = Arc::new(Oauth {
+        clients: Arc::clone(&clients),
+        tokens: Arc::clone(&tokens),
+        gate: Arc::clone(&gate),
+        patience: config.public.patience(),
+    });
     let parts = Parts {
         gate: Arc::clone(&gate),
         authn,
@@ -209,6 +224,7 @@ pub async fn run(
         erasures,
         incidents,
         tokens: Arc::clone(&tokens),
+        clients: Arc::clone(&clients),
         directory: Arc::clone(&directory),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
@@ -221,6 +237,14 @@ pub async fn run(
         let tokens = Arc::clone(&published);
         Box::pin(async move { tokens.jwks().await })
     });
+    let site = public::Site {
+        jwks,
+        oauth,
+        metadata: Metadata::new(&tokens, &config.oauth, false),
+    };
+    let router = public::router(&site).map_err(AppError::new)?;
+    // It holds the gate, which has to end before the audit writer does.
+    drop(site);
     let uses = Arc::clone(&keys);
     let sampler = Sampler {
         keys: Arc::clone(&keys),
@@ -237,6 +261,7 @@ pub async fn run(
         directory,
         authz,
         tokens,
+        clients,
         health: health.component("database"),
         replica: replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
@@ -280,7 +305,6 @@ pub async fn run(
         let served = listener::run(routes, incoming, &grpc_config, grpc_stop).await;
         served.map_err(|e| AppError(format!("grpc listener: {e}")))
     });
-    let router = public::router(jwks, axum::Router::new());
     let (public_config, public_stop) = (config.public.clone(), stopped());
     let https_listener = Arc::clone(&https);
     tasks.spawn(async move {

@@ -17,6 +17,7 @@ use crate::{
     audit::{AccessConfig, AccessMode},
     authn::TlsConfig,
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
+    clients::OauthConfig,
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
@@ -71,6 +72,9 @@ pub struct Config {
     /// The JWK Set.
     #[serde(default)]
     pub jwks: JwksConfig,
+    /// OAuth clients.
+    #[serde(default)]
+    pub oauth: OauthConfig,
     /// The change feed.
     #[serde(default)]
     pub feed: FeedConfig,
@@ -214,6 +218,9 @@ impl Config {
             return wrong(e);
         }
         if let Err(e) = self.rotation.check(self.soak()) {
+            return wrong(e);
+        }
+        if let Err(e) = self.oauth.check() {
             return wrong(e);
         }
         if let Err(e) = self.scheduler.check() {

@@ -11,7 +11,7 @@ use crate::{
     clock::Clock,
     directory::Directory,
     error::{Error, Reason, Result},
-    gate::Gate,
+    gate::{Gate, Stranger},
     model::{Action, Caller, Credential},
 };
 
@@ -68,8 +68,13 @@ impl Authn {
         };
         let identity = peer.identities.first();
         let named = identity.map_or(peer.fingerprint.as_str(), |identity| identity.as_str());
+        let stranger = Stranger {
+            named: named.to_owned(),
+            source: peer.addr.ip(),
+            reason: refusal.reason().as_str(),
+        };
         self.gate
-            .refuse_stranger(named, action, &request_id, refusal.reason())
+            .refuse_stranger(stranger, action, &request_id)
             .await;
         Err(refusal)
     }

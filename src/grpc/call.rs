@@ -16,6 +16,7 @@ use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
     authn::{Authn, ConnectedPeer},
+    clients::Clients,
     destruction::Destructions,
     directory::Directory,
     erasure::Erasures,
@@ -120,6 +121,8 @@ pub struct Parts {
     pub incidents: Arc<Incidents>,
     /// Tokens.
     pub tokens: Arc<Tokens>,
+    /// OAuth clients.
+    pub clients: Arc<Clients>,
     /// Tenants and principals.
     pub directory: Arc<Directory>,
     /// The audit log.

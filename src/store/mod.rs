@@ -6,6 +6,7 @@
 
 mod alerts;
 mod audit;
+mod clients;
 mod destructions;
 mod doctor;
 mod engine;

@@ -79,6 +79,19 @@ pub struct Expectation {
     pub scopes: Vec<String>,
 }
 
+impl Expectation {
+    fn meets(&self, claims: &Claims) -> Result<(), Rejection> {
+        if !claims.aud.values().contains(&self.audience) {
+            return Err(Rejection::WrongAudience);
+        }
+        let mut required = self.scopes.iter();
+        match required.all(|scope| claims.scope.split(' ').any(|held| held == scope)) {
+            true => Ok(()),
+            false => Err(Rejection::InsufficientScope),
+        }
+    }
+}
+
 /// Values are borrowed: none of ours needs an escape, so one that has some is not ours.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,11 +134,55 @@ impl Tokens {
         token: &str,
         expected: &Expectation,
     ) -> Result<Result<(Claims, Kid), Rejection>> {
+        let tenant = &expected.tenant;
+        self.judge(permit, token, tenant, |claims| expected.meets(claims))
+            .await
+    }
+
+    /// As `verify`, for whoever asks what a token of `tenant` is, whatever it is for.
+    pub async fn inspect(
+        &self,
+        permit: &Permit,
+        token: &str,
+        tenant: &TenantName,
+    ) -> Result<Result<(Claims, Kid), Rejection>> {
+        self.judge(permit, token, tenant, |_| Ok(())).await
+    }
+
+    /// May a token that was issued a while ago be handed out again? Then it is kept back if that changes before the
+    /// answer leaves.
+    pub async fn stands(
+        &self,
+        permit: &Permit,
+        tenant: &TenantName,
+        kid: &Kid,
+        jti: &str,
+    ) -> Result<bool> {
+        let Some(key) = self.keys.find_kid(tenant, kid).await? else {
+            return Ok(false);
+        };
+        let state = key.version(kid).map(|version| version.state());
+        if !state.is_some_and(VersionState::verifies) || self.check_revoked(tenant, jti).is_err() {
+            return Ok(false);
+        }
+        self.keys
+            .release_while(permit, &key, kid, VersionState::verifies);
+        self.release_unless_revoked(permit, tenant, jti);
+        Ok(true)
+    }
+
+    async fn judge(
+        &self,
+        permit: &Permit,
+        token: &str,
+        tenant: &TenantName,
+        meets: impl FnOnce(&Claims) -> Result<(), Rejection>,
+    ) -> Result<Result<(Claims, Kid), Rejection>> {
         let parsed = match parse(token) {
             Ok(parsed) => parsed,
             Err(rejection) => return Ok(Err(rejection)),
         };
-        let Some(key) = self.keys.find_kid(&expected.tenant, &parsed.kid).await? else {
+        let Some(key) = self.keys.find_kid(tenant, &parsed.kid).await? else {
             return Ok(Err(Rejection::UnknownKid));
         };
         let signed = || {
@@ -153,24 +210,25 @@ impl Tokens {
         };
         let now = self.clock.now().seconds();
         let verified = signed()
-            .and_then(|()| check_claims(&parsed.claims, expected, &self.config, now))
+            .and_then(|()| check_own(&parsed.claims, tenant, &self.config, now))
             .and_then(|claims| {
-                self.check_revoked(&expected.tenant, &claims.jti)?;
+                meets(&claims)?;
+                self.check_revoked(tenant, &claims.jti)?;
                 Ok((claims, parsed.kid.clone()))
             });
         if let Ok((claims, kid)) = &verified {
             self.keys
                 .release_while(permit, &key, kid, VersionState::verifies);
-            self.release_unless_revoked(permit, &expected.tenant, &claims.jti);
+            self.release_unless_revoked(permit, tenant, &claims.jti);
         }
         Ok(verified)
     }
 }
 
-/// `now` in seconds since the Unix epoch.
-fn check_claims(
+/// What every token of ours must say; `now` in seconds since the Unix epoch.
+fn check_own(
     json: &[u8],
-    expected: &Expectation,
+    tenant: &TenantName,
     config: &TokensConfig,
     now: i64,
 ) -> Result<Claims, Rejection> {
@@ -184,7 +242,7 @@ fn check_claims(
     if claims.iss != config.issuer {
         return Err(Rejection::WrongIssuer);
     }
-    if claims.tenant != expected.tenant.as_str() {
+    if claims.tenant != tenant.as_str() {
         return Err(Rejection::BadClaim);
     }
     let leeway = i64::try_from(config.leeway_seconds).unwrap_or(0);
@@ -198,13 +256,6 @@ fn check_claims(
     let lifetime = claims.exp.saturating_sub(claims.iat);
     if !(1..=LONGEST_TTL.cast_signed()).contains(&lifetime) {
         return Err(Rejection::BadClaim);
-    }
-    if !claims.aud.values().contains(&expected.audience) {
-        return Err(Rejection::WrongAudience);
-    }
-    let mut required = expected.scopes.iter();
-    if !required.all(|scope| claims.scope.split(' ').any(|held| held == scope)) {
-        return Err(Rejection::InsufficientScope);
     }
     Ok(claims)
 }
