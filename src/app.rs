@@ -30,7 +30,7 @@ use crate::{
     http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_uses, run_scheduler,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses, run_scheduler,
         sample_data_keys, watch_backends,
     },
     keys::{
@@ -135,6 +135,14 @@ pub async fn run(
         clock.clone(),
         config.keys.clone(),
     ));
+    let api_keys = ApiKeys::new(
+        db.clone(),
+        Arc::clone(&keys),
+        Arc::clone(&directory),
+        clock.clone(),
+        config.api_keys.clone(),
+    );
+    let api_keys = Arc::new(api_keys.map_err(AppError::new)?);
     let rotations = Arc::new(Rotations::new(
         db.clone(),
         Arc::clone(&keys),
@@ -185,6 +193,7 @@ pub async fn run(
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
         erasures: Arc::clone(&erasures),
+        api_keys: Arc::clone(&api_keys),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
         checkpoints: config
@@ -200,11 +209,10 @@ pub async fn run(
         config.tokens.clone(),
         Duration::from_secs(config.jwks.max_age_seconds),
     ));
-    let api_keys = Arc::new(ApiKeys);
     let clients = Arc::new(Clients::new(
         db.clone(),
         clock.clone(),
-        (Arc::clone(&directory), api_keys),
+        (Arc::clone(&directory), Arc::clone(&api_keys)),
         (Arc::clone(&keys), Arc::clone(&tokens)),
         config.oauth.clone(),
     ));
@@ -226,6 +234,7 @@ pub async fn run(
         tokens: Arc::clone(&tokens),
         clients: Arc::clone(&clients),
         directory: Arc::clone(&directory),
+        api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
     };
@@ -259,6 +268,7 @@ pub async fn run(
         freshness,
         keys,
         directory,
+        api_keys: Arc::clone(&api_keys),
         authz,
         tokens,
         clients,
@@ -270,6 +280,9 @@ pub async fn run(
     uses.keks().reload().await.map_err(AppError::new)?;
     // Nobody is let in before the lease has begun.
     feed.round().await.map_err(AppError::new)?;
+    if let Err(error) = api_keys.make_pepper(&gate).await {
+        tracing::error!(?error, "API keys cannot be used: no pepper; the scheduler tries again to make one");
+    }
     let watched = guarded
         .into_iter()
         .map(|(name, backend)| {
@@ -332,6 +345,9 @@ pub async fn run(
     )));
     let every = Duration::from_secs(config.keys.last_used_interval_seconds);
     tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
+    let every = config.api_keys.last_used_interval();
+    let used = Arc::clone(&api_keys);
+    tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
     tasks.spawn(done(watch_backends(watched, stopped())));
@@ -373,6 +389,9 @@ pub async fn run(
     gate.drain().await;
     if let Err(error) = uses.flush_uses().await {
         tracing::warn!(%error, "last uses of key versions not written");
+    }
+    if let Err(error) = api_keys.flush_uses().await {
+        tracing::warn!(%error, "last uses of API keys not written");
     }
     drop(gate);
     // Open calls that were cut may still hold the gate for a moment; do not wait for them for ever.

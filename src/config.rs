@@ -17,7 +17,7 @@ use crate::{
     audit::{AccessConfig, AccessMode},
     authn::TlsConfig,
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
-    clients::OauthConfig,
+    clients::{ApiKeysConfig, OauthConfig},
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
@@ -84,6 +84,9 @@ pub struct Config {
     /// Answers kept for callers who ask again.
     #[serde(default)]
     pub idempotency: IdempotencyConfig,
+    /// API keys.
+    #[serde(default)]
+    pub api_keys: ApiKeysConfig,
     /// Bounds of payloads.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -232,6 +235,9 @@ impl Config {
         if let Some(checkpoint) = &self.audit.checkpoint
             && let Err(e) = checkpoint.check(&self.tokens.issuer)
         {
+            return wrong(e);
+        }
+        if let Err(e) = self.api_keys.check() {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {

@@ -4,6 +4,7 @@
 //! `policy`, `hsm`, `kek`), the local environment (`dev`), and one for every RPC, which is a gRPC client and
 //! nothing more. exit.rs holds the exit codes that all of them share.
 
+mod api_key;
 mod audit;
 mod batch;
 mod bench;
@@ -98,6 +99,10 @@ enum Command {
     #[command(subcommand)]
     Client(oauth_client::Command),
     #[command(subcommand)]
+    ApiKey(api_key::Command),
+    #[command(subcommand)]
+    Pepper(api_key::PepperCommand),
+    #[command(subcommand)]
     Audit(audit::Command),
 }
 
@@ -156,6 +161,8 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Tenant(command) => tenant::run(command, &options.connect().await?).await,
         Command::Principal(command) => principal::run(command, &options.connect().await?).await,
         Command::Client(command) => oauth_client::run(command, &options.connect().await?).await,
+        Command::ApiKey(command) => api_key::run(command, &options.connect().await?).await,
+        Command::Pepper(command) => api_key::pepper(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
     }
 }
@@ -258,6 +265,17 @@ mod tests {
             "client show ID",
             "client update ID --no-scopes --suspend",
             "client update ID --coalesce=false --resume",
+            "principal show ID",
+            "principal update ID --owner o --add-scope a --remove-scope b --add-identity cn:a --remove-identity cn:b",
+            "principal suspend ID --reason r",
+            "principal resume ID",
+            "api-key create n --owner ID --scope can.use_users --expires 90d --client ID --out f",
+            "api-key list --owner ID",
+            "api-key list --tenant t",
+            "api-key show ID",
+            "api-key rotate ID --overlap 1h --expires 90d --out -",
+            "api-key revoke ID --reason r",
+            "pepper list",
         ] {
             assert_eq!(parses(line), Ok(()), "{line}");
         }
@@ -287,6 +305,9 @@ mod tests {
             ("token revoke --jti J", "--reason"),
             ("client create c --owner ID --audience api", "--method"),
             ("client create c --owner ID --method client-secret", "--audience"),
+            ("api-key create n", "--expires"),
+            ("principal suspend ID", "--reason"),
+            ("api-key list --owner o --tenant t", "cannot be used with"),
             ("tenant create t --idempotency-key schlüssel", "ASCII"),
         ] {
             let said = parses(line).expect_err(line);

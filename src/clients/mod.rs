@@ -1,8 +1,8 @@
 //! R3: credentials that act as somebody else: API keys, and the OAuth clients of the token endpoint.
 //!
-//! Both act as their owner and bring along no more than the owner holds at that moment. `registry` keeps the registered
-//! clients, `authenticate` says which client makes a request, `exchange` gives it a token, `coalesce` the same one again
-//! where the client asked for that. Who may do what is not decided here.
+//! Both belong to a principal and act as it, with no more than it holds at the moment of use (R-OAUTH-2). `registry` keeps
+//! the registered clients, `authenticate` says which client makes a request, `exchange` gives it a token, `coalesce` the
+//! same one again where the client asked for that. Who may do what is not decided here.
 
 mod api_keys;
 mod assertion;
@@ -13,7 +13,10 @@ mod exchange;
 mod jwks;
 mod registry;
 
-pub use api_keys::{Admitted, ApiKeys, Rejection};
+pub use api_keys::{
+    Admitted, ApiKeys, ApiKeysConfig, CreateApiKey, Pepper, Progress, Rejection, RotateApiKey,
+    Rotated,
+};
 pub use authenticate::{Authenticated, Proof, Refusal, ShownCertificate};
 pub use config::{ClientMethod, OauthConfig};
 pub use exchange::{Denial, Granted, Wanted};

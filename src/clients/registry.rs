@@ -204,6 +204,8 @@ impl Clients {
             ));
         }
         client.revision += 1;
+        // Its state is kept with each of its keys.
+        self.api_keys.forget_all_after(&mut mutation);
         let (known, recent, id) = (Arc::clone(&self.known), Arc::clone(&self.recent), client.id);
         mutation.then(move || {
             known.forget(id);

@@ -16,7 +16,7 @@ use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
     authn::{Authn, ConnectedPeer},
-    clients::Clients,
+    clients::{ApiKeys, Clients},
     destruction::Destructions,
     directory::Directory,
     erasure::Erasures,
@@ -125,6 +125,8 @@ pub struct Parts {
     pub clients: Arc<Clients>,
     /// Tenants and principals.
     pub directory: Arc<Directory>,
+    /// API keys.
+    pub api_keys: Arc<ApiKeys>,
     /// The audit log.
     pub audit: Arc<Reader>,
     /// Bounds of payloads.

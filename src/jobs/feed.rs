@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     audit::{ADMIN_STREAM, Outcome},
     authz::Authz,
-    clients::Clients,
+    clients::{ApiKeys, Clients},
     directory::Directory,
     error::{Error, Reason, Result},
     gate::Freshness,
@@ -58,6 +58,8 @@ pub struct Feed {
     pub keys: Arc<Keys>,
     /// Forgets principals.
     pub directory: Arc<Directory>,
+    /// Forgets API keys.
+    pub api_keys: Arc<ApiKeys>,
     /// Forgets decisions.
     pub authz: Arc<Authz>,
     /// Learns which tokens are revoked.
@@ -161,10 +163,18 @@ impl Feed {
                 }
             }
             "tenant_destruction" => self.forget_shredded(row),
+            "api_key" => match row.entity_id.parse() {
+                Ok(id) => self.api_keys.forget(id),
+                Err(_) => self.api_keys.forget_all(),
+            },
             // Says what is on a device, and nothing that is cached.
             "intent" => {}
             "token" => self.learn_revocation(row),
-            "client" => self.forget_client(&row.entity_id),
+            "client" => {
+                // Its state is kept with each of its keys.
+                self.api_keys.forget_all();
+                self.forget_client(&row.entity_id);
+            }
             // A client revoked a token that is none of its own: nothing happened.
             "tenant" if row.action == Action::RevokeOwnToken.name() => {}
             // A checkpoint changes nothing that is cached.

@@ -93,6 +93,23 @@ impl Keys {
         unknown
     }
 
+    /// The HMAC key under which the daemon itself keeps the credentials of callers. No permit: it is asked before anybody
+    /// is known who could have one.
+    ///
+    /// Errors: INTERNAL for a key that is not the platform's, or has no such version; the KEK backend's for a cold data
+    /// key.
+    pub async fn credential_mac(&self, key: &KeySnapshot, kid: &Kid) -> Result<hmac::Key> {
+        if !key.key.tenant.is_system() || key.key.purpose != Purpose::Mac {
+            return Err(Error::internal("credentials are kept under MAC keys of the platform"));
+        }
+        let version = key.version(kid).ok_or_else(|| {
+            Error::internal(format!("key {} has no version {kid}", key.key.name))
+        })?;
+        let secret = self.mac_key(key, version).await?;
+        self.note_use(kid).opened();
+        Ok(secret)
+    }
+
     /// The HMAC key of a version.
     pub(super) async fn mac_key(&self, key: &KeySnapshot, version: &Version) -> Result<hmac::Key> {
         let (row, v) = (&key.key, &version.version);

@@ -36,6 +36,7 @@ pub use import::{ImportKey, ImportedSecret};
 pub use inventory::UpdateKey;
 pub use keks::Keks;
 pub use leftovers::Gone;
+pub use revoke::expect_no_credentials;
 pub use rewrap::{Batch, Trial};
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;

@@ -5,6 +5,7 @@
 //! one is `StoreError::Corrupt`, never a default. Nothing here decides anything.
 
 mod alerts;
+mod api_keys;
 mod audit;
 mod clients;
 mod destructions;
@@ -28,6 +29,7 @@ mod webhooks;
 use std::fmt;
 
 pub use alerts::Alert;
+pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use doctor::{Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
