@@ -11,13 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{ADMIN_STREAM, AccessLog, Reader},
-    authn::{self, Authn, ReloadableTls},
+    authn::{self, Authn, Issuers, Manner, ReloadableTls},
     authz::{Authz, Policies},
     backends::{
         Backend, Guarded,
         aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
+    clients::ApiKeys,
     clock::Clock,
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
@@ -64,6 +65,9 @@ impl std::error::Error for AppError {}
 /// Time for one backend call at the start; generating nothing, checking one key.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Time between two readings of the keys of other issuers.
+const ISSUERS_REFRESH: Duration = Duration::from_secs(300);
+
 /// Runs the daemon until `shutdown` ends, then drains it.
 pub async fn run(
     config: Config,
@@ -72,8 +76,11 @@ pub async fn run(
 ) -> Result<(), AppError> {
     let metrics = telemetry::metrics().map_err(AppError::new)?;
     let policies = policies(config.authz.policies.as_deref())?;
-    let mtls = ReloadableTls::mtls(config.tls.clone(), clock.clone()).map_err(AppError::new)?;
-    let https = ReloadableTls::public(config.tls.clone(), clock.clone()).map_err(AppError::new)?;
+    let listener_tls = |manner| {
+        ReloadableTls::new(config.tls.clone(), clock.clone(), manner).map_err(AppError::new)
+    };
+    let mtls = listener_tls(Manner::grpc(config.grpc.client_certificate))?;
+    let https = listener_tls(Manner::public(config.public.client_certificate))?;
     let (mtls, https) = (Arc::new(mtls), Arc::new(https));
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
@@ -121,11 +128,8 @@ pub async fn run(
         .bootstrap(&config.bootstrap)
         .await
         .map_err(|e| AppError(format!("bootstrap: {e:?}")))?;
-    let authn = Arc::new(Authn::new(
-        Arc::clone(&directory),
-        Arc::clone(&gate),
-        clock.clone(),
-    ));
+    let issuers = Issuers::new(&config.authn.issuers).map_err(AppError::new)?;
+    let issuers = Arc::new(issuers);
     let keys = Arc::new(Keys::new(
         db.clone(),
         backends.clone(),
@@ -198,6 +202,18 @@ pub async fn run(
         clock.clone(),
         config.tokens.clone(),
         Duration::from_secs(config.jwks.max_age_seconds),
+    ));
+    let api_keys = Arc::new(ApiKeys);
+    let authn = Arc::new(Authn::new(
+        (
+            Arc::clone(&directory),
+            Arc::clone(&api_keys),
+            Arc::clone(&tokens),
+            Arc::clone(&gate),
+        ),
+        Arc::clone(&issuers),
+        clock.clone(),
+        config.authn.clone(),
     ));
     let parts = Parts {
         gate: Arc::clone(&gate),
@@ -310,6 +326,7 @@ pub async fn run(
     tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
+    tasks.spawn(done(issuers.refresh(ISSUERS_REFRESH, stopped())));
     tasks.spawn(done(watch_backends(watched, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
     tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));

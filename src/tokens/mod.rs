@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 
 pub use claims::{Claims, Confirmation};
 pub use issue::{IssueToken, Issued};
+pub use json::is_plain_object;
 pub use jwks::{JwksConfig, JwksDocument};
 pub use revoke::RevokeToken;
 pub use verify::{Expectation, Rejection};
@@ -91,6 +92,11 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        &self.config.issuer
+    }
+
     /// Tokens over these parts.
     pub fn new(
         db: Db,

@@ -12,7 +12,7 @@
 //! - What RevokeToken could not name, or what would outlive its revocation, is no token: `jti` is a UUID, and `exp` at
 //!   most a day after `iat`.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -22,6 +22,7 @@ use super::{Claims, LONGEST_TTL, Tokens, TokensConfig, json::is_plain_object};
 use crate::{
     error::Result,
     gate::Permit,
+    keys::KeySnapshot,
     model::{Kid, PrincipalKind, Purpose, SignInput, TenantName, VersionState},
 };
 
@@ -113,6 +114,13 @@ impl Rejection {
     }
 }
 
+/// A token that is what it says, and the key that proves it.
+struct Verified {
+    claims: Claims,
+    kid: Kid,
+    key: Arc<KeySnapshot>,
+}
+
 impl Tokens {
     /// The claims and the kid of a valid token, or why it is rejected. Errors only when nothing can be said.
     pub async fn verify(
@@ -125,46 +133,93 @@ impl Tokens {
             Ok(parsed) => parsed,
             Err(rejection) => return Ok(Err(rejection)),
         };
+        let verified = match self.judge(&parsed, expected).await? {
+            Ok(verified) => verified,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let Verified { claims, kid, key } = verified;
+        self.keys
+            .release_while(permit, &key, &kid, VersionState::verifies);
+        self.release_unless_revoked(permit, &expected.tenant, &claims.jti);
+        Ok(Ok((claims, kid)))
+    }
+
+    /// The claims of a token that authenticates a call to this daemon, whose `aud` is `audience`. The tenant is the one that
+    /// the token names: it must be that of the key that signed it. Whoever acts on the claims goes through the gate, which
+    /// looks at the freshness of this replica. Errors only when nothing can be said.
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        audience: &str,
+    ) -> Result<Result<Claims, Rejection>> {
+        let parsed = match parse(token) {
+            Ok(parsed) => parsed,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let Some(tenant) = named_tenant(&parsed.claims) else {
+            return Ok(Err(Rejection::BadClaim));
+        };
+        let expected = Expectation {
+            tenant,
+            audience: audience.to_owned(),
+            scopes: Vec::new(),
+        };
+        let judged = self.judge(&parsed, &expected).await?;
+        Ok(judged.map(|verified| verified.claims))
+    }
+
+    async fn judge(
+        &self,
+        parsed: &Parsed<'_>,
+        expected: &Expectation,
+    ) -> Result<Result<Verified, Rejection>> {
         let Some(key) = self.keys.find_kid(&expected.tenant, &parsed.kid).await? else {
             return Ok(Err(Rejection::UnknownKid));
         };
-        let signed = || {
-            if key.key.purpose != Purpose::TokenSigning {
-                return Err(Rejection::UnknownKid);
-            }
-            let version = key.version(&parsed.kid).ok_or(Rejection::UnknownKid)?;
-            if parsed.alg != key.key.algorithm.as_str() {
-                return Err(Rejection::WrongAlgorithm);
-            }
-            match version.state() {
-                VersionState::Active | VersionState::VerifyOnly => {}
-                VersionState::PreActive => return Err(Rejection::InactiveKid),
-                VersionState::Retired | VersionState::Destroyed => {
-                    return Err(Rejection::RetiredKid);
-                }
-                VersionState::Compromised => return Err(Rejection::CompromisedKid),
-            }
-            let verifier = version.verifier.as_ref().ok_or(Rejection::UnknownKid)?;
-            let input = SignInput::Message(parsed.signing_input.as_bytes());
-            match verifier.verifies(input, &parsed.signature) {
-                true => Ok(()),
-                false => Err(Rejection::BadSignature),
-            }
-        };
         let now = self.clock.now().seconds();
-        let verified = signed()
+        let judged = signed(&key, parsed)
             .and_then(|()| check_claims(&parsed.claims, expected, &self.config, now))
             .and_then(|claims| {
                 self.check_revoked(&expected.tenant, &claims.jti)?;
-                Ok((claims, parsed.kid.clone()))
+                let kid = parsed.kid.clone();
+                Ok(Verified { claims, kid, key })
             });
-        if let Ok((claims, kid)) = &verified {
-            self.keys
-                .release_while(permit, &key, kid, VersionState::verifies);
-            self.release_unless_revoked(permit, &expected.tenant, &claims.jti);
-        }
-        Ok(verified)
+        Ok(judged)
     }
+}
+
+/// Is it signed by a version of this key that verifies?
+fn signed(key: &KeySnapshot, parsed: &Parsed<'_>) -> Result<(), Rejection> {
+    if key.key.purpose != Purpose::TokenSigning {
+        return Err(Rejection::UnknownKid);
+    }
+    let version = key.version(&parsed.kid).ok_or(Rejection::UnknownKid)?;
+    if parsed.alg != key.key.algorithm.as_str() {
+        return Err(Rejection::WrongAlgorithm);
+    }
+    match version.state() {
+        VersionState::Active | VersionState::VerifyOnly => {}
+        VersionState::PreActive => return Err(Rejection::InactiveKid),
+        VersionState::Retired | VersionState::Destroyed => return Err(Rejection::RetiredKid),
+        VersionState::Compromised => return Err(Rejection::CompromisedKid),
+    }
+    let verifier = version.verifier.as_ref().ok_or(Rejection::UnknownKid)?;
+    let input = SignInput::Message(parsed.signing_input.as_bytes());
+    match verifier.verifies(input, &parsed.signature) {
+        true => Ok(()),
+        false => Err(Rejection::BadSignature),
+    }
+}
+
+/// `tenant` of claims that nobody has verified: it chooses where the key is looked for, and the key's tenant is what the
+/// verified claims are held to.
+fn named_tenant(json: &[u8]) -> Option<TenantName> {
+    #[derive(Deserialize)]
+    struct Named {
+        tenant: String,
+    }
+    let named: Named = serde_json::from_slice(json).ok()?;
+    named.tenant.parse().ok()
 }
 
 /// `now` in seconds since the Unix epoch.

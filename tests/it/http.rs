@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use axum::{Router, routing::post};
 use bytes::Bytes;
 use claviger::{
+    ClientCertificate, Manner,
     authn::ReloadableTls,
     clock::Clock,
     error::{Error, Kind, Reason},
@@ -44,7 +45,12 @@ impl Site {
     async fn with(config: PublicConfig, others: Router) -> Self {
         let ca = Ca::new("test CA");
         let files = Files::new(&ca, &ca.server());
-        let tls = ReloadableTls::public(files.config(), Clock::System).expect("TLS");
+        let tls = ReloadableTls::new(
+            files.config(),
+            Clock::System,
+            Manner::public(ClientCertificate::None),
+        )
+        .expect("TLS");
         let document = Arc::new(JwksDocument::new("{\"keys\":[]}", Duration::from_secs(300)));
         let source = move || {
             let document = Arc::clone(&document);
