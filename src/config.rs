@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     audit::{AccessConfig, AccessMode},
-    authn::TlsConfig,
+    authn::{AuthnConfig, ClientCertificate, TlsConfig},
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
     clients::{ApiKeysConfig, OauthConfig},
     directory::BootstrapConfig,
@@ -55,6 +55,9 @@ pub struct Config {
     pub backends: BTreeMap<String, BackendConfig>,
     /// The key-encryption key.
     pub kek: KekConfig,
+    /// Who is let in.
+    #[serde(default)]
+    pub authn: AuthnConfig,
     /// Access policies.
     #[serde(default)]
     pub authz: AuthzConfig,
@@ -219,6 +222,18 @@ impl Config {
         }
         if let Err(e) = self.tokens.check() {
             return wrong(e);
+        }
+        if let Err(e) = self.authn.check(&self.tokens.issuer) {
+            return wrong(e);
+        }
+        if self.grpc.client_certificate == ClientCertificate::None {
+            return wrong("grpc.client_certificate must be required or optional".into());
+        }
+        if self.public.client_certificate == ClientCertificate::Required {
+            return wrong(
+                "public.client_certificate must be none or optional: verifiers of tokens have none"
+                    .into(),
+            );
         }
         if let Err(e) = self.rotation.check(self.soak()) {
             return wrong(e);

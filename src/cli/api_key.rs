@@ -146,7 +146,8 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
 pub async fn pepper(command: PepperCommand, session: &Session) -> Result<Exit> {
     match command {
         PepperCommand::List => {
-            let answer = session.api_keys().list_peppers(ListPeppersRequest {});
+            let mut client = session.api_keys();
+            let answer = client.list_peppers(ListPeppersRequest {});
             let answer = answer.await?.into_inner();
             session.show(&answer, |answer| peppers(&answer.peppers))?;
         }

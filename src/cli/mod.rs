@@ -304,7 +304,10 @@ mod tests {
             ("key list --due-within soon", "90d"),
             ("token revoke --jti J", "--reason"),
             ("client create c --owner ID --audience api", "--method"),
-            ("client create c --owner ID --method client-secret", "--audience"),
+            (
+                "client create c --owner ID --method client-secret",
+                "--audience",
+            ),
             ("api-key create n", "--expires"),
             ("principal suspend ID", "--reason"),
             ("api-key list --owner o --tenant t", "cannot be used with"),

@@ -24,9 +24,7 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{Gate, Mutation, Permit},
     keys::Keys,
-    model::{
-        Action, ApiKey, ApiKeyId, Entity, KeyName, KeyRef, PrincipalId, Resource, TenantName,
-    },
+    model::{Action, ApiKey, ApiKeyId, Entity, KeyName, KeyRef, PrincipalId, Resource, TenantName},
     store::Db,
 };
 
@@ -261,13 +259,55 @@ mod tests {
         let config = ApiKeysConfig::default;
         assert_eq!(config().check(), Ok(()));
         for (name, wrong) in [
-            ("max_ttl", ApiKeysConfig { max_ttl_seconds: 2 * 365 * DAY + 1, ..config() }),
-            ("max_ttl", ApiKeysConfig { max_ttl_seconds: 0, ..config() }),
-            ("overlap", ApiKeysConfig { rotation_overlap_seconds: 7 * DAY + 1, ..config() }),
-            ("warn", ApiKeysConfig { warn_before_seconds: 365 * DAY + 1, ..config() }),
-            ("last_used", ApiKeysConfig { last_used_interval_seconds: 0, ..config() }),
-            ("max_per_owner", ApiKeysConfig { max_per_owner: 0, ..config() }),
-            ("pepper_key", ApiKeysConfig { pepper_key: "Not A Name".into(), ..config() }),
+            (
+                "max_ttl",
+                ApiKeysConfig {
+                    max_ttl_seconds: 2 * 365 * DAY + 1,
+                    ..config()
+                },
+            ),
+            (
+                "max_ttl",
+                ApiKeysConfig {
+                    max_ttl_seconds: 0,
+                    ..config()
+                },
+            ),
+            (
+                "overlap",
+                ApiKeysConfig {
+                    rotation_overlap_seconds: 7 * DAY + 1,
+                    ..config()
+                },
+            ),
+            (
+                "warn",
+                ApiKeysConfig {
+                    warn_before_seconds: 365 * DAY + 1,
+                    ..config()
+                },
+            ),
+            (
+                "last_used",
+                ApiKeysConfig {
+                    last_used_interval_seconds: 0,
+                    ..config()
+                },
+            ),
+            (
+                "max_per_owner",
+                ApiKeysConfig {
+                    max_per_owner: 0,
+                    ..config()
+                },
+            ),
+            (
+                "pepper_key",
+                ApiKeysConfig {
+                    pepper_key: "Not A Name".into(),
+                    ..config()
+                },
+            ),
         ] {
             let error = wrong.check().expect_err(name);
             assert!(error.contains(name), "{error}");

@@ -180,7 +180,7 @@ impl Clients {
         let Ok(text) = ApiKeyText::parse(secret) else {
             return Ok(Err(Refusal::Malformed));
         };
-        let admitted = match self.api_keys.admit(text).await? {
+        let admitted = match self.api_keys.admit(&text, may_look).await? {
             Ok(admitted) => admitted,
             Err(rejection) => return Ok(Err(Refusal::ApiKey(rejection))),
         };

@@ -198,9 +198,8 @@ fn check_size(principal: &Principal, update: &UpdatePrincipal) -> Result<()> {
 
 /// What was asked to change, and nothing else.
 fn details(update: &UpdatePrincipal) -> Value {
-    let texts = |identities: &[Identity]| -> Value {
-        identities.iter().map(Identity::as_str).collect()
-    };
+    let texts =
+        |identities: &[Identity]| -> Value { identities.iter().map(Identity::as_str).collect() };
     let mut details = json!({});
     if let Some(owner) = &update.owner {
         details["owner"] = owner.as_str().into();

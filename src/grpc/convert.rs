@@ -11,11 +11,11 @@ use crate::{
     error::{Error, Reason, Result},
     keys::{KeySnapshot, VersionUsage},
     model::{
-        Algorithm, ApiKey, ApiKeyId, ApiKeyState, Approval, Caller, DestructionState, Incident, IncidentNote, IncidentState,
-        KekRotation, KekRow, KekState, Key, KeyDestruction, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, PrincipalState, Purpose, Rotation, RotationMode,
-        RotationPolicy, RotationState, TenantDestructionState, TenantName, Timestamp, VersionState,
-        key::Material,
+        Algorithm, ApiKey, ApiKeyId, ApiKeyState, Approval, Caller, DestructionState, Incident,
+        IncidentNote, IncidentState, KekRotation, KekRow, KekState, Key, KeyDestruction,
+        KeyVersion, Kid, Principal, PrincipalId, PrincipalKind, PrincipalState, Purpose, Rotation,
+        RotationMode, RotationPolicy, RotationState, TenantDestructionState, TenantName, Timestamp,
+        VersionState, key::Material,
     },
 };
 

@@ -172,7 +172,9 @@ impl PrincipalApi {
         caller: Caller,
         r: proto::UpdatePrincipalRequest,
     ) -> Result<proto::UpdatePrincipalResponse> {
-        let owner = r.owner.map(|owner| convert::text("owner", owner, MAX_OWNER));
+        let owner = r
+            .owner
+            .map(|owner| convert::text("owner", owner, MAX_OWNER));
         let update = UpdatePrincipal {
             owner: owner.transpose()?,
             add_scopes: Scopes::entitlements(&r.add_scopes)?,
@@ -322,12 +324,11 @@ impl PrincipalService for PrincipalApi {
     ) -> Answer<proto::SuspendPrincipalResponse> {
         let act = async |caller, m: proto::SuspendPrincipalRequest| {
             let reason = convert::text("reason", m.reason, MAX_REASON)?;
-            let answer = |principal: &Principal, receipt: &Receipt| {
-                proto::SuspendPrincipalResponse {
+            let answer =
+                |principal: &Principal, receipt: &Receipt| proto::SuspendPrincipalResponse {
                     principal: Some(convert::principal(principal)),
                     receipt: convert::receipt(receipt),
-                }
-            };
+                };
             let change = (StateChange::Suspend, reason);
             self.change_state(caller, m.principal_id, change, answer)
                 .await
@@ -344,10 +345,11 @@ impl PrincipalService for PrincipalApi {
                 "" => String::new(),
                 _ => convert::text("reason", m.reason, MAX_REASON)?,
             };
-            let answer = |principal: &Principal, receipt: &Receipt| proto::ResumePrincipalResponse {
-                principal: Some(convert::principal(principal)),
-                receipt: convert::receipt(receipt),
-            };
+            let answer =
+                |principal: &Principal, receipt: &Receipt| proto::ResumePrincipalResponse {
+                    principal: Some(convert::principal(principal)),
+                    receipt: convert::receipt(receipt),
+                };
             let change = (StateChange::Resume, reason);
             self.change_state(caller, m.principal_id, change, answer)
                 .await

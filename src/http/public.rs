@@ -23,7 +23,7 @@ use super::{
     serve::{self, HttpLimits},
 };
 use crate::{
-    authn::{self, AcceptLimits, ReloadableTls},
+    authn::{self, AcceptLimits, ClientCertificate, ReloadableTls},
     model::{Action, ROUTES, Route},
 };
 
@@ -33,6 +33,8 @@ use crate::{
 pub struct PublicConfig {
     /// Address and port to listen on.
     pub listen: SocketAddr,
+    /// `none`, the default, or `optional`: then OAuth clients may prove themselves by certificate.
+    pub client_certificate: ClientCertificate,
     /// Connections open at the same time; over it, new ones are closed at once.
     pub max_connections: usize,
     /// Time a client has for its TLS handshake.
@@ -51,6 +53,7 @@ impl Default for PublicConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8444)),
+            client_certificate: ClientCertificate::None,
             max_connections: 4096,
             handshake_timeout_seconds: 10,
             header_timeout_seconds: 10,

@@ -100,11 +100,13 @@ impl Keys {
     /// key.
     pub async fn credential_mac(&self, key: &KeySnapshot, kid: &Kid) -> Result<hmac::Key> {
         if !key.key.tenant.is_system() || key.key.purpose != Purpose::Mac {
-            return Err(Error::internal("credentials are kept under MAC keys of the platform"));
+            return Err(Error::internal(
+                "credentials are kept under MAC keys of the platform",
+            ));
         }
-        let version = key.version(kid).ok_or_else(|| {
-            Error::internal(format!("key {} has no version {kid}", key.key.name))
-        })?;
+        let version = key
+            .version(kid)
+            .ok_or_else(|| Error::internal(format!("key {} has no version {kid}", key.key.name)))?;
         let secret = self.mac_key(key, version).await?;
         self.note_use(kid).opened();
         Ok(secret)

@@ -92,6 +92,11 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        &self.config.issuer
+    }
+
     /// Tokens over these parts.
     pub fn new(
         db: Db,
@@ -111,11 +116,6 @@ impl Tokens {
             marks: marks::Marks::new(),
             revocations: Arc::default(),
         }
-    }
-
-    /// `iss` of every token.
-    pub fn issuer(&self) -> &str {
-        &self.config.issuer
     }
 
     /// The URL of a path of the public listener, as others see it.

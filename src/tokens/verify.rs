@@ -12,7 +12,7 @@
 //! - What RevokeToken could not name, or what would outlive its revocation, is no token: `jti` is a UUID, and `exp` at
 //!   most a day after `iat`.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -22,6 +22,7 @@ use super::{Claims, LONGEST_TTL, Tokens, TokensConfig, json::is_plain_object};
 use crate::{
     error::Result,
     gate::Permit,
+    keys::KeySnapshot,
     model::{Kid, PrincipalKind, Purpose, SignInput, TenantName, VersionState},
 };
 
@@ -126,6 +127,13 @@ impl Rejection {
     }
 }
 
+/// A token that is what it says, and the key that proves it.
+struct Verified {
+    claims: Claims,
+    kid: Kid,
+    key: Arc<KeySnapshot>,
+}
+
 impl Tokens {
     /// The claims and the kid of a valid token, or why it is rejected. Errors only when nothing can be said.
     pub async fn verify(
@@ -134,9 +142,13 @@ impl Tokens {
         token: &str,
         expected: &Expectation,
     ) -> Result<Result<(Claims, Kid), Rejection>> {
-        let tenant = &expected.tenant;
-        self.judge(permit, token, tenant, |claims| expected.meets(claims))
-            .await
+        let parsed = match parse(token) {
+            Ok(parsed) => parsed,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let meets = |claims: &Claims| expected.meets(claims);
+        let judged = self.judge(&parsed, &expected.tenant, meets).await?;
+        Ok(judged.map(|verified| self.released(permit, &expected.tenant, verified)))
     }
 
     /// As `verify`, for whoever asks what a token of `tenant` is, whatever it is for.
@@ -146,7 +158,12 @@ impl Tokens {
         token: &str,
         tenant: &TenantName,
     ) -> Result<Result<(Claims, Kid), Rejection>> {
-        self.judge(permit, token, tenant, |_| Ok(())).await
+        let parsed = match parse(token) {
+            Ok(parsed) => parsed,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let judged = self.judge(&parsed, tenant, |_| Ok(())).await?;
+        Ok(judged.map(|verified| self.released(permit, tenant, verified)))
     }
 
     /// May a token that was issued a while ago be handed out again? Then it is kept back if that changes before the
@@ -171,58 +188,94 @@ impl Tokens {
         Ok(true)
     }
 
-    async fn judge(
+    /// The answer that a token is valid, kept back if it is not any more when the answer is about to leave.
+    fn released(&self, permit: &Permit, tenant: &TenantName, verified: Verified) -> (Claims, Kid) {
+        let Verified { claims, kid, key } = verified;
+        self.keys
+            .release_while(permit, &key, &kid, VersionState::verifies);
+        self.release_unless_revoked(permit, tenant, &claims.jti);
+        (claims, kid)
+    }
+
+    /// The claims of a token that authenticates a call to this daemon, whose `aud` is `audience`. The tenant is the one that
+    /// the token names: it must be that of the key that signed it. Whoever acts on the claims goes through the gate, which
+    /// looks at the freshness of this replica. Errors only when nothing can be said.
+    pub async fn authenticate(
         &self,
-        permit: &Permit,
         token: &str,
-        tenant: &TenantName,
-        meets: impl FnOnce(&Claims) -> Result<(), Rejection>,
-    ) -> Result<Result<(Claims, Kid), Rejection>> {
+        audience: &str,
+    ) -> Result<Result<Claims, Rejection>> {
         let parsed = match parse(token) {
             Ok(parsed) => parsed,
             Err(rejection) => return Ok(Err(rejection)),
         };
+        let Some(tenant) = named_tenant(&parsed.claims) else {
+            return Ok(Err(Rejection::BadClaim));
+        };
+        let expected = Expectation {
+            tenant,
+            audience: audience.to_owned(),
+            scopes: Vec::new(),
+        };
+        let meets = |claims: &Claims| expected.meets(claims);
+        let judged = self.judge(&parsed, &expected.tenant, meets).await?;
+        Ok(judged.map(|verified| verified.claims))
+    }
+
+    async fn judge(
+        &self,
+        parsed: &Parsed<'_>,
+        tenant: &TenantName,
+        meets: impl FnOnce(&Claims) -> Result<(), Rejection>,
+    ) -> Result<Result<Verified, Rejection>> {
         let Some(key) = self.keys.find_kid(tenant, &parsed.kid).await? else {
             return Ok(Err(Rejection::UnknownKid));
         };
-        let signed = || {
-            if key.key.purpose != Purpose::TokenSigning {
-                return Err(Rejection::UnknownKid);
-            }
-            let version = key.version(&parsed.kid).ok_or(Rejection::UnknownKid)?;
-            if parsed.alg != key.key.algorithm.as_str() {
-                return Err(Rejection::WrongAlgorithm);
-            }
-            match version.state() {
-                VersionState::Active | VersionState::VerifyOnly => {}
-                VersionState::PreActive => return Err(Rejection::InactiveKid),
-                VersionState::Retired | VersionState::Destroyed => {
-                    return Err(Rejection::RetiredKid);
-                }
-                VersionState::Compromised => return Err(Rejection::CompromisedKid),
-            }
-            let verifier = version.verifier.as_ref().ok_or(Rejection::UnknownKid)?;
-            let input = SignInput::Message(parsed.signing_input.as_bytes());
-            match verifier.verifies(input, &parsed.signature) {
-                true => Ok(()),
-                false => Err(Rejection::BadSignature),
-            }
-        };
         let now = self.clock.now().seconds();
-        let verified = signed()
+        let judged = signed(&key, parsed)
             .and_then(|()| check_own(&parsed.claims, tenant, &self.config, now))
             .and_then(|claims| {
                 meets(&claims)?;
                 self.check_revoked(tenant, &claims.jti)?;
-                Ok((claims, parsed.kid.clone()))
+                let kid = parsed.kid.clone();
+                Ok(Verified { claims, kid, key })
             });
-        if let Ok((claims, kid)) = &verified {
-            self.keys
-                .release_while(permit, &key, kid, VersionState::verifies);
-            self.release_unless_revoked(permit, tenant, &claims.jti);
-        }
-        Ok(verified)
+        Ok(judged)
     }
+}
+
+/// Is it signed by a version of this key that verifies?
+fn signed(key: &KeySnapshot, parsed: &Parsed<'_>) -> Result<(), Rejection> {
+    if key.key.purpose != Purpose::TokenSigning {
+        return Err(Rejection::UnknownKid);
+    }
+    let version = key.version(&parsed.kid).ok_or(Rejection::UnknownKid)?;
+    if parsed.alg != key.key.algorithm.as_str() {
+        return Err(Rejection::WrongAlgorithm);
+    }
+    match version.state() {
+        VersionState::Active | VersionState::VerifyOnly => {}
+        VersionState::PreActive => return Err(Rejection::InactiveKid),
+        VersionState::Retired | VersionState::Destroyed => return Err(Rejection::RetiredKid),
+        VersionState::Compromised => return Err(Rejection::CompromisedKid),
+    }
+    let verifier = version.verifier.as_ref().ok_or(Rejection::UnknownKid)?;
+    let input = SignInput::Message(parsed.signing_input.as_bytes());
+    match verifier.verifies(input, &parsed.signature) {
+        true => Ok(()),
+        false => Err(Rejection::BadSignature),
+    }
+}
+
+/// `tenant` of claims that nobody has verified: it chooses where the key is looked for, and the key's tenant is what the
+/// verified claims are held to.
+fn named_tenant(json: &[u8]) -> Option<TenantName> {
+    #[derive(Deserialize)]
+    struct Named {
+        tenant: String,
+    }
+    let named: Named = serde_json::from_slice(json).ok()?;
+    named.tenant.parse().ok()
 }
 
 /// What every token of ours must say; `now` in seconds since the Unix epoch.

@@ -33,6 +33,7 @@ mod lifecycle_model;
 mod listener;
 mod macs;
 mod main_job;
+mod oauth;
 mod pkcs11;
 mod pki;
 mod planned;

@@ -68,11 +68,16 @@ impl Rejection {
 }
 
 impl ApiKeys {
-    /// Who shows this key, or why it does not count. A valid key that is known costs no read of the database.
+    /// Who shows this key, or why it does not count. A valid key that is known costs no read of the database. One that is
+    /// not in memory is looked for only if `may_look` says so.
     ///
     /// Errors: DATABASE_UNAVAILABLE, and the KEK backend's: nobody knows then whether it is valid.
-    pub async fn admit(&self, shown: ApiKeyText) -> Result<Result<Admitted, Rejection>> {
-        let admitted = match self.look_up(&shown).await? {
+    pub async fn admit(
+        &self,
+        shown: &ApiKeyText,
+        may_look: bool,
+    ) -> Result<Result<Admitted, Rejection>> {
+        let admitted = match self.look_up(shown, may_look).await? {
             Ok(known) => self.judge(&known).await?,
             Err(rejection) => Err(rejection),
         };
@@ -80,6 +85,7 @@ impl ApiKeys {
             Ok(admitted) => self.uses.note(admitted.key.id, self.clock.now()),
             // Its own read of the database has found nothing already.
             Err(Rejection::Unknown) => {}
+            Err(_) if !may_look => {}
             Err(_) => {
                 self.db.api_key(ApiKeyId::random()).await?;
             }
@@ -88,7 +94,11 @@ impl ApiKeys {
     }
 
     /// The key that was shown, if the secret is right.
-    async fn look_up(&self, shown: &ApiKeyText) -> Result<Result<Arc<KnownKey>, Rejection>> {
+    async fn look_up(
+        &self,
+        shown: &ApiKeyText,
+        may_look: bool,
+    ) -> Result<Result<Arc<KnownKey>, Rejection>> {
         if let Some(known) = self.known.get(shown.id()) {
             let checked = self.pepper.check(shown, Some(&known.key.hash)).await?;
             if checked != Checked::Unusable {
@@ -97,7 +107,10 @@ impl ApiKeys {
             // Another replica may have moved it to a newer version of the pepper, of which no row tells.
             self.known.forget(shown.id());
         }
-        let loaded = self.known.load(&self.db, shown.id()).await?;
+        let loaded = match may_look {
+            true => self.known.load(&self.db, shown.id()).await?,
+            false => None,
+        };
         let hash = loaded.as_ref().map(|known| &known.key.hash);
         let checked = self.pepper.check(shown, hash).await?;
         match loaded {

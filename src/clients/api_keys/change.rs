@@ -142,10 +142,7 @@ impl ApiKeys {
         self.insert(tx, &new).await?;
         old.expires_at = old.expires_at.min(now.plus(overlap));
         old.replaced_by = Some(new.id);
-        if !tx
-            .supersede_api_key(old.id, new.id, old.expires_at)
-            .await?
-        {
+        if !tx.supersede_api_key(old.id, new.id, old.expires_at).await? {
             return Err(conflict());
         }
         details["replaces"] = old.id.to_string().into();

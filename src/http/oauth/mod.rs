@@ -25,7 +25,7 @@ pub use metadata::Metadata;
 
 use self::{answer::Refused, credentials::Shown, form::Form};
 use crate::{
-    authn::{ConnectedPeer, Peer},
+    authn::{ConnectedPeer, Peer, THROTTLED_FOR, Throttle},
     clients::{Authenticated, Clients},
     error::{Error, Reason},
     gate::{Gate, Stranger},
@@ -41,6 +41,8 @@ pub struct Oauth {
     pub tokens: Arc<Tokens>,
     /// The one door.
     pub gate: Arc<Gate>,
+    /// Bounds of failed authentications.
+    pub throttle: Arc<Throttle>,
     /// How long one request may take: less than the listener waits, so that the answer is ours.
     pub patience: Duration,
 }
@@ -125,7 +127,8 @@ impl Oauth {
         };
         let verdict = match self.clients.config().takes(shown.method) {
             true => {
-                let authenticated = self.clients.authenticate(shown.proof(&peer), MAY_LOOK);
+                let may_look = self.throttle.may_look(peer.addr.ip());
+                let authenticated = self.clients.authenticate(shown.proof(&peer), may_look);
                 let verdict = authenticated.await.map_err(|e| failed(&e, &request_id))?;
                 verdict.map_err(|refusal| refused(refusal.as_str()))
             }
@@ -160,11 +163,15 @@ impl Oauth {
         refused: Refused,
     ) -> Refused {
         let Nobody {
-            named, source, why, ..
+            named,
+            id,
+            source,
+            why,
         } = nobody;
         metrics::counter!("claviger_authentication_failures_total", "reason" => why).increment(1);
-        // THROTTLE: here failures of `source` and of `nobody.id` are counted and, over their bound, answered with
-        // `Refused::too_many_failures` and not recorded one by one; MAY_LOOK is the other half of it.
+        if !self.throttle.failed(source, id.map(|id| *id.as_bytes())) {
+            return Refused::too_many_failures(THROTTLED_FOR.as_secs());
+        }
         let stranger = Stranger {
             named,
             source,
@@ -188,12 +195,11 @@ impl Oauth {
     }
 }
 
-/// THROTTLE: whether the database may be asked about a client that is not in memory.
-const MAY_LOOK: bool = true;
-
 /// Somebody who is no client.
 struct Nobody {
     named: String,
+    /// What it calls itself, if that could be an id of ours.
+    id: Option<ApiKeyId>,
     source: IpAddr,
     why: &'static str,
 }
@@ -201,7 +207,7 @@ struct Nobody {
 impl Nobody {
     /// A client_id is text of a stranger's choice; only one that could be ours is written down.
     fn of(client_id: Option<&str>, peer: &Peer, why: &'static str) -> Self {
-        let id = client_id.filter(|id| id.parse::<ApiKeyId>().is_ok());
+        let id = client_id.and_then(|id| id.parse::<ApiKeyId>().ok());
         let named = match (id, peer.identities.first()) {
             (Some(id), _) => format!("client:{id}"),
             (None, Some(identity)) => identity.to_string(),
@@ -209,6 +215,7 @@ impl Nobody {
         };
         Self {
             named,
+            id,
             source: peer.addr.ip(),
             why,
         }
