@@ -130,14 +130,16 @@ pub async fn run(
         .map_err(|e| AppError(format!("bootstrap: {e:?}")))?;
     let issuers = Issuers::new(&config.authn.issuers).map_err(AppError::new)?;
     let issuers = Arc::new(issuers);
-    let keys = Arc::new(Keys::new(
+    let keys = Keys::new(
         db.clone(),
         backends.clone(),
         config.default_backend().to_owned(),
         Arc::new(keks),
         clock.clone(),
         config.keys.clone(),
-    ));
+    );
+    let pepper = config.api_keys.pepper().map_err(AppError::new)?;
+    let keys = Arc::new(keys.with_pepper(pepper));
     let api_keys = ApiKeys::new(
         db.clone(),
         Arc::clone(&keys),

@@ -147,8 +147,10 @@ pub async fn pepper(command: PepperCommand, session: &Session) -> Result<Exit> {
     match command {
         PepperCommand::List => {
             let mut client = session.api_keys();
-            let answer = client.list_peppers(ListPeppersRequest {});
-            let answer = answer.await?.into_inner();
+            let answer = client
+                .list_peppers(ListPeppersRequest {})
+                .await?
+                .into_inner();
             session.show(&answer, |answer| peppers(&answer.peppers))?;
         }
     }

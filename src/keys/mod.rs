@@ -158,6 +158,8 @@ pub struct Keys {
     data_keys: Arc<data_keys::DataKeys>,
     uses: uses::Uses,
     sampler: sign::Sampler,
+    /// The key of tenant `system` that API keys are hashed under.
+    pepper: Option<KeyRef>,
 }
 
 /// The key a caller named, whether there is one or not.
@@ -185,6 +187,7 @@ impl Keys {
             )),
             uses: uses::Uses::default(),
             sampler: sign::Sampler::default(),
+            pepper: None,
             db,
             backends,
             default_backend,
@@ -193,6 +196,12 @@ impl Keys {
             clock,
             config,
         }
+    }
+
+    /// With the key of tenant `system` that API keys are hashed under, which computes nothing for callers.
+    pub fn with_pepper(mut self, pepper: KeyRef) -> Self {
+        self.pepper = Some(pepper);
+        self
     }
 
     /// Looks a key up, in memory if it is there. A key that does not exist is a target too: only the gate may say

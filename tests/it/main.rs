@@ -3,6 +3,7 @@
 mod abuse;
 mod access_option;
 mod api_doc;
+mod api_keys;
 mod audit_walk;
 mod authz;
 mod bad_input;
