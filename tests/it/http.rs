@@ -5,8 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use axum::{Router, routing::post};
 use bytes::Bytes;
 use claviger::{
-    ClientCertificate, Manner,
-    authn::ReloadableTls,
+    authn::{ClientCertificate, Manner, ReloadableTls},
     clock::Clock,
     error::{Error, Kind, Reason},
     health::Health,

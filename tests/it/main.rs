@@ -4,6 +4,7 @@ mod abuse;
 mod access_option;
 mod api_doc;
 mod audit_walk;
+mod authn;
 mod authz;
 mod bad_input;
 mod checkpoints;
