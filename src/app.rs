@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{ADMIN_STREAM, AccessLog, Reader},
-    authn::{self, Authn, Issuers, Manner, ReloadableTls},
+    authn::{self, Authn, ClientCertificate, Issuers, Manner, ReloadableTls},
     authz::{Authz, Policies},
     backends::{
         Backend, Guarded,
         aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
-    clients::ApiKeys,
+    clients::{ApiKeys, Clients},
     clock::Clock,
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
@@ -27,11 +27,11 @@ use crate::{
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
-    http::{JwksSource, ops, public},
+    http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_uses, run_scheduler,
-        sample_data_keys, watch_backends,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
+        run_scheduler, sample_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys,
@@ -130,14 +130,24 @@ pub async fn run(
         .map_err(|e| AppError(format!("bootstrap: {e:?}")))?;
     let issuers = Issuers::new(&config.authn.issuers).map_err(AppError::new)?;
     let issuers = Arc::new(issuers);
-    let keys = Arc::new(Keys::new(
+    let keys = Keys::new(
         db.clone(),
         backends.clone(),
         config.default_backend().to_owned(),
         Arc::new(keks),
         clock.clone(),
         config.keys.clone(),
-    ));
+    );
+    let pepper = config.api_keys.pepper().map_err(AppError::new)?;
+    let keys = Arc::new(keys.with_pepper(pepper));
+    let api_keys = ApiKeys::new(
+        db.clone(),
+        Arc::clone(&keys),
+        Arc::clone(&directory),
+        clock.clone(),
+        config.api_keys.clone(),
+    );
+    let api_keys = Arc::new(api_keys.map_err(AppError::new)?);
     let rotations = Arc::new(Rotations::new(
         db.clone(),
         Arc::clone(&keys),
@@ -188,6 +198,7 @@ pub async fn run(
         patience: Patience::default(),
         destructions: Arc::clone(&destructions),
         erasures: Arc::clone(&erasures),
+        api_keys: Arc::clone(&api_keys),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
         checkpoints: config
@@ -203,7 +214,6 @@ pub async fn run(
         config.tokens.clone(),
         Duration::from_secs(config.jwks.max_age_seconds),
     ));
-    let api_keys = Arc::new(ApiKeys);
     let authn = Arc::new(Authn::new(
         (
             Arc::clone(&directory),
@@ -215,6 +225,20 @@ pub async fn run(
         clock.clone(),
         config.authn.clone(),
     ));
+    let clients = Arc::new(Clients::new(
+        db.clone(),
+        clock.clone(),
+        (Arc::clone(&directory), Arc::clone(&api_keys)),
+        (Arc::clone(&keys), Arc::clone(&tokens)),
+        config.oauth.clone(),
+    ));
+    let oauth = Arc::new(Oauth {
+        clients: Arc::clone(&clients),
+        tokens: Arc::clone(&tokens),
+        gate: Arc::clone(&gate),
+        throttle: Arc::clone(authn.throttle()),
+        patience: config.public.patience(),
+    });
     let parts = Parts {
         gate: Arc::clone(&gate),
         authn,
@@ -225,7 +249,9 @@ pub async fn run(
         erasures,
         incidents,
         tokens: Arc::clone(&tokens),
+        clients: Arc::clone(&clients),
         directory: Arc::clone(&directory),
+        api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
     };
@@ -237,6 +263,15 @@ pub async fn run(
         let tokens = Arc::clone(&published);
         Box::pin(async move { tokens.jwks().await })
     });
+    let asks_for_certificates = config.public.client_certificate != ClientCertificate::None;
+    let site = public::Site {
+        jwks,
+        oauth,
+        metadata: Metadata::new(&tokens, &config.oauth, asks_for_certificates),
+    };
+    let router = public::router(&site).map_err(AppError::new)?;
+    // It holds the gate, which has to end before the audit writer does.
+    drop(site);
     let uses = Arc::clone(&keys);
     let sampler = Sampler {
         keys: Arc::clone(&keys),
@@ -251,8 +286,10 @@ pub async fn run(
         freshness,
         keys,
         directory,
+        api_keys: Arc::clone(&api_keys),
         authz,
         tokens,
+        clients,
         health: health.component("database"),
         replica: replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
@@ -261,6 +298,12 @@ pub async fn run(
     uses.keks().reload().await.map_err(AppError::new)?;
     // Nobody is let in before the lease has begun.
     feed.round().await.map_err(AppError::new)?;
+    if let Err(error) = api_keys.make_pepper(&gate).await {
+        tracing::error!(
+            ?error,
+            "API keys cannot be used: no pepper; the scheduler tries again to make one"
+        );
+    }
     let watched = guarded
         .into_iter()
         .map(|(name, backend)| {
@@ -296,7 +339,6 @@ pub async fn run(
         let served = listener::run(routes, incoming, &grpc_config, grpc_stop).await;
         served.map_err(|e| AppError(format!("grpc listener: {e}")))
     });
-    let router = public::router(jwks, axum::Router::new());
     let (public_config, public_stop) = (config.public.clone(), stopped());
     let https_listener = Arc::clone(&https);
     tasks.spawn(async move {
@@ -324,6 +366,9 @@ pub async fn run(
     )));
     let every = Duration::from_secs(config.keys.last_used_interval_seconds);
     tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
+    let every = config.api_keys.last_used_interval();
+    let used = Arc::clone(&api_keys);
+    tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
     tasks.spawn(done(issuers.refresh(ISSUERS_REFRESH, stopped())));
@@ -366,6 +411,9 @@ pub async fn run(
     gate.drain().await;
     if let Err(error) = uses.flush_uses().await {
         tracing::warn!(%error, "last uses of key versions not written");
+    }
+    if let Err(error) = api_keys.flush_uses().await {
+        tracing::warn!(%error, "last uses of API keys not written");
     }
     drop(gate);
     // Open calls that were cut may still hold the gate for a moment; do not wait for them for ever.

@@ -17,6 +17,7 @@ use crate::{
     audit::{AccessConfig, AccessMode},
     authn::{AuthnConfig, ClientCertificate, TlsConfig},
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
+    clients::{ApiKeysConfig, OauthConfig},
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
@@ -74,6 +75,9 @@ pub struct Config {
     /// The JWK Set.
     #[serde(default)]
     pub jwks: JwksConfig,
+    /// OAuth clients.
+    #[serde(default)]
+    pub oauth: OauthConfig,
     /// The change feed.
     #[serde(default)]
     pub feed: FeedConfig,
@@ -83,6 +87,9 @@ pub struct Config {
     /// Answers kept for callers who ask again.
     #[serde(default)]
     pub idempotency: IdempotencyConfig,
+    /// API keys.
+    #[serde(default)]
+    pub api_keys: ApiKeysConfig,
     /// Bounds of payloads.
     #[serde(default)]
     pub limits: LimitsConfig,
@@ -231,6 +238,9 @@ impl Config {
         if let Err(e) = self.rotation.check(self.soak()) {
             return wrong(e);
         }
+        if let Err(e) = self.oauth.check() {
+            return wrong(e);
+        }
         if let Err(e) = self.scheduler.check() {
             return wrong(e);
         }
@@ -240,6 +250,9 @@ impl Config {
         if let Some(checkpoint) = &self.audit.checkpoint
             && let Err(e) = checkpoint.check(&self.tokens.issuer)
         {
+            return wrong(e);
+        }
+        if let Err(e) = self.api_keys.check() {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {

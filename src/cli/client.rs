@@ -16,7 +16,8 @@ use super::{
     tls,
 };
 use crate::grpc::proto::{
-    audit_service_client::AuditServiceClient, crypto_service_client::CryptoServiceClient,
+    api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
+    client_service_client::ClientServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
     key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
@@ -114,6 +115,10 @@ clients! {
     tokens: TokenServiceClient,
     /// Client of `PrincipalService`.
     principals: PrincipalServiceClient,
+    /// Client of `ClientService`.
+    clients: ClientServiceClient,
+    /// Client of `ApiKeyService`.
+    api_keys: ApiKeyServiceClient,
     /// Client of `AuditService`.
     audit: AuditServiceClient,
 }

@@ -10,8 +10,9 @@ use super::{
     pages::Limit,
 };
 use crate::grpc::proto::{
-    CreatePrincipalRequest, GrantRoleRequest, ListPrincipalsRequest, ListPrincipalsResponse,
-    Principal, PrincipalType, RevokeRoleRequest,
+    CreatePrincipalRequest, GetPrincipalRequest, GrantRoleRequest, ListPrincipalsRequest,
+    ListPrincipalsResponse, Principal, PrincipalType, ResumePrincipalRequest, RevokeRoleRequest,
+    SuspendPrincipalRequest, UpdatePrincipalRequest,
 };
 
 /// Manage principals and their roles
@@ -25,6 +26,59 @@ pub enum Command {
     Revoke(Role),
     /// List the principals of a tenant
     List(List),
+    /// Show one
+    Show(Named),
+    /// Change owner, scopes and identities
+    Update(Update),
+    /// Turn one away, with every certificate, API key, client and token of it
+    Suspend(Suspend),
+    /// Let a suspended one in again
+    Resume(Resume),
+}
+
+#[derive(Args, Debug)]
+pub struct Named {
+    /// Id of the principal
+    id: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Update {
+    /// Id of the principal
+    id: String,
+    /// Who answers for it
+    #[arg(long)]
+    owner: Option<String>,
+    /// Entitlement to give; repeatable
+    #[arg(long = "add-scope", value_name = "SCOPE")]
+    add_scopes: Vec<String>,
+    /// Entitlement to take away; repeatable
+    #[arg(long = "remove-scope", value_name = "SCOPE")]
+    remove_scopes: Vec<String>,
+    /// Identity to add; repeatable
+    #[arg(long = "add-identity", value_name = "IDENTITY")]
+    add_identities: Vec<String>,
+    /// Identity to take away; repeatable
+    #[arg(long = "remove-identity", value_name = "IDENTITY")]
+    remove_identities: Vec<String>,
+}
+
+#[derive(Args, Debug)]
+pub struct Suspend {
+    /// Id of the principal
+    id: String,
+    /// Why, in a sentence
+    #[arg(long)]
+    reason: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Resume {
+    /// Id of the principal
+    id: String,
+    /// Why, in a sentence
+    #[arg(long, default_value = "", hide_default_value = true)]
+    reason: String,
 }
 
 #[derive(Args, Debug)]
@@ -127,23 +181,86 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
             }
             session.show(&all, |all| table(&all.principals))?;
         }
+        Command::Show(Named { id }) => {
+            let request = GetPrincipalRequest { principal_id: id };
+            let answer = client.get_principal(request).await?.into_inner();
+            session.show(&answer, |answer| details(answer.principal.as_ref()))?;
+        }
+        Command::Update(args) => {
+            let request = UpdatePrincipalRequest {
+                principal_id: args.id,
+                owner: args.owner,
+                add_scopes: args.add_scopes,
+                remove_scopes: args.remove_scopes,
+                add_identities: args.add_identities,
+                remove_identities: args.remove_identities,
+            };
+            let call = async |r| session.principals().update_principal(r).await;
+            let answer = session.mutate(request, call).await?;
+            session.show(&answer, |answer| details(answer.principal.as_ref()))?;
+        }
+        Command::Suspend(Suspend { id, reason }) => {
+            let request = SuspendPrincipalRequest {
+                principal_id: id,
+                reason,
+            };
+            let call = async |r| session.principals().suspend_principal(r).await;
+            let answer = session.mutate(request, call).await?;
+            session.show(&answer, |answer| details(answer.principal.as_ref()))?;
+        }
+        Command::Resume(Resume { id, reason }) => {
+            let request = ResumePrincipalRequest {
+                principal_id: id,
+                reason,
+            };
+            let call = async |r| session.principals().resume_principal(r).await;
+            let answer = session.mutate(request, call).await?;
+            session.show(&answer, |answer| details(answer.principal.as_ref()))?;
+        }
     }
     Ok(Exit::Ok)
 }
 
+fn details(principal: Option<&Principal>) -> String {
+    let principal = principal.cloned().unwrap_or_default();
+    output::details([
+        ("id", principal.id.clone()),
+        ("name", principal.name.clone()),
+        ("tenant", principal.tenant.clone()),
+        ("type", kind(&principal)),
+        (
+            "state",
+            output::short(principal.state().as_str_name(), "PRINCIPAL_STATE_"),
+        ),
+        ("owner", principal.owner.clone()),
+        ("scopes", principal.scopes.join(" ")),
+        ("identities", principal.identities.join("\n")),
+        ("roles", grants(&principal)),
+        ("created", output::time(&principal.create_time)),
+    ])
+}
+
+fn kind(principal: &Principal) -> String {
+    output::short(principal.r#type().as_str_name(), "PRINCIPAL_TYPE_").to_lowercase()
+}
+
+fn grants(principal: &Principal) -> String {
+    let grants = principal.grants.iter();
+    let grants: Vec<_> = grants
+        .map(|grant| format!("{} in {}", grant.role, grant.tenant))
+        .collect();
+    grants.join("\n")
+}
+
 fn table(principals: &[Principal]) -> String {
     let rows = principals.iter().map(|principal| {
-        let grants = principal.grants.iter();
-        let grants: Vec<_> = grants
-            .map(|grant| format!("{} in {}", grant.role, grant.tenant))
-            .collect();
         [
             principal.name.clone(),
             principal.tenant.clone(),
-            output::short(principal.r#type().as_str_name(), "PRINCIPAL_TYPE_").to_lowercase(),
+            kind(principal),
             principal.id.clone(),
             principal.identities.join("\n"),
-            grants.join("\n"),
+            grants(principal),
         ]
     });
     output::table(

@@ -1,4 +1,4 @@
-//! What still needs a version: tokens that have not expired, an open rotation, or data.
+//! What still needs a version: tokens that have not expired, an open rotation, API keys, or data.
 
 use std::fmt;
 
@@ -22,6 +22,8 @@ pub(super) enum Need {
     Rotation(RotationId),
     /// Data under it was used then.
     Data(Timestamp),
+    /// So many ACTIVE API keys are hashed under it.
+    ApiKeys(i64),
 }
 
 impl fmt::Display for Need {
@@ -37,6 +39,10 @@ impl fmt::Display for Need {
                 f,
                 "data under it was used at {at}; rewrap the data to the ACTIVE version first"
             ),
+            Self::ApiKeys(count) => write!(
+                f,
+                "{count} ACTIVE API keys are hashed under it; revoke them first"
+            ),
         }
     }
 }
@@ -45,7 +51,9 @@ impl Need {
     fn error(self) -> Error {
         let reason = match self {
             Self::State(_) => Reason::VersionState,
-            Self::Tokens(_) | Self::Rotation(_) | Self::Data(_) => Reason::VersionInUse,
+            Self::Tokens(_) | Self::Rotation(_) | Self::Data(_) | Self::ApiKeys(_) => {
+                Reason::VersionInUse
+            }
         };
         Error::new(reason, format!("it cannot be destroyed: {self}"))
     }
@@ -83,6 +91,10 @@ impl Destructions {
         }
         if let Some(rotation) = self.db.open_rotation_of_kid(&version.kid).await? {
             return Ok(Some(Need::Rotation(rotation)));
+        }
+        let api_keys = self.db.api_keys_under(&version.kid).await?;
+        if api_keys > 0 {
+            return Ok(Some(Need::ApiKeys(api_keys)));
         }
         let is_data = match version.material {
             Material::DataKey { .. } | Material::Shredded { .. } => true,

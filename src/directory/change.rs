@@ -184,7 +184,7 @@ impl Directory {
     }
 }
 
-fn exists(error: StoreError, message: &'static str) -> Error {
+pub(super) fn exists(error: StoreError, message: &'static str) -> Error {
     match error {
         StoreError::Exists(_) => Error::new(Reason::AlreadyExists, message).because(error),
         other => other.into(),

@@ -5,6 +5,7 @@
 
 mod bootstrap;
 mod change;
+mod update;
 
 use std::sync::{
     Arc,
@@ -15,6 +16,7 @@ use quick_cache::sync::Cache;
 
 pub use bootstrap::BootstrapConfig;
 pub use change::{CreatePrincipal, RoleChange};
+pub use update::{StateChange, UpdatePrincipal};
 
 use crate::{
     clock::Clock,

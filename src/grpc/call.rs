@@ -16,6 +16,7 @@ use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
     authn::{Authn, ConnectedPeer, Credentials},
+    clients::{ApiKeys, Clients},
     destruction::Destructions,
     directory::Directory,
     erasure::Erasures,
@@ -120,8 +121,12 @@ pub struct Parts {
     pub incidents: Arc<Incidents>,
     /// Tokens.
     pub tokens: Arc<Tokens>,
+    /// OAuth clients.
+    pub clients: Arc<Clients>,
     /// Tenants and principals.
     pub directory: Arc<Directory>,
+    /// API keys.
+    pub api_keys: Arc<ApiKeys>,
     /// The audit log.
     pub audit: Arc<Reader>,
     /// Bounds of payloads.

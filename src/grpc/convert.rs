@@ -11,11 +11,11 @@ use crate::{
     error::{Error, Reason, Result},
     keys::{KeySnapshot, VersionUsage},
     model::{
-        Algorithm, Approval, Caller, DestructionState, Incident, IncidentNote, IncidentState,
-        KekRotation, KekRow, KekState, Key, KeyDestruction, KeyVersion, Kid, Principal,
-        PrincipalId, PrincipalKind, PrincipalState, Purpose, Rotation, RotationMode,
-        RotationPolicy, RotationState, TenantDestructionState, TenantName, Timestamp, VersionState,
-        key::Material,
+        Algorithm, ApiKey, ApiKeyId, ApiKeyState, Approval, Caller, DestructionState, Incident,
+        IncidentNote, IncidentState, KekRotation, KekRow, KekState, Key, KeyDestruction,
+        KeyVersion, Kid, Principal, PrincipalId, PrincipalKind, PrincipalState, Purpose, Rotation,
+        RotationMode, RotationPolicy, RotationState, TenantDestructionState, TenantName, Timestamp,
+        VersionState, key::Material,
     },
 };
 
@@ -675,6 +675,39 @@ pub fn principal(p: &Principal) -> proto::Principal {
         scopes: p.scopes.iter().map(ToOwned::to_owned).collect(),
         state: principal_state_number(p.state),
     }
+}
+
+/// An API key, without its secret, which nobody has.
+pub fn api_key(k: &ApiKey) -> proto::ApiKey {
+    let id = |id: Option<ApiKeyId>| id.map(|id| id.to_string()).unwrap_or_default();
+    proto::ApiKey {
+        id: k.id.to_string(),
+        tenant: k.tenant.to_string(),
+        owner_id: k.owner.to_string(),
+        name: k.name.clone(),
+        client_id: k.client.map(|c| c.to_string()).unwrap_or_default(),
+        scopes: k.scopes.iter().map(ToOwned::to_owned).collect(),
+        state: api_key_state_number(k.state),
+        prefix: k.prefix(),
+        last_four: k.last_four.clone(),
+        create_time: time(k.created_at),
+        expire_time: time(k.expires_at),
+        last_use_time: k.last_used_at.and_then(time),
+        end_time: k.ended_at.and_then(time),
+        end_reason: k.end_reason.clone(),
+        replaces_id: id(k.replaces),
+        replaced_by_id: id(k.replaced_by),
+    }
+}
+
+fn api_key_state_number(state: ApiKeyState) -> i32 {
+    use proto::ApiKeyState as P;
+    let state = match state {
+        ApiKeyState::Active => P::Active,
+        ApiKeyState::Expired => P::Expired,
+        ApiKeyState::Revoked => P::Revoked,
+    };
+    state.into()
 }
 
 fn principal_state_number(state: PrincipalState) -> i32 {

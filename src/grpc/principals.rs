@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{
     audit::Receipt,
-    directory::{CreatePrincipal, RoleChange},
+    directory::{CreatePrincipal, RoleChange, StateChange, UpdatePrincipal},
     error::Result,
     gate::not_found,
     model::{
         Action, Caller, Grant, Identity, Principal, PrincipalId, Resource, Scope, Scopes,
-        TenantName, Timestamp,
+        TenantName, Timestamp, principal::MAX_IDENTITIES,
     },
 };
 
@@ -28,9 +28,10 @@ type Answer<T> = Result<Response<T>, Status>;
 
 const TENANTS: &str = "tenants";
 const PRINCIPALS: &str = "principals";
-const MAX_IDENTITIES: usize = 8;
 /// Characters of Principal.owner.
 const MAX_OWNER: usize = 255;
+/// Characters of the reason of a suspension.
+const MAX_REASON: usize = 500;
 
 impl PrincipalApi {
     async fn new_tenant(
@@ -89,9 +90,6 @@ impl PrincipalApi {
         caller: Caller,
         r: proto::CreatePrincipalRequest,
     ) -> Result<proto::CreatePrincipalResponse> {
-        if r.identities.len() > MAX_IDENTITIES {
-            return Err(convert::invalid("identities must be at most 8"));
-        }
         let owner = match r.owner.as_str() {
             "" => r.name.clone(),
             _ => convert::text("owner", r.owner, MAX_OWNER)?,
@@ -102,11 +100,7 @@ impl PrincipalApi {
             kind: convert::principal_kind(r.r#type)?
                 .ok_or_else(|| convert::invalid("type must be user or service"))?,
             owner,
-            identities: r
-                .identities
-                .iter()
-                .map(|identity| identity.parse::<Identity>())
-                .collect::<Result<_>>()?,
+            identities: identities(&r.identities)?,
             scopes: Scopes::entitlements(&r.scopes)?,
         };
         let resource = Resource::tenant(request.tenant.clone());
@@ -155,6 +149,69 @@ impl PrincipalApi {
             .await
     }
 
+    async fn get(
+        &self,
+        caller: Caller,
+        r: proto::GetPrincipalRequest,
+    ) -> Result<proto::GetPrincipalResponse> {
+        let (resource, found) = self.0.directory.find(r.principal_id.parse()?).await?;
+        let missing = not_found(&resource);
+        let act = async |_| {
+            let answer = proto::GetPrincipalResponse {
+                principal: Some(convert::principal(&found.ok_or(missing)?)),
+            };
+            Ok((answer, String::new()))
+        };
+        let gate = &self.0.gate;
+        gate.access(&caller, Action::GetPrincipal, resource, act)
+            .await
+    }
+
+    async fn update(
+        &self,
+        caller: Caller,
+        r: proto::UpdatePrincipalRequest,
+    ) -> Result<proto::UpdatePrincipalResponse> {
+        let owner = r
+            .owner
+            .map(|owner| convert::text("owner", owner, MAX_OWNER));
+        let update = UpdatePrincipal {
+            owner: owner.transpose()?,
+            add_scopes: Scopes::entitlements(&r.add_scopes)?,
+            remove_scopes: Scopes::entitlements(&r.remove_scopes)?,
+            add_identities: identities(&r.add_identities)?,
+            remove_identities: identities(&r.remove_identities)?,
+        };
+        let (resource, found) = self.0.directory.find(r.principal_id.parse()?).await?;
+        let directory = Arc::clone(&self.0.directory);
+        let answer = |principal: &Principal, receipt: &Receipt| proto::UpdatePrincipalResponse {
+            principal: Some(convert::principal(principal)),
+            receipt: convert::receipt(receipt),
+        };
+        let act = async move |permit| directory.update_principal(permit, found, update).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::UpdatePrincipal, resource, answer, act)
+            .await
+    }
+
+    async fn change_state<M: Message + Default + 'static>(
+        &self,
+        caller: Caller,
+        id: String,
+        (change, reason): (StateChange, String),
+        answer: impl FnOnce(&Principal, &Receipt) -> M + Send + 'static,
+    ) -> Result<M> {
+        let action = match change {
+            StateChange::Suspend => Action::SuspendPrincipal,
+            StateChange::Resume => Action::ResumePrincipal,
+        };
+        let (resource, found) = self.0.directory.find(id.parse()?).await?;
+        let directory = Arc::clone(&self.0.directory);
+        let act = async move |permit| directory.change_state(permit, found, change, reason).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, action, resource, answer, act).await
+    }
+
     async fn principals(
         &self,
         caller: Caller,
@@ -177,6 +234,14 @@ impl PrincipalApi {
         gate.access(&caller, Action::ListPrincipals, resource, act)
             .await
     }
+}
+
+/// Errors: INVALID_FIELD.
+fn identities(texts: &[String]) -> Result<Vec<Identity>> {
+    if texts.len() > MAX_IDENTITIES {
+        return Err(convert::invalid("identities must be at most 8"));
+    }
+    texts.iter().map(|identity| identity.parse()).collect()
 }
 
 #[tonic::async_trait]
@@ -241,28 +306,55 @@ impl PrincipalService for PrincipalApi {
         &self,
         r: Request<proto::GetPrincipalRequest>,
     ) -> Answer<proto::GetPrincipalResponse> {
-        self.0.unfinished(r, Action::GetPrincipal).await
+        let act = async |caller, m| self.get(caller, m).await;
+        self.0.call(r, Action::GetPrincipal, act).await
     }
 
     async fn update_principal(
         &self,
         r: Request<proto::UpdatePrincipalRequest>,
     ) -> Answer<proto::UpdatePrincipalResponse> {
-        self.0.unfinished(r, Action::UpdatePrincipal).await
+        let act = async |caller, m| self.update(caller, m).await;
+        self.0.call(r, Action::UpdatePrincipal, act).await
     }
 
     async fn suspend_principal(
         &self,
         r: Request<proto::SuspendPrincipalRequest>,
     ) -> Answer<proto::SuspendPrincipalResponse> {
-        self.0.unfinished(r, Action::SuspendPrincipal).await
+        let act = async |caller, m: proto::SuspendPrincipalRequest| {
+            let reason = convert::text("reason", m.reason, MAX_REASON)?;
+            let answer =
+                |principal: &Principal, receipt: &Receipt| proto::SuspendPrincipalResponse {
+                    principal: Some(convert::principal(principal)),
+                    receipt: convert::receipt(receipt),
+                };
+            let change = (StateChange::Suspend, reason);
+            self.change_state(caller, m.principal_id, change, answer)
+                .await
+        };
+        self.0.call(r, Action::SuspendPrincipal, act).await
     }
 
     async fn resume_principal(
         &self,
         r: Request<proto::ResumePrincipalRequest>,
     ) -> Answer<proto::ResumePrincipalResponse> {
-        self.0.unfinished(r, Action::ResumePrincipal).await
+        let act = async |caller, m: proto::ResumePrincipalRequest| {
+            let reason = match m.reason.as_str() {
+                "" => String::new(),
+                _ => convert::text("reason", m.reason, MAX_REASON)?,
+            };
+            let answer =
+                |principal: &Principal, receipt: &Receipt| proto::ResumePrincipalResponse {
+                    principal: Some(convert::principal(principal)),
+                    receipt: convert::receipt(receipt),
+                };
+            let change = (StateChange::Resume, reason);
+            self.change_state(caller, m.principal_id, change, answer)
+                .await
+        };
+        self.0.call(r, Action::ResumePrincipal, act).await
     }
 
     async fn list_principals(

@@ -72,6 +72,11 @@ impl Round<'_> {
         now < self.began + ROUND && !self.patience.is_pausing(&self.name(item), now)
     }
 
+    /// Is there no time left?
+    pub fn is_over(&self) -> bool {
+        Instant::now() >= self.began + ROUND
+    }
+
     /// Notes how it went with an item. A failure is logged here and goes no further. Errors: LEASE_LOST, which ends the
     /// round.
     pub fn note<T>(&self, item: &impl Display, outcome: Result<T>) -> Result<()> {

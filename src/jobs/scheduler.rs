@@ -13,10 +13,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
     Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
-    expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile, rewrap_data_keys,
-    rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
+    expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile,
+    rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
 };
 use crate::{
+    clients::ApiKeys,
     clock::Clock,
     destruction::Destructions,
     erasure::Erasures,
@@ -86,6 +87,8 @@ pub struct Work {
     pub destructions: Arc<Destructions>,
     /// Destructions of the keys of tenants.
     pub erasures: Arc<Erasures>,
+    /// API keys.
+    pub api_keys: Arc<ApiKeys>,
     /// How long answers are kept.
     pub idempotency: IdempotencyConfig,
     /// Incidents.
@@ -145,6 +148,15 @@ fn jobs() -> Vec<Job> {
         // After the work that makes some of them unnecessary.
         job("overdue", at_every_look, |work, term| {
             Box::pin(overdue::run(work, term))
+        }),
+        job("expire_api_keys", at_every_look, |work, term| {
+            Box::pin(expire_api_keys::run(work, term))
+        }),
+        job("warn_api_keys", at_every_look, |work, term| {
+            Box::pin(expire_api_keys::warn(work, term))
+        }),
+        job("make_pepper", Duration::from_secs(60), |work, term| {
+            Box::pin(expire_api_keys::pepper(work, term))
         }),
         job("reconcile", Duration::from_secs(5), |work, term| {
             Box::pin(reconcile::run(work, term))

@@ -14,10 +14,10 @@ use zeroize::Zeroizing;
 use super::{KeySnapshot, Keys, data_keys::Unwrapped, snapshot::Version};
 use crate::{
     envelope::{self, Context, Kind},
-    error::{Error, Result},
+    error::{Error, Reason, Result},
     gate::Permit,
     model::{
-        Action, Algorithm, Key, KeyId, Kid, Purpose, Secret, TenantName, VersionState,
+        Action, Algorithm, Key, KeyId, KeyRef, Kid, Purpose, Secret, TenantName, VersionState,
         secret::DataKey,
     },
 };
@@ -28,7 +28,7 @@ const DOMAIN: &[u8] = b"claviger mac key";
 impl Keys {
     /// Computes a MAC with the ACTIVE version: 32 bytes for HS256, 64 for HS512.
     ///
-    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, KEY_COMPROMISED, and the KEK backend's for a cold data key.
+    /// Errors: KEY_PURPOSE_MISMATCH, KEY_RESERVED, NO_USABLE_VERSION, KEY_COMPROMISED, and the KEK backend's for a cold data key.
     pub async fn compute_mac(
         &self,
         permit: &Permit,
@@ -37,6 +37,7 @@ impl Keys {
     ) -> Result<(Vec<u8>, Kid)> {
         permit.covers_key(Action::ComputeMac, key.key.id)?;
         key.expect(Purpose::Mac, "ComputeMac")?;
+        self.expect_no_pepper(key)?;
         let version = key.active()?;
         let kid = &version.version.kid;
         // Superseded meanwhile is fine: what it made while it was ACTIVE stays valid.
@@ -48,7 +49,7 @@ impl Keys {
 
     /// Checks a MAC by any version that may verify, or by `kid` alone. The kid that verified, or None.
     ///
-    /// Errors: KEY_PURPOSE_MISMATCH, and the KEK backend's for a cold data key.
+    /// Errors: KEY_PURPOSE_MISMATCH, KEY_RESERVED, and the KEK backend's for a cold data key.
     pub async fn verify_mac(
         &self,
         permit: &Permit,
@@ -59,7 +60,30 @@ impl Keys {
     ) -> Result<Option<Kid>> {
         permit.covers_key(Action::VerifyMac, key.key.id)?;
         key.expect(Purpose::Mac, "VerifyMac")?;
+        self.expect_no_pepper(key)?;
         self.authentic(permit, key, kid, &[message], &[mac]).await
+    }
+
+    /// Who computes or compares what they like under the pepper makes API keys of their own, or tries secrets.
+    ///
+    /// Errors: KEY_RESERVED.
+    pub(super) fn expect_no_pepper(&self, key: &KeySnapshot) -> Result<()> {
+        let key = &key.key;
+        let is_pepper = match &self.pepper {
+            Some(KeyRef::Name(name)) => *name == key.name,
+            Some(KeyRef::Id(id)) => *id == key.id,
+            None => false,
+        };
+        if !key.tenant.is_system() || !is_pepper {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::KeyReserved,
+            format!(
+                "key {} is what the daemon hashes API keys under, and computes nothing for callers; use another key",
+                key.name
+            ),
+        ))
     }
 
     /// The version, newest first, under which one of the MACs is that of the parts in a row.
@@ -91,6 +115,25 @@ impl Keys {
             }
         }
         unknown
+    }
+
+    /// The HMAC key under which the daemon itself keeps the credentials of callers. No permit: it is asked before anybody
+    /// is known who could have one.
+    ///
+    /// Errors: INTERNAL for a key that is not the platform's, or has no such version; the KEK backend's for a cold data
+    /// key.
+    pub async fn credential_mac(&self, key: &KeySnapshot, kid: &Kid) -> Result<hmac::Key> {
+        if !key.key.tenant.is_system() || key.key.purpose != Purpose::Mac {
+            return Err(Error::internal(
+                "credentials are kept under MAC keys of the platform",
+            ));
+        }
+        let version = key
+            .version(kid)
+            .ok_or_else(|| Error::internal(format!("key {} has no version {kid}", key.key.name)))?;
+        let secret = self.mac_key(key, version).await?;
+        self.note_use(kid).opened();
+        Ok(secret)
     }
 
     /// The HMAC key of a version.

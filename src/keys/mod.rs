@@ -36,6 +36,7 @@ pub use import::{ImportKey, ImportedSecret};
 pub use inventory::UpdateKey;
 pub use keks::Keks;
 pub use leftovers::Gone;
+pub use revoke::expect_no_credentials;
 pub use rewrap::{Batch, Trial};
 pub use sign::Signed;
 pub use snapshot::KeySnapshot;
@@ -157,6 +158,8 @@ pub struct Keys {
     data_keys: Arc<data_keys::DataKeys>,
     uses: uses::Uses,
     sampler: sign::Sampler,
+    /// The key of tenant `system` that API keys are hashed under.
+    pepper: Option<KeyRef>,
 }
 
 /// The key a caller named, whether there is one or not.
@@ -184,6 +187,7 @@ impl Keys {
             )),
             uses: uses::Uses::default(),
             sampler: sign::Sampler::default(),
+            pepper: None,
             db,
             backends,
             default_backend,
@@ -192,6 +196,12 @@ impl Keys {
             clock,
             config,
         }
+    }
+
+    /// With the key of tenant `system` that API keys are hashed under, which computes nothing for callers.
+    pub fn with_pepper(mut self, pepper: KeyRef) -> Self {
+        self.pepper = Some(pepper);
+        self
     }
 
     /// Looks a key up, in memory if it is there. A key that does not exist is a target too: only the gate may say

@@ -9,6 +9,7 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded, not_found},
     model::{KeyVersion, Kid, VersionState, key::VersionEvent},
+    store::Tx,
 };
 
 impl Keys {
@@ -28,6 +29,7 @@ impl Keys {
         let before = version.advance(event(&version)?, self.clock.now())?;
         let mut mutation = permit.begin_on(key.key.id).await?;
         let tx = mutation.tx();
+        expect_no_credentials(tx, &kid).await?;
         let open = tx.open_rotation(key.key.id).await?;
         if let Some(rotation) = open.filter(|r| r.new_kid == kid) {
             return Err(Error::new(
@@ -63,6 +65,22 @@ impl Keys {
         let revoked = KeySnapshot::new(key.key.clone(), versions.cloned().collect())?;
         self.forget_after(&mut mutation, id);
         mutation.record(Arc::new(revoked), details).await
+    }
+}
+
+/// A version that ACTIVE API keys are hashed under cannot end: they would end with it.
+///
+/// Errors: VERSION_IN_USE.
+pub async fn expect_no_credentials(tx: &mut Tx, kid: &Kid) -> Result<()> {
+    match tx.count_api_keys_under(kid).await? {
+        0 => Ok(()),
+        count => Err(Error::new(
+            Reason::VersionInUse,
+            format!(
+                "{count} ACTIVE API keys are hashed under version {kid}; each moves to the newest one when it is used; \
+                 rotate or revoke those that nobody uses"
+            ),
+        )),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 
-use super::{KeySnapshot, Keys};
+use super::{KeySnapshot, Keys, expect_no_credentials};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
@@ -112,7 +112,7 @@ impl Keys {
 
     /// Retires a version whose grace window is over and that no rotation will retire.
     ///
-    /// Errors: VERSION_STATE, CONFLICT while its grace window is open, LEASE_LOST.
+    /// Errors: VERSION_STATE, CONFLICT while its grace window is open, VERSION_IN_USE, LEASE_LOST.
     pub async fn retire(
         &self,
         permit: AdminPermit,
@@ -131,6 +131,7 @@ impl Keys {
         }
         let before = version.advance(VersionEvent::GraceOver, now)?;
         let mut mutation = permit.begin_on_in(key.key.id, &term).await?;
+        expect_no_credentials(mutation.tx(), &kid).await?;
         if !mutation.tx().update_version(&version, before).await? {
             return Err(changed());
         }

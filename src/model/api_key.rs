@@ -140,11 +140,20 @@ impl ApiKeyText {
         self.text.expose_secret()
     }
 
+    /// The part that only its owner knows: 43 characters.
+    pub fn expose_secret_part(&self) -> &str {
+        let text = self.text.expose_secret();
+        let begin = API_KEY_PREFIX.len() + ID_DIGITS + 1;
+        text.get(begin..begin + SECRET_DIGITS).unwrap_or_default()
+    }
+
     /// The last four characters of the secret part.
     pub fn last_four(&self) -> String {
-        let text = self.text.expose_secret();
-        let end = text.len() - CHECKSUM_DIGITS - 1;
-        text.get(end - 4..end).unwrap_or_default().to_owned()
+        let secret = self.expose_secret_part();
+        secret
+            .get(SECRET_DIGITS - 4..)
+            .unwrap_or_default()
+            .to_owned()
     }
 }
 
@@ -231,6 +240,8 @@ mod tests {
         assert_eq!(text.len(), 4 + 32 + 1 + 43 + 1 + 6);
         assert_eq!(parsed(text), Some(id));
         assert!(text.contains(&format!("{}_", key.last_four())));
+        assert_eq!(key.expose_secret_part().len(), 43);
+        assert!(text.contains(&format!("_{}_", key.expose_secret_part())));
     }
 
     #[test]

@@ -5,6 +5,9 @@ use std::{fmt, str::FromStr, sync::Arc};
 use super::{ApiKeyId, KeyName, PrincipalId, Scopes, TenantName, Timestamp};
 use crate::error::{Error, Reason};
 
+/// Identities of one principal.
+pub const MAX_IDENTITIES: usize = 8;
+
 /// A user, service or job.
 #[derive(Clone, Debug)]
 pub struct Principal {

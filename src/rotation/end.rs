@@ -7,7 +7,7 @@ use super::{Rotations, conflict, details, found, moved, successor_of};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Mutation, Recorded},
-    keys::KeySnapshot,
+    keys::{KeySnapshot, expect_no_credentials},
     model::{Rotation, RotationState, Timestamp, VersionState, key::VersionEvent},
     store::{Term, Tx},
 };
@@ -65,7 +65,7 @@ impl Rotations {
 
     /// Ends a deployed rotation whose grace window is over: the old version is RETIRED.
     ///
-    /// Errors: ROTATION_STATE before the end of the grace window, CONFLICT, CLOCK_BACKWARDS, LEASE_LOST.
+    /// Errors: ROTATION_STATE before the end of the grace window, VERSION_IN_USE, CONFLICT, CLOCK_BACKWARDS, LEASE_LOST.
     pub async fn complete(
         &self,
         permit: AdminPermit,
@@ -94,6 +94,7 @@ impl Rotations {
         let tx = mutation.tx();
         moved(tx, &completed, RotationState::Deployed).await?;
         if in_grace {
+            expect_no_credentials(tx, &old.kid).await?;
             let before = old.advance(VersionEvent::GraceOver, now)?;
             if !tx.update_version(&old, before).await? {
                 return Err(conflict(None));

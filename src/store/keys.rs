@@ -63,11 +63,13 @@ const STANDBY_MISSING: &str = "SELECT k.id, k.tenant FROM keys k \
      ORDER BY k.id LIMIT $1";
 const STANDBY_UNWANTED: &str = "SELECT DISTINCT k.id, k.tenant FROM keys k JOIN key_versions s ON s.key_id = k.id \
      WHERE k.standby = 0 AND s.state = 'PRE_ACTIVE' AND s.is_standby = 1 ORDER BY k.id LIMIT $1";
-// In its grace window without a rotation that will end it: an incident, and not a deployment, replaced its successor.
+// In its grace window without a rotation that will end it: an incident, and not a deployment, replaced its successor. Not
+// those that ACTIVE API keys are hashed under.
 const GRACE_OVER: &str = "SELECT v.kid, k.id, k.tenant FROM key_versions v JOIN keys k ON k.id = v.key_id \
      WHERE v.state = 'VERIFY_ONLY' AND v.deactivated_at + k.grace <= $1 \
      AND (v.last_token_exp IS NULL OR v.last_token_exp + $2 <= $1) \
      AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.old_kid = v.kid AND r.state = 'DEPLOYED') \
+     AND NOT EXISTS (SELECT 1 FROM api_keys a WHERE a.pepper_kid = v.kid AND a.state = 'ACTIVE') \
      ORDER BY v.kid LIMIT $3";
 // Under a standing approval the scheduler is about to rotate it, so people are told only when that takes long.
 const OVERDUE: &str = "SELECT k.id, k.tenant FROM keys k WHERE k.next_rotation_at < CASE \

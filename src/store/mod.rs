@@ -5,7 +5,9 @@
 //! one is `StoreError::Corrupt`, never a default. Nothing here decides anything.
 
 mod alerts;
+mod api_keys;
 mod audit;
+mod clients;
 mod destructions;
 mod doctor;
 mod engine;
@@ -27,6 +29,7 @@ mod webhooks;
 use std::fmt;
 
 pub use alerts::Alert;
+pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use doctor::{Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};

@@ -2,7 +2,7 @@
 
 use super::{
     Db, Result, Tx,
-    engine::{execute, fetch_all, fetch_optional},
+    engine::{execute, fetch_all, fetch_all_in, fetch_in, fetch_optional},
     parse,
 };
 use crate::model::{
@@ -34,6 +34,8 @@ const DELETE_SCOPE: &str = "DELETE FROM principal_scopes WHERE principal_id = $1
 const SCOPES: &str = "SELECT scope FROM principal_scopes WHERE principal_id = $1 ORDER BY scope";
 const SET_OWNER: &str = "UPDATE principals SET owner = $2 WHERE id = $1";
 const SET_STATE: &str = "UPDATE principals SET state = $2 WHERE id = $1 AND state <> $2";
+const LOCK: &str = "UPDATE principals SET state = state WHERE id = $1";
+const HOLD_ACTIVE: &str = "UPDATE principals SET state = state WHERE id = $1 AND state = 'ACTIVE'";
 const GRANTS: &str =
     "SELECT role, scope FROM role_grants WHERE principal_id = $1 ORDER BY role, scope";
 
@@ -111,6 +113,24 @@ impl Tx {
         Ok(rows == 1)
     }
 
+    /// False when the principal is not ACTIVE. True: nobody suspends it before this transaction ends.
+    pub async fn hold_principal(&mut self, id: PrincipalId) -> Result<bool> {
+        let rows = execute!(self, HOLD_ACTIVE, id.to_string())?;
+        Ok(rows == 1)
+    }
+
+    /// The principal as it is now; nobody else who locks it changes it before this transaction ends.
+    pub async fn lock_principal(&mut self, id: PrincipalId) -> Result<Option<Principal>> {
+        execute!(self, LOCK, id.to_string())?;
+        let Some(row) = fetch_in!(self, Row, BY_ID, id.to_string())? else {
+            return Ok(None);
+        };
+        let identities = fetch_all_in!(self, (String,), IDENTITIES, &row.id)?;
+        let grants = fetch_all_in!(self, (String, String), GRANTS, &row.id)?;
+        let scopes = fetch_all_in!(self, (String,), SCOPES, &row.id)?;
+        row.with(identities, grants, scopes).map(Some)
+    }
+
     /// Adds a grant. Errors: `Exists`.
     pub async fn insert_grant(&mut self, id: PrincipalId, grant: &Grant) -> Result<()> {
         execute!(
@@ -176,33 +196,40 @@ impl Db {
 
     async fn complete(&self, row: Option<Row>) -> Result<Option<Principal>> {
         let Some(row) = row else { return Ok(None) };
-        let identities = fetch_all!(self, (String,), IDENTITIES, &row.id)?
-            .into_iter()
-            .map(|(identity,)| parse("identity", &identity))
-            .collect::<Result<_>>()?;
-        let grants = fetch_all!(self, (String, String), GRANTS, &row.id)?
-            .into_iter()
-            .map(|(role, scope)| {
-                Ok(Grant {
-                    role: parse::<Role>("role", &role)?,
-                    scope: parse::<Scope>("scope", &scope)?,
-                })
-            })
-            .collect::<Result<_>>()?;
+        let identities = fetch_all!(self, (String,), IDENTITIES, &row.id)?;
+        let grants = fetch_all!(self, (String, String), GRANTS, &row.id)?;
         let scopes = fetch_all!(self, (String,), SCOPES, &row.id)?;
+        row.with(identities, grants, scopes).map(Some)
+    }
+}
+
+impl Row {
+    fn with(
+        self,
+        identities: Vec<(String,)>,
+        grants: Vec<(String, String)>,
+        scopes: Vec<(String,)>,
+    ) -> Result<Principal> {
+        let identities = identities.iter();
+        let identities = identities.map(|(identity,)| parse("identity", identity));
+        let grants = grants.iter().map(|(role, scope)| {
+            Ok(Grant {
+                role: parse::<Role>("role", role)?,
+                scope: parse::<Scope>("scope", scope)?,
+            })
+        });
         let scopes: Vec<_> = scopes.into_iter().map(|(scope,)| scope).collect();
-        let scopes = parse("scopes", &scopes.join(" "))?;
-        Ok(Some(Principal {
-            id: parse("principal id", &row.id)?,
-            tenant: parse("tenant", &row.tenant)?,
-            name: parse("principal name", &row.name)?,
-            kind: parse("principal kind", &row.kind)?,
-            owner: row.owner,
-            state: parse("principal state", &row.state)?,
-            scopes,
-            identities,
-            grants,
-            created_at: Timestamp::from_micros(row.created_at),
-        }))
+        Ok(Principal {
+            id: parse("principal id", &self.id)?,
+            tenant: parse("tenant", &self.tenant)?,
+            name: parse("principal name", &self.name)?,
+            kind: parse("principal kind", &self.kind)?,
+            owner: self.owner,
+            state: parse("principal state", &self.state)?,
+            scopes: parse("scopes", &scopes.join(" "))?,
+            identities: identities.collect::<Result<_>>()?,
+            grants: grants.collect::<Result<_>>()?,
+            created_at: Timestamp::from_micros(self.created_at),
+        })
     }
 }

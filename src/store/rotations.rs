@@ -36,7 +36,10 @@ const WAITING: &str = "SELECT r.id, r.tenant, r.key_id, k.name AS key_name, r.st
      AND r.state IN ('REQUESTED', 'APPROVED') AND r.expires_at > $5 ORDER BY r.id DESC LIMIT $6";
 const OVERTIME: &str = "SELECT id FROM rotations WHERE state IN ('REQUESTED', 'APPROVED') AND expires_at <= $1 \
      ORDER BY id LIMIT $2";
-const GRACE_OVER: &str = "SELECT id FROM rotations WHERE state = 'DEPLOYED' AND grace_ends_at <= $1 ORDER BY id LIMIT $2";
+// An old version that ACTIVE API keys are hashed under waits for them.
+const GRACE_OVER: &str = "SELECT id FROM rotations WHERE state = 'DEPLOYED' AND grace_ends_at <= $1 AND NOT EXISTS \
+     (SELECT 1 FROM api_keys a JOIN key_versions v ON v.kid = a.pepper_kid WHERE a.pepper_kid = old_kid \
+     AND a.state = 'ACTIVE' AND v.state = 'VERIFY_ONLY') ORDER BY id LIMIT $2";
 // What a standing approval covers: opened by the scheduler, and the key still rotates AUTOMATIC.
 const STANDING: &str = "SELECT r.id FROM rotations r JOIN keys k ON k.id = r.key_id \
      WHERE r.state = $1 AND r.scheduled = 1 AND r.expires_at > $2 AND k.rotation_mode = 'AUTOMATIC' \

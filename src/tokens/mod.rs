@@ -117,4 +117,24 @@ impl Tokens {
             revocations: Arc::default(),
         }
     }
+
+    /// The URL of a path of the public listener, as others see it.
+    pub fn endpoint(&self, path: &str) -> String {
+        format!("{}{path}", self.config.issuer.trim_end_matches('/'))
+    }
+
+    /// The longest lifetime.
+    pub const fn longest_ttl(&self) -> Duration {
+        Duration::from_secs(self.config.max_ttl_seconds)
+    }
+
+    /// How far the clocks of two machines may differ.
+    pub const fn leeway(&self) -> Duration {
+        Duration::from_secs(self.config.leeway_seconds)
+    }
+
+    /// How long verifiers may keep the JWK Set.
+    pub const fn jwks_max_age(&self) -> Duration {
+        self.jwks_max_age
+    }
 }

@@ -80,6 +80,19 @@ pub struct Expectation {
     pub scopes: Vec<String>,
 }
 
+impl Expectation {
+    fn meets(&self, claims: &Claims) -> Result<(), Rejection> {
+        if !claims.aud.values().contains(&self.audience) {
+            return Err(Rejection::WrongAudience);
+        }
+        let mut required = self.scopes.iter();
+        match required.all(|scope| claims.scope.split(' ').any(|held| held == scope)) {
+            true => Ok(()),
+            false => Err(Rejection::InsufficientScope),
+        }
+    }
+}
+
 /// Values are borrowed: none of ours needs an escape, so one that has some is not ours.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -133,15 +146,55 @@ impl Tokens {
             Ok(parsed) => parsed,
             Err(rejection) => return Ok(Err(rejection)),
         };
-        let verified = match self.judge(&parsed, expected).await? {
-            Ok(verified) => verified,
+        let meets = |claims: &Claims| expected.meets(claims);
+        let judged = self.judge(&parsed, &expected.tenant, meets).await?;
+        Ok(judged.map(|verified| self.released(permit, &expected.tenant, verified)))
+    }
+
+    /// As `verify`, for whoever asks what a token of `tenant` is, whatever it is for.
+    pub async fn inspect(
+        &self,
+        permit: &Permit,
+        token: &str,
+        tenant: &TenantName,
+    ) -> Result<Result<(Claims, Kid), Rejection>> {
+        let parsed = match parse(token) {
+            Ok(parsed) => parsed,
             Err(rejection) => return Ok(Err(rejection)),
         };
+        let judged = self.judge(&parsed, tenant, |_| Ok(())).await?;
+        Ok(judged.map(|verified| self.released(permit, tenant, verified)))
+    }
+
+    /// May a token that was issued a while ago be handed out again? Then it is kept back if that changes before the
+    /// answer leaves.
+    pub async fn stands(
+        &self,
+        permit: &Permit,
+        tenant: &TenantName,
+        kid: &Kid,
+        jti: &str,
+    ) -> Result<bool> {
+        let Some(key) = self.keys.find_kid(tenant, kid).await? else {
+            return Ok(false);
+        };
+        let state = key.version(kid).map(|version| version.state());
+        if !state.is_some_and(VersionState::verifies) || self.check_revoked(tenant, jti).is_err() {
+            return Ok(false);
+        }
+        self.keys
+            .release_while(permit, &key, kid, VersionState::verifies);
+        self.release_unless_revoked(permit, tenant, jti);
+        Ok(true)
+    }
+
+    /// The answer that a token is valid, kept back if it is not any more when the answer is about to leave.
+    fn released(&self, permit: &Permit, tenant: &TenantName, verified: Verified) -> (Claims, Kid) {
         let Verified { claims, kid, key } = verified;
         self.keys
             .release_while(permit, &key, &kid, VersionState::verifies);
-        self.release_unless_revoked(permit, &expected.tenant, &claims.jti);
-        Ok(Ok((claims, kid)))
+        self.release_unless_revoked(permit, tenant, &claims.jti);
+        (claims, kid)
     }
 
     /// The claims of a token that authenticates a call to this daemon, whose `aud` is `audience`. The tenant is the one that
@@ -164,23 +217,26 @@ impl Tokens {
             audience: audience.to_owned(),
             scopes: Vec::new(),
         };
-        let judged = self.judge(&parsed, &expected).await?;
+        let meets = |claims: &Claims| expected.meets(claims);
+        let judged = self.judge(&parsed, &expected.tenant, meets).await?;
         Ok(judged.map(|verified| verified.claims))
     }
 
     async fn judge(
         &self,
         parsed: &Parsed<'_>,
-        expected: &Expectation,
+        tenant: &TenantName,
+        meets: impl FnOnce(&Claims) -> Result<(), Rejection>,
     ) -> Result<Result<Verified, Rejection>> {
-        let Some(key) = self.keys.find_kid(&expected.tenant, &parsed.kid).await? else {
+        let Some(key) = self.keys.find_kid(tenant, &parsed.kid).await? else {
             return Ok(Err(Rejection::UnknownKid));
         };
         let now = self.clock.now().seconds();
         let judged = signed(&key, parsed)
-            .and_then(|()| check_claims(&parsed.claims, expected, &self.config, now))
+            .and_then(|()| check_own(&parsed.claims, tenant, &self.config, now))
             .and_then(|claims| {
-                self.check_revoked(&expected.tenant, &claims.jti)?;
+                meets(&claims)?;
+                self.check_revoked(tenant, &claims.jti)?;
                 let kid = parsed.kid.clone();
                 Ok(Verified { claims, kid, key })
             });
@@ -222,10 +278,10 @@ fn named_tenant(json: &[u8]) -> Option<TenantName> {
     named.tenant.parse().ok()
 }
 
-/// `now` in seconds since the Unix epoch.
-fn check_claims(
+/// What every token of ours must say; `now` in seconds since the Unix epoch.
+fn check_own(
     json: &[u8],
-    expected: &Expectation,
+    tenant: &TenantName,
     config: &TokensConfig,
     now: i64,
 ) -> Result<Claims, Rejection> {
@@ -239,7 +295,7 @@ fn check_claims(
     if claims.iss != config.issuer {
         return Err(Rejection::WrongIssuer);
     }
-    if claims.tenant != expected.tenant.as_str() {
+    if claims.tenant != tenant.as_str() {
         return Err(Rejection::BadClaim);
     }
     let leeway = i64::try_from(config.leeway_seconds).unwrap_or(0);
@@ -253,13 +309,6 @@ fn check_claims(
     let lifetime = claims.exp.saturating_sub(claims.iat);
     if !(1..=LONGEST_TTL.cast_signed()).contains(&lifetime) {
         return Err(Rejection::BadClaim);
-    }
-    if !claims.aud.values().contains(&expected.audience) {
-        return Err(Rejection::WrongAudience);
-    }
-    let mut required = expected.scopes.iter();
-    if !required.all(|scope| claims.scope.split(' ').any(|held| held == scope)) {
-        return Err(Rejection::InsufficientScope);
     }
     Ok(claims)
 }

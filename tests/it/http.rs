@@ -2,14 +2,17 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, routing::post};
+use axum::{
+    Router,
+    routing::{get, post},
+};
 use bytes::Bytes;
 use claviger::{
     authn::{ClientCertificate, Manner, ReloadableTls},
     clock::Clock,
     error::{Error, Kind, Reason},
     health::Health,
-    http::{OpsConfig, PublicConfig, ops, problem, public},
+    http::{JwksSource, OpsConfig, PublicConfig, jwks, ops, problem, public},
     telemetry,
     tokens::JwksDocument,
 };
@@ -55,7 +58,9 @@ impl Site {
             let document = Arc::clone(&document);
             Box::pin(async move { Ok(document) }) as _
         };
-        let router = public::router(Arc::new(source), others);
+        let source: JwksSource = Arc::new(source);
+        let jwks = get(jwks::answer).with_state(source);
+        let router = public::dressed(Router::new().route(JWKS, jwks).merge(others));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let addr = listener.local_addr().expect("address");
         let stop = CancellationToken::new();

@@ -3,6 +3,7 @@
 mod abuse;
 mod access_option;
 mod api_doc;
+mod api_keys;
 mod audit_walk;
 mod authn;
 mod authz;
@@ -34,6 +35,7 @@ mod lifecycle_model;
 mod listener;
 mod macs;
 mod main_job;
+mod oauth;
 mod pkcs11;
 mod pki;
 mod planned;

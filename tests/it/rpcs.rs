@@ -2,6 +2,9 @@
 //!
 //! An RPC without a case here fails every such test, so that a new one cannot be forgotten.
 
+mod accounts;
+mod clients;
+
 use std::collections::BTreeMap;
 
 use bytes::{Buf, BufMut, Bytes};
@@ -195,6 +198,14 @@ impl World {
             }),
             "CreateTenant" | "ListTenants" | "CreatePrincipal" | "GrantRole" | "RevokeRole"
             | "ListPrincipals" => self.people(name).await,
+            "GetPrincipal" | "UpdatePrincipal" | "SuspendPrincipal" | "ResumePrincipal" => {
+                self.account_case(name).await
+            }
+            "CreateApiKey" | "GetApiKey" | "ListApiKeys" | "RotateApiKey" | "RevokeApiKey"
+            | "ListPeppers" => self.api_key_case(name).await,
+            "CreateClient" | "GetClient" | "UpdateClient" | "ListClients" => {
+                self.client_case(name).await
+            }
             "DeclareCompromise" | "GetIncident" | "ListIncidents" | "AddIncidentNote"
             | "CloseIncident" => self.incident(name).await,
             "RevokeToken" => {
