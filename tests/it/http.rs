@@ -8,8 +8,7 @@ use axum::{
 };
 use bytes::Bytes;
 use claviger::{
-    ClientCertificate, Manner,
-    authn::ReloadableTls,
+    authn::{ClientCertificate, Manner, ReloadableTls},
     clock::Clock,
     error::{Error, Kind, Reason},
     health::Health,

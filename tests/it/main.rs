@@ -5,6 +5,7 @@ mod access_option;
 mod api_doc;
 mod api_keys;
 mod audit_walk;
+mod authn;
 mod authz;
 mod bad_input;
 mod checkpoints;
