@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     audit::{ADMIN_STREAM, AccessLog, Reader},
-    authn::{self, Authn, ReloadableTls},
+    authn::{self, Authn, ClientCertificate, Issuers, Manner, ReloadableTls},
     authz::{Authz, Policies},
     backends::{
         Backend, Guarded,
         aws_kms::AwsKmsBackend,
         pkcs11::{Modules, Pkcs11Backend},
     },
-    clients::ApiKeys,
+    clients::{ApiKeys, Clients},
     clock::Clock,
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
@@ -27,7 +27,7 @@ use crate::{
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
-    http::{JwksSource, ops, public},
+    http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
         Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
@@ -65,6 +65,9 @@ impl std::error::Error for AppError {}
 /// Time for one backend call at the start; generating nothing, checking one key.
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
+/// Time between two readings of the keys of other issuers.
+const ISSUERS_REFRESH: Duration = Duration::from_secs(300);
+
 /// Runs the daemon until `shutdown` ends, then drains it.
 pub async fn run(
     config: Config,
@@ -73,8 +76,11 @@ pub async fn run(
 ) -> Result<(), AppError> {
     let metrics = telemetry::metrics().map_err(AppError::new)?;
     let policies = policies(config.authz.policies.as_deref())?;
-    let mtls = ReloadableTls::mtls(config.tls.clone(), clock.clone()).map_err(AppError::new)?;
-    let https = ReloadableTls::public(config.tls.clone(), clock.clone()).map_err(AppError::new)?;
+    let listener_tls = |manner| {
+        ReloadableTls::new(config.tls.clone(), clock.clone(), manner).map_err(AppError::new)
+    };
+    let mtls = listener_tls(Manner::grpc(config.grpc.client_certificate))?;
+    let https = listener_tls(Manner::public(config.public.client_certificate))?;
     let (mtls, https) = (Arc::new(mtls), Arc::new(https));
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
@@ -122,11 +128,8 @@ pub async fn run(
         .bootstrap(&config.bootstrap)
         .await
         .map_err(|e| AppError(format!("bootstrap: {e:?}")))?;
-    let authn = Arc::new(Authn::new(
-        Arc::clone(&directory),
-        Arc::clone(&gate),
-        clock.clone(),
-    ));
+    let issuers = Issuers::new(&config.authn.issuers).map_err(AppError::new)?;
+    let issuers = Arc::new(issuers);
     let keys = Keys::new(
         db.clone(),
         backends.clone(),
@@ -211,6 +214,31 @@ pub async fn run(
         config.tokens.clone(),
         Duration::from_secs(config.jwks.max_age_seconds),
     ));
+    let authn = Arc::new(Authn::new(
+        (
+            Arc::clone(&directory),
+            Arc::clone(&api_keys),
+            Arc::clone(&tokens),
+            Arc::clone(&gate),
+        ),
+        Arc::clone(&issuers),
+        clock.clone(),
+        config.authn.clone(),
+    ));
+    let clients = Arc::new(Clients::new(
+        db.clone(),
+        clock.clone(),
+        (Arc::clone(&directory), Arc::clone(&api_keys)),
+        (Arc::clone(&keys), Arc::clone(&tokens)),
+        config.oauth.clone(),
+    ));
+    let oauth = Arc::new(Oauth {
+        clients: Arc::clone(&clients),
+        tokens: Arc::clone(&tokens),
+        gate: Arc::clone(&gate),
+        throttle: Arc::clone(authn.throttle()),
+        patience: config.public.patience(),
+    });
     let parts = Parts {
         gate: Arc::clone(&gate),
         authn,
@@ -221,6 +249,7 @@ pub async fn run(
         erasures,
         incidents,
         tokens: Arc::clone(&tokens),
+        clients: Arc::clone(&clients),
         directory: Arc::clone(&directory),
         api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
@@ -234,6 +263,15 @@ pub async fn run(
         let tokens = Arc::clone(&published);
         Box::pin(async move { tokens.jwks().await })
     });
+    let asks_for_certificates = config.public.client_certificate != ClientCertificate::None;
+    let site = public::Site {
+        jwks,
+        oauth,
+        metadata: Metadata::new(&tokens, &config.oauth, asks_for_certificates),
+    };
+    let router = public::router(&site).map_err(AppError::new)?;
+    // It holds the gate, which has to end before the audit writer does.
+    drop(site);
     let uses = Arc::clone(&keys);
     let sampler = Sampler {
         keys: Arc::clone(&keys),
@@ -251,6 +289,7 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         authz,
         tokens,
+        clients,
         health: health.component("database"),
         replica: replica.clone(),
         seen: seen.map_or(0, |head| head.seq),
@@ -300,7 +339,6 @@ pub async fn run(
         let served = listener::run(routes, incoming, &grpc_config, grpc_stop).await;
         served.map_err(|e| AppError(format!("grpc listener: {e}")))
     });
-    let router = public::router(jwks, axum::Router::new());
     let (public_config, public_stop) = (config.public.clone(), stopped());
     let https_listener = Arc::clone(&https);
     tasks.spawn(async move {
@@ -333,6 +371,7 @@ pub async fn run(
     tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
+    tasks.spawn(done(issuers.refresh(ISSUERS_REFRESH, stopped())));
     tasks.spawn(done(watch_backends(watched, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
     tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));

@@ -15,9 +15,9 @@ use serde::Deserialize;
 
 use crate::{
     audit::{AccessConfig, AccessMode},
-    authn::TlsConfig,
+    authn::{AuthnConfig, ClientCertificate, TlsConfig},
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
-    clients::ApiKeysConfig,
+    clients::{ApiKeysConfig, OauthConfig},
     directory::BootstrapConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
@@ -55,6 +55,9 @@ pub struct Config {
     pub backends: BTreeMap<String, BackendConfig>,
     /// The key-encryption key.
     pub kek: KekConfig,
+    /// Who is let in.
+    #[serde(default)]
+    pub authn: AuthnConfig,
     /// Access policies.
     #[serde(default)]
     pub authz: AuthzConfig,
@@ -72,6 +75,9 @@ pub struct Config {
     /// The JWK Set.
     #[serde(default)]
     pub jwks: JwksConfig,
+    /// OAuth clients.
+    #[serde(default)]
+    pub oauth: OauthConfig,
     /// The change feed.
     #[serde(default)]
     pub feed: FeedConfig,
@@ -217,7 +223,22 @@ impl Config {
         if let Err(e) = self.tokens.check() {
             return wrong(e);
         }
+        if let Err(e) = self.authn.check(&self.tokens.issuer) {
+            return wrong(e);
+        }
+        if self.grpc.client_certificate == ClientCertificate::None {
+            return wrong("grpc.client_certificate must be required or optional".into());
+        }
+        if self.public.client_certificate == ClientCertificate::Required {
+            return wrong(
+                "public.client_certificate must be none or optional: verifiers of tokens have none"
+                    .into(),
+            );
+        }
         if let Err(e) = self.rotation.check(self.soak()) {
+            return wrong(e);
+        }
+        if let Err(e) = self.oauth.check() {
             return wrong(e);
         }
         if let Err(e) = self.scheduler.check() {

@@ -157,6 +157,19 @@ fn describe() {
         Unit::Seconds,
         "Time from the request's headers to the end of its answer."
     );
+    describe_counter!(
+        "claviger_http_requests_total",
+        "Requests of the public listener by route, exposure and status."
+    );
+    describe_histogram!(
+        "claviger_http_request_seconds",
+        Unit::Seconds,
+        "Time from the headers of a request of the public listener to those of its answer."
+    );
+    describe_counter!(
+        "claviger_authentication_failures_total",
+        "Credentials that did not count, by reason."
+    );
     describe_gauge!(
         "claviger_connections_open",
         "TLS connections that are open, handshakes included."

@@ -1,4 +1,5 @@
-//! TLS of the listeners: 1.3 only, and for gRPC with a client certificate, always.
+//! TLS of the listeners: 1.3 only. Whether a client must show a certificate, may, or is not asked, is up to the listener;
+//! one that is shown is always verified.
 //!
 //! No session is ever resumed: rustls would accept the certificate of the first handshake again, even after it expired
 //! or was revoked. The certificate on disk can be renewed while the daemon runs: [`ReloadableTls::reload`]
@@ -41,8 +42,7 @@ pub struct TlsConfig {
     pub certificate: PathBuf,
     /// The certificate's private key: PKCS#8, SEC1 or PKCS#1.
     pub key: PathBuf,
-    /// Certificates of the CAs whose clients may connect. Required by the gRPC listener; the public listener asks
-    /// for no client certificate and ignores it.
+    /// Certificates of the CAs whose client certificates count. Required where a listener asks for one.
     pub client_ca: Option<PathBuf>,
     /// Revocation lists of those CAs, in one file. With it, a client whose issuer has no list in the file
     /// is refused.
@@ -115,7 +115,7 @@ pub enum TlsError {
         /// When it becomes valid.
         not_before: Timestamp,
     },
-    /// The gRPC listener has no CA to check clients against.
+    /// A listener that asks for client certificates has no CA to check them against.
     #[error(
         "tls.client_ca is missing; set it to the PEM file of the CA that issues client certificates"
     )]
@@ -125,14 +125,84 @@ pub enum TlsError {
     Rustls(#[from] rustls::Error),
 }
 
-/// The configuration of the gRPC listener: a client certificate is required, ALPN is h2.
-pub fn server_config_mtls(config: &TlsConfig, clock: &Clock) -> Result<ServerConfig, TlsError> {
+/// Whether a listener asks its clients for a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientCertificate {
+    /// No connection without one.
+    Required,
+    /// Who has none may come with a token or an API key.
+    Optional,
+    /// Nobody is asked.
+    None,
+}
+
+/// How a listener speaks TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct Manner {
+    /// Whether it asks for a certificate.
+    pub client_certificate: ClientCertificate,
+    /// Protocols it offers, best first (RFC 7301).
+    pub alpn: &'static [&'static [u8]],
+}
+
+impl Manner {
+    /// The gRPC listener's.
+    pub const fn grpc(client_certificate: ClientCertificate) -> Self {
+        Self {
+            client_certificate,
+            alpn: &[b"h2"],
+        }
+    }
+
+    /// The public listener's.
+    pub const fn public(client_certificate: ClientCertificate) -> Self {
+        Self {
+            client_certificate,
+            alpn: &[b"h2", b"http/1.1"],
+        }
+    }
+}
+
+/// The configuration of a listener. Errors: a file that cannot be used, named.
+pub fn server_config(
+    config: &TlsConfig,
+    clock: &Clock,
+    manner: Manner,
+) -> Result<ServerConfig, TlsError> {
     let provider = provider();
+    let verifier = match manner.client_certificate {
+        ClientCertificate::None => WebPkiClientVerifier::no_client_auth(),
+        asked => verifier(config, &provider, asked)?,
+    };
+    let identity = files::certified_key(config, &provider, clock.now())?;
+    let time = Arc::new(ClockTime(clock.clone()));
+    let mut tls = ServerConfig::builder_with_details(provider, time)
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
+    tls.alpn_protocols = manner.alpn.iter().map(|name| name.to_vec()).collect();
+    // Resumption, by any of three ways, would skip the check of the client's certificate.
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    tls.ticketer = Arc::new(NoTickets);
+    tls.max_early_data_size = 0;
+    Ok(tls)
+}
+
+fn verifier(
+    config: &TlsConfig,
+    provider: &Arc<CryptoProvider>,
+    asked: ClientCertificate,
+) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let ca = config.client_ca.as_deref().ok_or(TlsError::NoClientCa)?;
     let mut verifier = WebPkiClientVerifier::builder_with_provider(
         Arc::new(files::roots("client_ca", ca)?),
-        Arc::clone(&provider),
+        Arc::clone(provider),
     );
+    if asked == ClientCertificate::Optional {
+        verifier = verifier.allow_unauthenticated();
+    }
     if let Some(crl) = &config.crl {
         verifier = verifier
             .with_crls(files::crls("crl", crl)?)
@@ -145,56 +215,32 @@ pub fn server_config_mtls(config: &TlsConfig, clock: &Clock) -> Result<ServerCon
         };
         unusable(setting, path, &e)
     })?;
-    server_config(config, clock, provider, verifier, &[b"h2"])
-}
-
-/// The configuration of the public listener: no client certificate, ALPN is h2 and http/1.1.
-pub fn server_config_public(config: &TlsConfig, clock: &Clock) -> Result<ServerConfig, TlsError> {
-    server_config(
-        config,
-        clock,
-        provider(),
-        WebPkiClientVerifier::no_client_auth(),
-        &[b"h2", b"http/1.1"],
-    )
+    Ok(verifier)
 }
 
 /// The TLS configuration of one listener, replaceable while it runs.
 pub struct ReloadableTls {
     config: TlsConfig,
     clock: Clock,
-    build: fn(&TlsConfig, &Clock) -> Result<ServerConfig, TlsError>,
+    manner: Manner,
     current: ArcSwap<ServerConfig>,
 }
 
 impl ReloadableTls {
-    /// For the gRPC listener.
-    pub fn mtls(config: TlsConfig, clock: Clock) -> Result<Self, TlsError> {
-        Self::new(config, clock, server_config_mtls)
-    }
-
-    /// For the public listener.
-    pub fn public(config: TlsConfig, clock: Clock) -> Result<Self, TlsError> {
-        Self::new(config, clock, server_config_public)
-    }
-
-    fn new(
-        config: TlsConfig,
-        clock: Clock,
-        build: fn(&TlsConfig, &Clock) -> Result<ServerConfig, TlsError>,
-    ) -> Result<Self, TlsError> {
-        let current = ArcSwap::from_pointee(build(&config, &clock)?);
+    /// Reads every file. Errors: one that cannot be used, named.
+    pub fn new(config: TlsConfig, clock: Clock, manner: Manner) -> Result<Self, TlsError> {
+        let current = ArcSwap::from_pointee(server_config(&config, &clock, manner)?);
         Ok(Self {
             config,
             clock,
-            build,
+            manner,
             current,
         })
     }
 
     /// Reads every file again. New connections use the result; on an error they go on with what there was.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = (self.build)(&self.config, &self.clock)?;
+        let fresh = server_config(&self.config, &self.clock, self.manner)?;
         self.current.store(Arc::new(fresh));
         Ok(())
     }
@@ -203,28 +249,6 @@ impl ReloadableTls {
     pub fn current(&self) -> Arc<ServerConfig> {
         self.current.load_full()
     }
-}
-
-fn server_config(
-    config: &TlsConfig,
-    clock: &Clock,
-    provider: Arc<CryptoProvider>,
-    verifier: Arc<dyn ClientCertVerifier>,
-    alpn: &[&[u8]],
-) -> Result<ServerConfig, TlsError> {
-    let identity = files::certified_key(config, &provider, clock.now())?;
-    let time = Arc::new(ClockTime(clock.clone()));
-    let mut tls = ServerConfig::builder_with_details(provider, time)
-        .with_protocol_versions(&[&TLS13])?
-        .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(identity)));
-    tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
-    // Resumption, by any of three ways, would skip the check of the client's certificate.
-    tls.send_tls13_tickets = 0;
-    tls.session_storage = Arc::new(NoServerSessionStorage {});
-    tls.ticketer = Arc::new(NoTickets);
-    tls.max_early_data_size = 0;
-    Ok(tls)
 }
 
 fn provider() -> Arc<CryptoProvider> {

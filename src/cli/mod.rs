@@ -21,6 +21,7 @@ mod kek;
 mod key;
 mod mac;
 mod migrate;
+mod oauth_client;
 mod options;
 mod output;
 mod pages;
@@ -96,6 +97,8 @@ enum Command {
     #[command(subcommand)]
     Principal(principal::Command),
     #[command(subcommand)]
+    Client(oauth_client::Command),
+    #[command(subcommand)]
     ApiKey(api_key::Command),
     #[command(subcommand)]
     Pepper(api_key::PepperCommand),
@@ -157,6 +160,7 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Tenant(tenant::Command::Proof(command)) => tenant::proof::run(command),
         Command::Tenant(command) => tenant::run(command, &options.connect().await?).await,
         Command::Principal(command) => principal::run(command, &options.connect().await?).await,
+        Command::Client(command) => oauth_client::run(command, &options.connect().await?).await,
         Command::ApiKey(command) => api_key::run(command, &options.connect().await?).await,
         Command::Pepper(command) => api_key::pepper(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
@@ -255,6 +259,12 @@ mod tests {
             "token revoke --jti J --reason r --expires 15min",
             "verify --key k --kid -_kid --signature -_sig",
             "incident close ID --postmortem PM-1 --idempotency-key pm-1",
+            "client create c --owner ID --method private-key-jwt --jwks f --scope a --scope b --audience api --coalesce",
+            "client create c --owner ID --method client-secret --audience api --token-ttl 5min",
+            "client list --tenant acme",
+            "client show ID",
+            "client update ID --no-scopes --suspend",
+            "client update ID --coalesce=false --resume",
             "principal show ID",
             "principal update ID --owner o --add-scope a --remove-scope b --add-identity cn:a --remove-identity cn:b",
             "principal suspend ID --reason r",
@@ -293,6 +303,11 @@ mod tests {
             ("key destroy approve ID", "--kid"),
             ("key list --due-within soon", "90d"),
             ("token revoke --jti J", "--reason"),
+            ("client create c --owner ID --audience api", "--method"),
+            (
+                "client create c --owner ID --method client-secret",
+                "--audience",
+            ),
             ("api-key create n", "--expires"),
             ("principal suspend ID", "--reason"),
             ("api-key list --owner o --tenant t", "cannot be used with"),

@@ -12,7 +12,7 @@ mod release;
 mod replay;
 mod stream;
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{future::Future, net::IpAddr, panic::AssertUnwindSafe, sync::Arc};
 
 use futures_util::FutureExt;
 use prost::Message;
@@ -30,9 +30,22 @@ use crate::{
     authz::{Authz, Decision},
     error::{Error, Reason, Result},
     fault,
-    model::{AccessKind, Action, Caller, Entity, Job, Resource},
+    model::{AccessKind, Action, Caller, Credential, Entity, Job, Resource},
     store::{Db, StoreError},
 };
+
+/// The action of a row that says which API key somebody came with (R-OAUTH-5).
+const API_KEY_USED: &str = "API_KEY_USED";
+
+/// Somebody who could not be let in.
+pub struct Stranger {
+    /// What they call themselves, as far as they have proved or claimed anything; no secret.
+    pub named: String,
+    /// Where they come from.
+    pub source: IpAddr,
+    /// Why they were not let in, UPPER_SNAKE_CASE.
+    pub reason: &'static str,
+}
 
 /// Decides, hands out permits, records.
 pub struct Gate {
@@ -296,24 +309,43 @@ impl Gate {
         self.authorize(caller, action, resource).is_ok()
     }
 
+    /// Records the use of an API key (R-OAUTH-5), in the same commit as the row of the call itself or before it. Nobody
+    /// waits for it here: that row is waited for.
+    pub fn note_api_key(&self, caller: &Caller, action: Action) {
+        let Credential::ApiKey(id) = &caller.credential else {
+            return;
+        };
+        if !self.log.records_success() {
+            return;
+        }
+        self.log.append_unawaited(Record {
+            tenant: caller.principal.tenant.as_str().to_owned(),
+            actor: caller.principal.id.to_string(),
+            actor_type: caller.principal.kind.as_str(),
+            action: API_KEY_USED,
+            entity: "api_key",
+            entity_id: id.to_string(),
+            outcome: Outcome::Success,
+            request_id: caller.request_id.to_string(),
+            data: format!(r#"{{"action":"{}"}}"#, action.name()),
+        });
+    }
+
     /// Records that somebody without a principal was turned away.
-    pub async fn refuse_stranger(
-        &self,
-        identity: &str,
-        action: Action,
-        request_id: &str,
-        reason: Reason,
-    ) {
+    pub async fn refuse_stranger(&self, stranger: Stranger, action: Action, request_id: &str) {
         let record = Record {
             tenant: crate::model::TenantName::SYSTEM.to_owned(),
-            actor: identity.to_owned(),
+            actor: stranger.named,
             actor_type: "unknown",
             action: action.name(),
             entity: "tenant",
             entity_id: crate::model::TenantName::SYSTEM.to_owned(),
             outcome: Outcome::Refused,
             request_id: request_id.to_owned(),
-            data: because(reason),
+            data: format!(
+                r#"{{"reason":"{}","source":"{}"}}"#,
+                stranger.reason, stranger.source
+            ),
         };
         if let Err(error) = self.log.append(record).await {
             tracing::error!(%error, "refusal of a stranger not recorded");

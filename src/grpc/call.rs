@@ -15,8 +15,8 @@ use zeroize::Zeroize;
 use super::{layers::RequestId, status::status};
 use crate::{
     audit::Reader,
-    authn::{Authn, ConnectedPeer},
-    clients::ApiKeys,
+    authn::{Authn, ConnectedPeer, Credentials},
+    clients::{ApiKeys, Clients},
     destruction::Destructions,
     directory::Directory,
     erasure::Erasures,
@@ -121,6 +121,8 @@ pub struct Parts {
     pub incidents: Arc<Incidents>,
     /// Tokens.
     pub tokens: Arc<Tokens>,
+    /// OAuth clients.
+    pub clients: Arc<Clients>,
     /// Tenants and principals.
     pub directory: Arc<Directory>,
     /// API keys.
@@ -174,13 +176,13 @@ impl Parts {
             .get::<RequestId>()
             .map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
         let peer = extensions.get::<ConnectedPeer>().cloned();
+        let credentials = Credentials::of(peer, request.metadata().as_ref());
         let given = request.metadata().get_all(IDEMPOTENCY_KEY).iter();
         let key: Vec<_> = given.cloned().collect();
         let answer = async {
-            let peer = peer.as_ref().map(|peer| &*peer.0);
             let mut caller = self
                 .authn
-                .caller(peer, Arc::clone(&request_id), action)
+                .caller(&credentials, Arc::clone(&request_id), action)
                 .await?;
             let message = request.into_inner();
             let answer = async {

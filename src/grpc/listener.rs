@@ -25,7 +25,7 @@ use tower::Service;
 
 use self::bounded::Bounded;
 use super::layers::RpcLayer;
-use crate::authn::AcceptLimits;
+use crate::authn::{AcceptLimits, ClientCertificate};
 
 /// Streams that a client may open and reset before we close its connection (CVE-2023-44487).
 const MAX_PENDING_RESETS: usize = 32;
@@ -44,7 +44,10 @@ const MAX_HEADER_BYTES: u32 = 16 << 10;
 pub struct GrpcConfig {
     /// Address and port to listen on.
     pub listen: SocketAddr,
-    /// Serve the reflection API, which lists every RPC to whoever has a client certificate.
+    /// `required`, the default, or `optional`: then tokens and API keys may come without a certificate, as far as
+    /// `authn.accept` takes them.
+    pub client_certificate: ClientCertificate,
+    /// Serve the reflection API, which lists every RPC to whoever can connect.
     pub reflection: bool,
     /// Connections open at the same time; over it, new ones are closed at once.
     pub max_connections: usize,
@@ -81,6 +84,7 @@ impl Default for GrpcConfig {
         let accept = AcceptLimits::default();
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8443)),
+            client_certificate: ClientCertificate::Required,
             reflection: false,
             max_connections: accept.max_connections,
             max_handshakes: accept.max_handshakes,

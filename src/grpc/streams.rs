@@ -32,7 +32,7 @@ use super::{
     status::status,
 };
 use crate::{
-    authn::ConnectedPeer,
+    authn::{ConnectedPeer, Credentials},
     error::{Error, Result},
     gate::{Ongoing, Permit, Place},
     keys::{Keys, Target},
@@ -57,12 +57,12 @@ pub async fn answer<W: Way>(
     let id = extensions.get::<RequestId>();
     let request_id = id.map_or_else(|| Arc::from(""), |id| Arc::clone(&id.0));
     let peer = extensions.get::<ConnectedPeer>().cloned();
+    let credentials = Arc::new(Credentials::of(peer, request.metadata().as_ref()));
     let bounds = extensions.get::<StreamBounds>().cloned();
     let admitted = async {
         let bounds = bounds.ok_or_else(|| Error::internal("a stream without bounds"))?;
-        let known = peer.as_ref().map(|peer| &*peer.0);
         let authn = &parts.authn;
-        let caller = authn.caller(known, Arc::clone(&request_id), W::ACTION);
+        let caller = authn.caller(&credentials, Arc::clone(&request_id), W::ACTION);
         let caller = caller.await?;
         let most = parts.limits.max_streams_per_principal;
         let place = parts.gate.admit_stream(&caller, most);
@@ -72,7 +72,7 @@ pub async fn answer<W: Way>(
     let (bounds, caller, place) = admitted.await.map_err(|e: Error| status(&e, &request_id))?;
     let work = Work::<W> {
         parts: parts.clone(),
-        peer,
+        credentials,
         caller,
         incoming: Incoming::new(request.into_inner(), bounds, parts.limits),
         stage: Stage::New(place),
@@ -170,7 +170,7 @@ impl<W: Way> Flow<W> {
 /// An open stream.
 struct Work<W: Way> {
     parts: Parts,
-    peer: Option<ConnectedPeer>,
+    credentials: Arc<Credentials>,
     caller: Caller,
     incoming: Incoming<W>,
     stage: Stage<W>,
@@ -223,7 +223,7 @@ impl<W: Way> Work<W> {
         };
         let again = Arc::new(Again {
             parts: self.parts.clone(),
-            peer: self.peer.clone(),
+            credentials: Arc::clone(&self.credentials),
             request_id: Arc::clone(&self.caller.request_id),
             action: W::ACTION,
             resource: target.resource(),
@@ -300,7 +300,7 @@ impl<W: Way> Running<W> {
 /// Who may encrypt now may not for ever: certificates end, principals lose their roles, and a stream goes on.
 struct Again {
     parts: Parts,
-    peer: Option<ConnectedPeer>,
+    credentials: Arc<Credentials>,
     request_id: Arc<str>,
     action: Action,
     resource: Resource,
@@ -308,10 +308,11 @@ struct Again {
 
 impl Again {
     async fn holds(self: Arc<Self>) -> Result<()> {
-        let peer = self.peer.as_ref().map(|peer| &*peer.0);
         let request_id = Arc::clone(&self.request_id);
         let authn = &self.parts.authn;
-        let caller = authn.caller(peer, request_id, self.action).await?;
+        let caller = authn
+            .again(&self.credentials, request_id, self.action)
+            .await?;
         let gate = &self.parts.gate;
         gate.recheck(&caller, self.action, &self.resource)
     }

@@ -40,6 +40,12 @@ impl TokenApi {
         if !(1..=MAX_AUDIENCES).contains(&r.audience.len()) {
             return Err(convert::invalid("audience must have 1 to 16 values"));
         }
+        // Whoever may issue tokens for others must not make one that authenticates here as somebody else.
+        if r.audience.iter().any(|aud| aud == self.0.authn.audience()) {
+            return Err(convert::invalid(
+                "this audience is the daemon's own; tokens for it come from the token endpoint",
+            ));
+        }
         let audience = r.audience.into_iter();
         let request = IssueToken {
             subject: or_own("subject", r.subject)?,

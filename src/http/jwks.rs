@@ -7,10 +7,8 @@
 use std::sync::Arc;
 
 use axum::{
-    Router,
     extract::State,
     response::{IntoResponse, Response},
-    routing::get,
 };
 use futures_util::future::BoxFuture;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -18,18 +16,11 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use super::problem::Problem;
 use crate::{error::Result, tokens::JwksDocument};
 
-/// Path of the document.
-pub const PATH: &str = "/.well-known/jwks.json";
-
 /// Gives the current document; called once per request.
 pub type JwksSource = Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<JwksDocument>>> + Send + Sync>;
 
-/// The route.
-pub fn routes(source: JwksSource) -> Router {
-    Router::new().route(PATH, get(jwks)).with_state(source)
-}
-
-async fn jwks(State(source): State<JwksSource>, request: HeaderMap) -> Response {
+/// Answers with the document.
+pub async fn answer(State(source): State<JwksSource>, request: HeaderMap) -> Response {
     let document = match source().await {
         Ok(document) => document,
         Err(error) => return Problem::from(&error).into_response(),

@@ -5,7 +5,11 @@
 
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, middleware, response::Response};
+use axum::{
+    Router, middleware,
+    response::Response,
+    routing::{MethodRouter, get, post},
+};
 use http::{HeaderName, HeaderValue, header};
 use serde::Deserialize;
 use tokio::net::TcpListener;
@@ -13,10 +17,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     jwks::{self, JwksSource},
+    metrics::{Routes, measured},
+    oauth::{self, Metadata, Oauth},
     problem::Problem,
     serve::{self, HttpLimits},
 };
-use crate::authn::{self, AcceptLimits, ReloadableTls};
+use crate::{
+    authn::{self, AcceptLimits, ClientCertificate, ReloadableTls},
+    model::{Action, ROUTES, Route},
+};
 
 /// Section `public`. Times are in seconds.
 #[derive(Clone, Debug, Deserialize)]
@@ -24,6 +33,8 @@ use crate::authn::{self, AcceptLimits, ReloadableTls};
 pub struct PublicConfig {
     /// Address and port to listen on.
     pub listen: SocketAddr,
+    /// `none`, the default, or `optional`: then OAuth clients may prove themselves by certificate.
+    pub client_certificate: ClientCertificate,
     /// Connections open at the same time; over it, new ones are closed at once.
     pub max_connections: usize,
     /// Time a client has for its TLS handshake.
@@ -42,6 +53,7 @@ impl Default for PublicConfig {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([0, 0, 0, 0], 8444)),
+            client_certificate: ClientCertificate::None,
             max_connections: 4096,
             handshake_timeout_seconds: 10,
             header_timeout_seconds: 10,
@@ -52,9 +64,53 @@ impl Default for PublicConfig {
     }
 }
 
-/// The JWKS route and `others`, with typed 404 and 405 and the security headers.
-pub fn router(jwks: JwksSource, others: Router) -> Router {
-    finish(jwks::routes(jwks).merge(others))
+impl PublicConfig {
+    /// How long a handler may take that wants to say itself that it took too long.
+    pub const fn patience(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_seconds.saturating_mul(900))
+    }
+}
+
+/// What answers on the public listener.
+pub struct Site {
+    /// Gives the JWK Set.
+    pub jwks: JwksSource,
+    /// The OAuth endpoints.
+    pub oauth: Arc<Oauth>,
+    /// What they are and take.
+    pub metadata: Metadata,
+}
+
+/// Every route that is declared, and no other (R-ACL-1, R-ACL-4). Errors: nothing answers on a declared route.
+pub fn router(site: &Site) -> Result<Router, String> {
+    let mut router = Router::new();
+    for route in ROUTES {
+        let handler = handler(route, site)
+            .ok_or_else(|| format!("nothing answers {} {}", route.method, route.path))?;
+        router = router.route(route.path, handler);
+    }
+    Ok(dressed(router))
+}
+
+fn handler(route: &Route, site: &Site) -> Option<MethodRouter> {
+    let oauth = Arc::clone(&site.oauth);
+    match (route.method, route.action) {
+        ("GET", Action::GetJwks) => Some(get(jwks::answer).with_state(Arc::clone(&site.jwks))),
+        ("GET", Action::GetMetadata) => {
+            let metadata = site.metadata.clone();
+            Some(get(async move || metadata.answer()))
+        }
+        ("POST", Action::IssueClientToken) => Some(post(oauth::token).with_state(oauth)),
+        ("POST", Action::IntrospectToken) => Some(post(oauth::introspect).with_state(oauth)),
+        ("POST", Action::RevokeOwnToken) => Some(post(oauth::revoke).with_state(oauth)),
+        _ => None,
+    }
+}
+
+/// What all routes of the listener share: typed 404 and 405, security headers, metrics.
+pub fn dressed(routes: Router) -> Router {
+    let handles = Arc::new(Routes::new());
+    finish(routes).layer(middleware::from_fn_with_state(handles, measured))
 }
 
 /// Serves `router` over TLS until `shutdown` ends, then drains.

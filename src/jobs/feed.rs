@@ -15,7 +15,7 @@ use tokio::{
 use crate::{
     audit::{ADMIN_STREAM, Outcome},
     authz::Authz,
-    clients::ApiKeys,
+    clients::{ApiKeys, Clients},
     directory::Directory,
     error::{Error, Reason, Result},
     gate::Freshness,
@@ -64,6 +64,8 @@ pub struct Feed {
     pub authz: Arc<Authz>,
     /// Learns which tokens are revoked.
     pub tokens: Arc<Tokens>,
+    /// Forgets OAuth clients.
+    pub clients: Arc<Clients>,
     /// Says whether the database answers.
     pub health: Component,
     /// Name that this replica reports itself under.
@@ -165,11 +167,16 @@ impl Feed {
                 Ok(id) => self.api_keys.forget(id),
                 Err(_) => self.api_keys.forget_all(),
             },
-            // Its state is kept with each of its keys.
-            "client" => self.api_keys.forget_all(),
             // Says what is on a device, and nothing that is cached.
             "intent" => {}
             "token" => self.learn_revocation(row),
+            "client" => {
+                // Its state is kept with each of its keys.
+                self.api_keys.forget_all();
+                self.forget_client(&row.entity_id);
+            }
+            // A client revoked a token that is none of its own: nothing happened.
+            "tenant" if row.action == Action::RevokeOwnToken.name() => {}
             // A checkpoint changes nothing that is cached.
             "audit" => {}
             // What shows a data key under the old KEK is true as long as that one unwraps.
@@ -181,7 +188,15 @@ impl Feed {
             _ => {
                 self.directory.forget();
                 self.authz.forget();
+                self.clients.forget_tokens();
             }
+        }
+    }
+
+    fn forget_client(&self, id: &str) {
+        match id.parse() {
+            Ok(id) => self.clients.forget(id),
+            Err(_) => tracing::error!(id, "a change of a client names none"),
         }
     }
 

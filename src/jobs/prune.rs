@@ -1,5 +1,5 @@
-//! Forgets answers that nobody will ask for again, revocations of tokens that have expired, and webhook deliveries that
-//! are too old to come again.
+//! Forgets answers that nobody will ask for again, revocations of tokens that have expired, and webhook deliveries and
+//! client assertions that are too old to come again.
 
 use std::time::Duration;
 
@@ -43,8 +43,8 @@ impl IdempotencyConfig {
     }
 }
 
-/// Forgets the answers to mutating calls that are older than the retention, and revocations and webhook deliveries that
-/// are over, by database time.
+/// Forgets the answers to mutating calls that are older than the retention, and revocations, webhook deliveries and
+/// client assertions that are over, by database time.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let mut tx = work.db.begin().await?;
     tx.hold(term).await?;
@@ -55,9 +55,16 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let answers = tx.prune_answers(Timestamp::from_micros(before)).await?;
     let revocations = tx.prune_revocations(now).await?;
     let webhooks = tx.prune_webhooks(now).await?;
+    let assertions = tx.prune_assertions(now).await?;
     tx.commit().await?;
-    if answers + revocations + webhooks > 0 {
-        tracing::debug!(answers, revocations, webhooks, "forgot what is over");
+    if answers + revocations + webhooks + assertions > 0 {
+        tracing::debug!(
+            answers,
+            revocations,
+            webhooks,
+            assertions,
+            "forgot what is over"
+        );
     }
     Ok(())
 }

@@ -70,7 +70,11 @@ impl Keys {
         version: &Version,
         signing_input: &[u8],
     ) -> Result<Vec<u8>> {
-        permit.covers_key(Action::IssueToken, key.key.id)?;
+        // A client is permitted to have tokens of its tenant; which key signs them is configured.
+        match permit.covers_tenant(Action::IssueClientToken, &key.key.tenant) {
+            Ok(()) => {}
+            Err(_) => permit.covers_key(Action::IssueToken, key.key.id)?,
+        }
         key.expect(Purpose::TokenSigning, "IssueToken")?;
         self.sign_with(permit, key, version, SignInput::Message(signing_input))
             .await

@@ -7,6 +7,7 @@
 mod alerts;
 mod api_keys;
 mod audit;
+mod clients;
 mod destructions;
 mod doctor;
 mod engine;

@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 
 pub use claims::{Claims, Confirmation};
 pub use issue::{IssueToken, Issued};
+pub use json::is_plain_object;
 pub use jwks::{JwksConfig, JwksDocument};
 pub use revoke::RevokeToken;
 pub use verify::{Expectation, Rejection};
@@ -91,6 +92,11 @@ pub struct Tokens {
 }
 
 impl Tokens {
+    /// `iss` of every token.
+    pub fn issuer(&self) -> &str {
+        &self.config.issuer
+    }
+
     /// Tokens over these parts.
     pub fn new(
         db: Db,
@@ -110,5 +116,25 @@ impl Tokens {
             marks: marks::Marks::new(),
             revocations: Arc::default(),
         }
+    }
+
+    /// The URL of a path of the public listener, as others see it.
+    pub fn endpoint(&self, path: &str) -> String {
+        format!("{}{path}", self.config.issuer.trim_end_matches('/'))
+    }
+
+    /// The longest lifetime.
+    pub const fn longest_ttl(&self) -> Duration {
+        Duration::from_secs(self.config.max_ttl_seconds)
+    }
+
+    /// How far the clocks of two machines may differ.
+    pub const fn leeway(&self) -> Duration {
+        Duration::from_secs(self.config.leeway_seconds)
+    }
+
+    /// How long verifiers may keep the JWK Set.
+    pub const fn jwks_max_age(&self) -> Duration {
+        self.jwks_max_age
     }
 }

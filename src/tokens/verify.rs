@@ -12,7 +12,7 @@
 //! - What RevokeToken could not name, or what would outlive its revocation, is no token: `jti` is a UUID, and `exp` at
 //!   most a day after `iat`.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
@@ -22,6 +22,7 @@ use super::{Claims, LONGEST_TTL, Tokens, TokensConfig, json::is_plain_object};
 use crate::{
     error::Result,
     gate::Permit,
+    keys::KeySnapshot,
     model::{Kid, PrincipalKind, Purpose, SignInput, TenantName, VersionState},
 };
 
@@ -79,6 +80,19 @@ pub struct Expectation {
     pub scopes: Vec<String>,
 }
 
+impl Expectation {
+    fn meets(&self, claims: &Claims) -> Result<(), Rejection> {
+        if !claims.aud.values().contains(&self.audience) {
+            return Err(Rejection::WrongAudience);
+        }
+        let mut required = self.scopes.iter();
+        match required.all(|scope| claims.scope.split(' ').any(|held| held == scope)) {
+            true => Ok(()),
+            false => Err(Rejection::InsufficientScope),
+        }
+    }
+}
+
 /// Values are borrowed: none of ours needs an escape, so one that has some is not ours.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,6 +127,13 @@ impl Rejection {
     }
 }
 
+/// A token that is what it says, and the key that proves it.
+struct Verified {
+    claims: Claims,
+    kid: Kid,
+    key: Arc<KeySnapshot>,
+}
+
 impl Tokens {
     /// The claims and the kid of a valid token, or why it is rejected. Errors only when nothing can be said.
     pub async fn verify(
@@ -125,52 +146,142 @@ impl Tokens {
             Ok(parsed) => parsed,
             Err(rejection) => return Ok(Err(rejection)),
         };
-        let Some(key) = self.keys.find_kid(&expected.tenant, &parsed.kid).await? else {
+        let meets = |claims: &Claims| expected.meets(claims);
+        let judged = self.judge(&parsed, &expected.tenant, meets).await?;
+        Ok(judged.map(|verified| self.released(permit, &expected.tenant, verified)))
+    }
+
+    /// As `verify`, for whoever asks what a token of `tenant` is, whatever it is for.
+    pub async fn inspect(
+        &self,
+        permit: &Permit,
+        token: &str,
+        tenant: &TenantName,
+    ) -> Result<Result<(Claims, Kid), Rejection>> {
+        let parsed = match parse(token) {
+            Ok(parsed) => parsed,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let judged = self.judge(&parsed, tenant, |_| Ok(())).await?;
+        Ok(judged.map(|verified| self.released(permit, tenant, verified)))
+    }
+
+    /// May a token that was issued a while ago be handed out again? Then it is kept back if that changes before the
+    /// answer leaves.
+    pub async fn stands(
+        &self,
+        permit: &Permit,
+        tenant: &TenantName,
+        kid: &Kid,
+        jti: &str,
+    ) -> Result<bool> {
+        let Some(key) = self.keys.find_kid(tenant, kid).await? else {
+            return Ok(false);
+        };
+        let state = key.version(kid).map(|version| version.state());
+        if !state.is_some_and(VersionState::verifies) || self.check_revoked(tenant, jti).is_err() {
+            return Ok(false);
+        }
+        self.keys
+            .release_while(permit, &key, kid, VersionState::verifies);
+        self.release_unless_revoked(permit, tenant, jti);
+        Ok(true)
+    }
+
+    /// The answer that a token is valid, kept back if it is not any more when the answer is about to leave.
+    fn released(&self, permit: &Permit, tenant: &TenantName, verified: Verified) -> (Claims, Kid) {
+        let Verified { claims, kid, key } = verified;
+        self.keys
+            .release_while(permit, &key, &kid, VersionState::verifies);
+        self.release_unless_revoked(permit, tenant, &claims.jti);
+        (claims, kid)
+    }
+
+    /// The claims of a token that authenticates a call to this daemon, whose `aud` is `audience`. The tenant is the one that
+    /// the token names: it must be that of the key that signed it. Whoever acts on the claims goes through the gate, which
+    /// looks at the freshness of this replica. Errors only when nothing can be said.
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        audience: &str,
+    ) -> Result<Result<Claims, Rejection>> {
+        let parsed = match parse(token) {
+            Ok(parsed) => parsed,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let Some(tenant) = named_tenant(&parsed.claims) else {
+            return Ok(Err(Rejection::BadClaim));
+        };
+        let expected = Expectation {
+            tenant,
+            audience: audience.to_owned(),
+            scopes: Vec::new(),
+        };
+        let meets = |claims: &Claims| expected.meets(claims);
+        let judged = self.judge(&parsed, &expected.tenant, meets).await?;
+        Ok(judged.map(|verified| verified.claims))
+    }
+
+    async fn judge(
+        &self,
+        parsed: &Parsed<'_>,
+        tenant: &TenantName,
+        meets: impl FnOnce(&Claims) -> Result<(), Rejection>,
+    ) -> Result<Result<Verified, Rejection>> {
+        let Some(key) = self.keys.find_kid(tenant, &parsed.kid).await? else {
             return Ok(Err(Rejection::UnknownKid));
         };
-        let signed = || {
-            if key.key.purpose != Purpose::TokenSigning {
-                return Err(Rejection::UnknownKid);
-            }
-            let version = key.version(&parsed.kid).ok_or(Rejection::UnknownKid)?;
-            if parsed.alg != key.key.algorithm.as_str() {
-                return Err(Rejection::WrongAlgorithm);
-            }
-            match version.state() {
-                VersionState::Active | VersionState::VerifyOnly => {}
-                VersionState::PreActive => return Err(Rejection::InactiveKid),
-                VersionState::Retired | VersionState::Destroyed => {
-                    return Err(Rejection::RetiredKid);
-                }
-                VersionState::Compromised => return Err(Rejection::CompromisedKid),
-            }
-            let verifier = version.verifier.as_ref().ok_or(Rejection::UnknownKid)?;
-            let input = SignInput::Message(parsed.signing_input.as_bytes());
-            match verifier.verifies(input, &parsed.signature) {
-                true => Ok(()),
-                false => Err(Rejection::BadSignature),
-            }
-        };
         let now = self.clock.now().seconds();
-        let verified = signed()
-            .and_then(|()| check_claims(&parsed.claims, expected, &self.config, now))
+        let judged = signed(&key, parsed)
+            .and_then(|()| check_own(&parsed.claims, tenant, &self.config, now))
             .and_then(|claims| {
-                self.check_revoked(&expected.tenant, &claims.jti)?;
-                Ok((claims, parsed.kid.clone()))
+                meets(&claims)?;
+                self.check_revoked(tenant, &claims.jti)?;
+                let kid = parsed.kid.clone();
+                Ok(Verified { claims, kid, key })
             });
-        if let Ok((claims, kid)) = &verified {
-            self.keys
-                .release_while(permit, &key, kid, VersionState::verifies);
-            self.release_unless_revoked(permit, &expected.tenant, &claims.jti);
-        }
-        Ok(verified)
+        Ok(judged)
     }
 }
 
-/// `now` in seconds since the Unix epoch.
-fn check_claims(
+/// Is it signed by a version of this key that verifies?
+fn signed(key: &KeySnapshot, parsed: &Parsed<'_>) -> Result<(), Rejection> {
+    if key.key.purpose != Purpose::TokenSigning {
+        return Err(Rejection::UnknownKid);
+    }
+    let version = key.version(&parsed.kid).ok_or(Rejection::UnknownKid)?;
+    if parsed.alg != key.key.algorithm.as_str() {
+        return Err(Rejection::WrongAlgorithm);
+    }
+    match version.state() {
+        VersionState::Active | VersionState::VerifyOnly => {}
+        VersionState::PreActive => return Err(Rejection::InactiveKid),
+        VersionState::Retired | VersionState::Destroyed => return Err(Rejection::RetiredKid),
+        VersionState::Compromised => return Err(Rejection::CompromisedKid),
+    }
+    let verifier = version.verifier.as_ref().ok_or(Rejection::UnknownKid)?;
+    let input = SignInput::Message(parsed.signing_input.as_bytes());
+    match verifier.verifies(input, &parsed.signature) {
+        true => Ok(()),
+        false => Err(Rejection::BadSignature),
+    }
+}
+
+/// `tenant` of claims that nobody has verified: it chooses where the key is looked for, and the key's tenant is what the
+/// verified claims are held to.
+fn named_tenant(json: &[u8]) -> Option<TenantName> {
+    #[derive(Deserialize)]
+    struct Named {
+        tenant: String,
+    }
+    let named: Named = serde_json::from_slice(json).ok()?;
+    named.tenant.parse().ok()
+}
+
+/// What every token of ours must say; `now` in seconds since the Unix epoch.
+fn check_own(
     json: &[u8],
-    expected: &Expectation,
+    tenant: &TenantName,
     config: &TokensConfig,
     now: i64,
 ) -> Result<Claims, Rejection> {
@@ -184,7 +295,7 @@ fn check_claims(
     if claims.iss != config.issuer {
         return Err(Rejection::WrongIssuer);
     }
-    if claims.tenant != expected.tenant.as_str() {
+    if claims.tenant != tenant.as_str() {
         return Err(Rejection::BadClaim);
     }
     let leeway = i64::try_from(config.leeway_seconds).unwrap_or(0);
@@ -198,13 +309,6 @@ fn check_claims(
     let lifetime = claims.exp.saturating_sub(claims.iat);
     if !(1..=LONGEST_TTL.cast_signed()).contains(&lifetime) {
         return Err(Rejection::BadClaim);
-    }
-    if !claims.aud.values().contains(&expected.audience) {
-        return Err(Rejection::WrongAudience);
-    }
-    let mut required = expected.scopes.iter();
-    if !required.all(|scope| claims.scope.split(' ').any(|held| held == scope)) {
-        return Err(Rejection::InsufficientScope);
     }
     Ok(claims)
 }

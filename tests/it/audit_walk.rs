@@ -127,6 +127,8 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "ListTenantDestructions"
         | "ListAuditEvents"
         | "VerifyAudit" => ("auditor", Some("admin")),
+        "CreateClient" | "UpdateClient" => ("admin", Some("auditor")),
+        "GetClient" | "ListClients" => ("auditor", Some("officer")),
         "UpdatePrincipal" | "SuspendPrincipal" | "ResumePrincipal" | "CreateApiKey"
         | "RotateApiKey" | "RevokeApiKey" => ("admin", Some("auditor")),
         "GetPrincipal" | "GetApiKey" | "ListApiKeys" | "ListPeppers" => ("auditor", Some("issuer")),

@@ -29,7 +29,8 @@ pub async fn hmac(hash: &str, secret: &[u8], message: &[u8]) -> Vec<u8> {
     mac.as_chunks::<2>().0.iter().map(byte).collect()
 }
 
-async fn script(name: &str, arguments: &[&str], input: &Value) -> Value {
+/// Runs a script of tests/it with JSON on its standard input; what it prints.
+pub async fn script(name: &str, arguments: &[&str], input: &Value) -> Value {
     let python = tokio::task::spawn_blocking(python).await.expect("python");
     let script = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/it")

@@ -2,14 +2,17 @@
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, routing::post};
+use axum::{
+    Router,
+    routing::{get, post},
+};
 use bytes::Bytes;
 use claviger::{
-    authn::ReloadableTls,
+    authn::{ClientCertificate, Manner, ReloadableTls},
     clock::Clock,
     error::{Error, Kind, Reason},
     health::Health,
-    http::{OpsConfig, PublicConfig, ops, problem, public},
+    http::{JwksSource, OpsConfig, PublicConfig, jwks, ops, problem, public},
     telemetry,
     tokens::JwksDocument,
 };
@@ -44,13 +47,20 @@ impl Site {
     async fn with(config: PublicConfig, others: Router) -> Self {
         let ca = Ca::new("test CA");
         let files = Files::new(&ca, &ca.server());
-        let tls = ReloadableTls::public(files.config(), Clock::System).expect("TLS");
+        let tls = ReloadableTls::new(
+            files.config(),
+            Clock::System,
+            Manner::public(ClientCertificate::None),
+        )
+        .expect("TLS");
         let document = Arc::new(JwksDocument::new("{\"keys\":[]}", Duration::from_secs(300)));
         let source = move || {
             let document = Arc::clone(&document);
             Box::pin(async move { Ok(document) }) as _
         };
-        let router = public::router(Arc::new(source), others);
+        let source: JwksSource = Arc::new(source);
+        let jwks = get(jwks::answer).with_state(source);
+        let router = public::dressed(Router::new().route(JWKS, jwks).merge(others));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let addr = listener.local_addr().expect("address");
         let stop = CancellationToken::new();

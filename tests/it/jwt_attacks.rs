@@ -4,7 +4,7 @@
 //! that the daemon takes for its own. So a rejection is for the reason that it names, and not for a broken signature.
 
 mod attacks;
-mod forge;
+pub mod forge;
 mod weak_keys;
 
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use std::{convert::Infallible, future, net::SocketAddr, sync::Arc, time::Duratio
 
 use bytes::{Bytes, BytesMut};
 use claviger::{
-    authn::{ConnectedPeer, ReloadableTls, accept},
+    authn::{ClientCertificate, ConnectedPeer, Manner, ReloadableTls, accept},
     clock::Clock,
     grpc::{
         layers::{Deadline, RequestId},
@@ -405,7 +405,12 @@ async fn handlers_see_who_is_on_the_other_end() {
     const ALICE: &str = "spiffe://example.org/alice";
     let ca = Ca::new("test CA");
     let files = Files::new(&ca, &ca.server());
-    let tls = ReloadableTls::mtls(files.config(), Clock::System).expect("TLS");
+    let tls = ReloadableTls::new(
+        files.config(),
+        Clock::System,
+        Manner::grpc(ClientCertificate::Required),
+    )
+    .expect("TLS");
     let service = tower::service_fn(async |request: Request<Body>| {
         let peer = request.extensions().get::<ConnectedPeer>().expect("peer");
         Ok::<_, Infallible>(Status::aborted(peer.identities[0].as_str()).into_http::<Body>())

@@ -3,6 +3,7 @@
 //! An RPC without a case here fails every such test, so that a new one cannot be forgotten.
 
 mod accounts;
+mod clients;
 
 use std::collections::BTreeMap;
 
@@ -202,6 +203,9 @@ impl World {
             }
             "CreateApiKey" | "GetApiKey" | "ListApiKeys" | "RotateApiKey" | "RevokeApiKey"
             | "ListPeppers" => self.api_key_case(name).await,
+            "CreateClient" | "GetClient" | "UpdateClient" | "ListClients" => {
+                self.client_case(name).await
+            }
             "DeclareCompromise" | "GetIncident" | "ListIncidents" | "AddIncidentNote"
             | "CloseIncident" => self.incident(name).await,
             "RevokeToken" => {

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use claviger::{
-    authn::{AcceptLimits, Peer, ReloadableTls, TlsConn, accept},
+    authn::{AcceptLimits, ClientCertificate, Manner, Peer, ReloadableTls, TlsConn, accept},
     clock::Clock,
     model::Timestamp,
     telemetry,
@@ -39,7 +39,12 @@ impl Site {
         let ca = Ca::new("test CA");
         let files = Files::new(&ca, &ca.server());
         let clock = clock();
-        let tls = ReloadableTls::mtls(files.config(), clock.clone()).expect("TLS");
+        let tls = ReloadableTls::new(
+            files.config(),
+            clock.clone(),
+            Manner::grpc(ClientCertificate::Required),
+        )
+        .expect("TLS");
         Self {
             ca,
             files,
@@ -336,7 +341,12 @@ fn errors_name_the_file_and_what_is_wrong_with_it() {
     let server = ca.server();
     let files = Files::new(&ca, &server);
     let fails = || {
-        let error = ReloadableTls::mtls(files.config(), clock()).err();
+        let error = ReloadableTls::new(
+            files.config(),
+            clock(),
+            Manner::grpc(ClientCertificate::Required),
+        )
+        .err();
         error.expect("refused").to_string()
     };
     let has = |text: &str, parts: &[&str]| {
@@ -366,7 +376,9 @@ fn errors_name_the_file_and_what_is_wrong_with_it() {
     has(&fails(), &["tls.client_ca", "ca.pem", "no certificate"]);
     let mut config = files.config();
     config.client_ca = None;
-    let error = ReloadableTls::mtls(config, clock()).err().expect("refused");
+    let error = ReloadableTls::new(config, clock(), Manner::grpc(ClientCertificate::Required))
+        .err()
+        .expect("refused");
     has(&error.to_string(), &["tls.client_ca is missing"]);
 }
 
@@ -379,7 +391,8 @@ async fn a_revoked_certificate_is_refused() {
     site.files.write("crl.pem", &site.ca.crl(7));
     let mut config = site.files.config();
     config.crl = Some(site.files.path("crl.pem"));
-    let tls = ReloadableTls::mtls(config, clock()).expect("TLS");
+    let tls = ReloadableTls::new(config, clock(), Manner::grpc(ClientCertificate::Required))
+        .expect("TLS");
     let site = Site {
         tls: Arc::new(tls),
         ..site

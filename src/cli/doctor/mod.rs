@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     app,
-    authn::{self, ReloadableTls, TlsConfig},
+    authn::{self, ClientCertificate, Manner, ReloadableTls, TlsConfig},
     backends::pkcs11::Modules,
     clock::Clock,
     config::Config,
@@ -96,7 +96,11 @@ async fn live(config: &Config, args: &Args, report: &mut Report) -> Result<()> {
 }
 
 fn certificates(tls: &TlsConfig, report: &mut Report) -> Result<()> {
-    let usable = ReloadableTls::mtls(tls.clone(), Clock::System);
+    let usable = ReloadableTls::new(
+        tls.clone(),
+        Clock::System,
+        Manner::grpc(ClientCertificate::Required),
+    );
     let usable = usable.map(|_| "certificate, key and client CA fit together");
     report.check("tls", usable)?;
     let files = [

@@ -44,6 +44,8 @@ pub enum Rejection {
     OwnerGone,
     /// The client whose secret it is is suspended.
     ClientSuspended,
+    /// It is the secret of a client, which proves the client at the OAuth endpoints and nobody elsewhere.
+    OfClient,
     /// The version of the pepper that it is hashed under does not verify any more: it was declared compromised.
     PepperUnusable,
 }
@@ -59,6 +61,7 @@ impl Rejection {
             Self::OwnerSuspended => "API_KEY_OWNER_SUSPENDED",
             Self::OwnerGone => "API_KEY_OWNER_GONE",
             Self::ClientSuspended => "API_KEY_CLIENT_SUSPENDED",
+            Self::OfClient => "API_KEY_OF_CLIENT",
             Self::PepperUnusable => "API_KEY_PEPPER_UNUSABLE",
         }
     }

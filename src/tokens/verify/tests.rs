@@ -22,6 +22,17 @@ fn expected(scopes: &[&str]) -> Expectation {
     }
 }
 
+/// As `Tokens::verify` looks at claims.
+fn check_claims(
+    json: &[u8],
+    expected: &Expectation,
+    config: &TokensConfig,
+    now: i64,
+) -> Result<Claims, Rejection> {
+    let claims = check_own(json, &expected.tenant, config, now)?;
+    expected.meets(&claims).map(|()| claims)
+}
+
 fn claims() -> Value {
     json!({
         "iss": "https://issuer.test",

@@ -123,6 +123,12 @@ impl Setup {
         daemon
     }
 
+    /// As `start`, beside a daemon that was set up `for_two`.
+    pub async fn start_beside(mut self, _other: &Daemon) -> Daemon {
+        self.turns = 0;
+        self.start().await
+    }
+
     /// Provisions and does not start.
     pub async fn provision(self) -> Daemon {
         let turn = TURNS.acquire_many(self.turns).await.expect("never closed");

@@ -20,7 +20,7 @@ fn hours(hours: i64) -> Option<prost_types::Timestamp> {
 
 impl World {
     /// A new service in acme.
-    async fn account(&self) -> String {
+    pub(super) async fn account(&self) -> String {
         let request = CreatePrincipalRequest {
             tenant: "acme".into(),
             name: fresh("account"),

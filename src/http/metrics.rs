@@ -1,0 +1,132 @@
+//! Count and duration of every request of the public listener, by route, exposure and status (R-ACL-4).
+//!
+//! Labels come from the table of routes and never from the request: a path that is not in it counts as `unknown`. A
+//! client that leaves before its answer counts as `cancelled`.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use axum::{
+    extract::{Request, State},
+    middleware::Next,
+    response::Response,
+};
+use metrics::{Counter, Histogram, counter, histogram};
+
+use crate::model::ROUTES;
+
+/// Statuses that have a label of their own.
+const CODES: [(u16, &str); 15] = [
+    (200, "200"),
+    (304, "304"),
+    (400, "400"),
+    (401, "401"),
+    (403, "403"),
+    (404, "404"),
+    (405, "405"),
+    (409, "409"),
+    (413, "413"),
+    (429, "429"),
+    (500, "500"),
+    (503, "503"),
+    (504, "504"),
+    (0, "other"),
+    (1, "cancelled"),
+];
+const CANCELLED: u16 = 1;
+
+/// The handles of every route.
+pub(super) struct Routes {
+    by_path: HashMap<&'static str, usize>,
+    /// The last one is `unknown`.
+    handles: Vec<Handles>,
+}
+
+struct Handles {
+    route: &'static str,
+    exposure: &'static str,
+    seconds: Histogram,
+    /// By code, and only those that occurred.
+    totals: [OnceLock<Counter>; CODES.len()],
+}
+
+/// One request under way.
+struct Observation {
+    routes: Arc<Routes>,
+    index: usize,
+    started: Instant,
+    code: u16,
+}
+
+/// Counts a request when its answer is there, or nobody waits for it any more.
+pub(super) async fn measured(
+    State(routes): State<Arc<Routes>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let mut observation = Observation::start(routes, request.uri().path());
+    let response = next.run(request).await;
+    observation.code = response.status().as_u16();
+    response
+}
+
+impl Routes {
+    pub(super) fn new() -> Self {
+        let mut by_path = HashMap::new();
+        let mut handles = Vec::new();
+        for route in ROUTES {
+            by_path.insert(route.path, handles.len());
+            handles.push(Handles::new(route.path, route.exposure.label()));
+        }
+        handles.push(Handles::new("unknown", "unknown"));
+        Self { by_path, handles }
+    }
+}
+
+impl Handles {
+    fn new(route: &'static str, exposure: &'static str) -> Self {
+        Self {
+            route,
+            exposure,
+            seconds: histogram!("claviger_http_request_seconds", "route" => route, "exposure" => exposure),
+            totals: [const { OnceLock::new() }; CODES.len()],
+        }
+    }
+
+    fn total(&self, code: u16) -> Option<&Counter> {
+        let at = |code| CODES.iter().position(|(known, _)| *known == code);
+        let index = at(code).or_else(|| at(0))?;
+        let (_, label) = CODES.get(index)?;
+        Some(self.totals.get(index)?.get_or_init(|| {
+            counter!(
+                "claviger_http_requests_total",
+                "route" => self.route, "exposure" => self.exposure, "code" => *label
+            )
+        }))
+    }
+}
+
+impl Observation {
+    fn start(routes: Arc<Routes>, path: &str) -> Self {
+        let unknown = routes.handles.len() - 1;
+        Self {
+            index: routes.by_path.get(path).copied().unwrap_or(unknown),
+            routes,
+            started: Instant::now(),
+            code: CANCELLED,
+        }
+    }
+}
+
+impl Drop for Observation {
+    fn drop(&mut self) {
+        let handles = &self.routes.handles[self.index];
+        handles.seconds.record(self.started.elapsed().as_secs_f64());
+        if let Some(total) = handles.total(self.code) {
+            total.increment(1);
+        }
+    }
+}
