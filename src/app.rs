@@ -30,7 +30,7 @@ use crate::{
     incidents::Incidents,
     jobs::{
         Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_uses, run_scheduler,
-        sample_data_keys, watch_backends,
+        sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys,
@@ -308,6 +308,7 @@ pub async fn run(
     )));
     let every = Duration::from_secs(config.keys.last_used_interval_seconds);
     tasks.spawn(done(flush_uses(Arc::clone(&uses), every, stopped())));
+    tasks.spawn(done(sweep_data_keys(Arc::clone(&uses), stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
     tasks.spawn(done(watch_backends(watched, stopped())));

@@ -18,6 +18,7 @@ mod rotation_steps;
 mod round;
 mod sample_data_keys;
 mod scheduler;
+mod sweep_data_keys;
 mod switch_key;
 mod uses;
 
@@ -29,4 +30,5 @@ pub use rewrap_data_keys::Rewrapping;
 pub use round::Patience;
 pub use sample_data_keys::{Sampler, sample_data_keys};
 pub use scheduler::{SchedulerConfig, Work, run_scheduler};
+pub use sweep_data_keys::sweep_data_keys;
 pub use uses::flush_uses;

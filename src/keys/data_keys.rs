@@ -77,6 +77,12 @@ impl DataKeys {
         held
     }
 
+    /// Wipes every data key whose time is over, also those that nobody asks for any more.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.cache.retain(|_, held| held.until > now);
+    }
+
     /// Wipes the data key of a version, once the calls that hold it have ended.
     pub fn forget(&self, kid: &Kid) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
@@ -203,6 +209,26 @@ mod tests {
     use super::*;
 
     const TTL: Duration = Duration::from_secs(300);
+
+    /// R-ENV-2: the time is absolute, and nobody need ask for a key to have it wiped.
+    #[tokio::test(start_paused = true)]
+    async fn a_data_key_that_nobody_asks_for_again_is_wiped_when_its_time_is_over() {
+        let (keys, loads) = (DataKeys::new(8, TTL), AtomicU64::new(0));
+        let (old, young) = (Kid::random(), Kid::random());
+        load(&keys, &old, &loads).await;
+        let held = keys.cache.peek(&old).map(|held| Arc::downgrade(&held));
+        tokio::time::advance(TTL / 2).await;
+        load(&keys, &young, &loads).await;
+        // Use does not keep it.
+        load(&keys, &old, &loads).await;
+        keys.sweep();
+        assert_eq!(keys.cache.len(), 2, "not before its time");
+        tokio::time::advance(TTL / 2).await;
+        keys.sweep();
+        assert!(keys.cache.peek(&old).is_none() && keys.cache.peek(&young).is_some());
+        assert!(held.unwrap().upgrade().is_none(), "dropped, so wiped");
+        assert_eq!(loads.load(Ordering::SeqCst), 2);
+    }
 
     /// Asks for the data key, and counts when it has to be unwrapped.
     async fn load(keys: &DataKeys, kid: &Kid, loads: &AtomicU64) {

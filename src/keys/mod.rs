@@ -230,6 +230,11 @@ impl Keys {
         self.cache.forget_all();
     }
 
+    /// Wipes the unwrapped data keys whose time is over.
+    pub fn sweep_data_keys(&self) {
+        self.data_keys.sweep();
+    }
+
     /// The key-encryption keys.
     pub const fn keks(&self) -> &Arc<Keks> {
         &self.keks
