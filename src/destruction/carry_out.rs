@@ -49,7 +49,7 @@ impl Due {
 impl Destructions {
     /// Up to `limit` destructions whose waiting period is over.
     pub async fn due(&self, limit: i64) -> Result<Vec<KeyDestruction>> {
-        let now = self.clock.now();
+        let now = self.db.now().await?;
         Ok(self.db.due_destructions(now, limit).await?)
     }
 
@@ -141,7 +141,7 @@ impl Destructions {
         need: Need,
         term: &Term,
     ) -> Result<Recorded<KeyDestruction>> {
-        let now = self.clock.now();
+        let now = self.db.now().await?;
         let by = permit.caller().principal.id;
         let key = destruction.key_id;
         let cancelled = destruction.cancel(by, need.to_string(), now)?;
@@ -174,7 +174,7 @@ impl Destructions {
     ) -> Result<Recorded<KeyDestruction>> {
         let now = self.clock.now();
         let key = destruction.key_id;
-        let destroyed = destruction.complete(now)?;
+        let destroyed = destruction.complete(self.db.now().await?)?;
         let before = version.advance(VersionEvent::Destroy, now)?;
         let mut mutation = permit.begin_on_in(key, term).await?;
         let tx = mutation.tx();

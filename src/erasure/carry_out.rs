@@ -250,7 +250,7 @@ impl Erasures {
             self.db.tenant_destruction(destruction.id).await?,
             permit.permit(),
         )?;
-        let mut done = found.complete(self.clock.now())?;
+        let mut done = found.complete(self.db.now().await?)?;
         let (key, notary) = self.proof_key().await?;
         let text = self.statement(&done, &notary.issuer).await?;
         let signed = self.keys.sign_proof(permit.permit(), done.id, &key, &text);

@@ -3,7 +3,8 @@
 //! an officer, may call it off, and ended with a signed proof.
 //!
 //! Who may take which step is decided by `model::TenantDestruction` after the gate. `carry_out.rs` destroys key after key,
-//! `proof.rs` says what the proof says. Until it begins, the tenant's data plane works as ever; unlike the destruction of
+//! `proof.rs` says what the proof says. The waiting period is reckoned by the database's clock, so that no replica whose
+//! own is wrong can shorten it. Until it begins, the tenant's data plane works as ever; unlike the destruction of
 //! one version, use does not keep anything alive.
 
 mod carry_out;
@@ -129,7 +130,7 @@ impl Erasures {
         reason: String,
     ) -> Result<Recorded<Progress>> {
         let requester = permit.caller().principal.id;
-        let now = self.clock.now();
+        let now = self.db.now().await?;
         let destruction = TenantDestruction::request(tenant, reason, requester, now)?;
         let tenant = &destruction.tenant;
         if !self.db.tenant_exists(tenant).await? {
@@ -163,7 +164,7 @@ impl Erasures {
         tenant: TenantName,
     ) -> Result<Recorded<Progress>> {
         let destruction = found(destruction, permit.permit())?;
-        let (approver, now) = (permit.caller().principal.id, self.clock.now());
+        let (approver, now) = (permit.caller().principal.id, self.db.now().await?);
         let approved = destruction.approve(approver, &tenant, self.wait, now)?;
         self.proof_key().await?;
         let progress = self.progress(approved).await?;
@@ -186,7 +187,7 @@ impl Erasures {
         let destruction = found(destruction, permit.permit())?;
         let from = destruction.state;
         let by = permit.caller().principal.id;
-        let cancelled = destruction.cancel(by, reason, self.clock.now())?;
+        let cancelled = destruction.cancel(by, reason, self.db.now().await?)?;
         let progress = self.progress(cancelled).await?;
         let mut mutation = permit.begin().await?;
         update(mutation.tx(), &progress.destruction, from).await?;
