@@ -191,8 +191,9 @@ impl KekRotations {
 
     /// Makes the new KEK the one that wraps. It is proved again before: days may have passed since the request.
     ///
-    /// Errors: KEK_ROTATION_NOT_FOUND, ROTATION_STATE, ROTATION_EXPIRED, SEPARATION_OF_DUTIES, KEY_NOT_ADOPTABLE when the
-    /// new KEK is not what was proved, CONFLICT, CLOCK_BACKWARDS, and the backend's.
+    /// Errors: KEK_ROTATION_NOT_FOUND, ROTATION_STATE also while a replica of an earlier release lives, ROTATION_EXPIRED,
+    /// SEPARATION_OF_DUTIES, KEY_NOT_ADOPTABLE when the new KEK is not what was proved, CONFLICT, CLOCK_BACKWARDS, and
+    /// the backend's.
     pub async fn deploy(
         &self,
         permit: AdminPermit,
@@ -215,6 +216,7 @@ impl KekRotations {
         deployed.progress.total = tx.count_data_keys_under(&old).await?;
         deployed.progress.remaining = deployed.progress.total;
         moved(tx, &deployed, RotationState::Approved).await?;
+        refuse_older_replica(tx).await?;
         let (keks, backend) = (Arc::clone(self.keys.keks()), new.backend.clone());
         mutation.then(move || keks.activate(&next, &backend));
         record(mutation, deployed).await
@@ -400,6 +402,20 @@ fn expect_new(known: Option<&KekRow>, new: &KekRow) -> Result<()> {
         Some(row) if row.state == KekState::Retired && row.activated_at.is_none() => {
             return Ok(());
         }
+/// A release without table `keks` writes the wrapped data key that it has read beside the KEK of the rewrapping.
+async fn refuse_older_replica(tx: &mut Tx) -> Result<()> {
+    match tx.older_replica().await? {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            Reason::RotationState,
+            format!(
+                "replica {name} is of an earlier release, which would write data keys as they were before the rotation; \
+                 upgrade or stop it, wait a minute, and deploy again"
+            ),
+        )),
+    }
+}
+
         Some(row) if row.state == KekState::Active => "it is the present key-encryption key",
         Some(_) => "it was the key-encryption key before and is not taken again; create a new one",
     };
