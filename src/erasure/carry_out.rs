@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Erasures, Progress, conflict, found, proof, record, update};
 use crate::{
     audit::{ADMIN_STREAM, note},
-    error::{Error, Result},
+    error::{Error, Reason, Result},
     fault,
     gate::{AdminPermit, Mutation, Recorded},
     keys::{Gone, KeySnapshot},
@@ -44,10 +44,10 @@ impl Shredding {
 }
 
 impl Erasures {
-    /// Up to `limit` destructions that have begun or are to begin.
-    pub async fn due(&self, limit: i64) -> Result<Vec<TenantDestruction>> {
-        let now = self.clock.now();
-        Ok(self.db.due_tenant_destructions(now, limit).await?)
+    /// Up to `limit` destructions with ids after `after` that have begun or are to begin, in the order of their ids.
+    pub async fn due(&self, after: &str, limit: i64) -> Result<Vec<TenantDestruction>> {
+        let now = self.db.now().await?;
+        Ok(self.db.due_tenant_destructions(now, after, limit).await?)
     }
 
     /// What the gate decides about.
@@ -60,20 +60,30 @@ impl Erasures {
 
     /// The point of no return: from the commit on, nothing is created in the tenant.
     ///
-    /// Errors: DESTRUCTION_STATE, CONFLICT when it was called off meanwhile, LEASE_LOST.
+    /// Errors: DESTRUCTION_STATE also while a replica of an earlier release lives, which would go on creating; CONFLICT
+    /// when it was called off meanwhile, LEASE_LOST.
     pub async fn begin(
         self: Arc<Self>,
         permit: AdminPermit,
         destruction: TenantDestruction,
         term: Term,
     ) -> Result<Recorded<Progress>> {
-        let now = self.clock.now();
-        let begun = destruction.begin(now)?;
+        let begun = destruction.begin(self.db.now().await?)?;
         let progress = self.progress(begun).await?;
         let mut mutation = permit.begin_in(&term).await?;
-        let (tx, from) = (mutation.tx(), TenantDestructionState::Scheduled);
-        update(tx, &progress.destruction, from).await?;
-        tx.erase_tenant(&progress.destruction.tenant, now).await?;
+        let tx = mutation.tx();
+        if let Some(name) = tx.older_replica().await? {
+            return Err(Error::new(
+                Reason::DestructionState,
+                format!(
+                    "replica {name} is of an earlier release, which would create keys in the tenant meanwhile; upgrade or \
+                     stop it"
+                ),
+            ));
+        }
+        if !tx.begin_tenant_destruction(&progress.destruction).await? {
+            return Err(conflict());
+        }
         record(mutation, progress).await
     }
 

@@ -1,4 +1,6 @@
 //! Table `tenant_destructions`, and what is left of a tenant whose keys are destroyed.
+//!
+//! One order of locks: the row of a tenant before those of its destructions.
 
 use super::{
     Db, Result, StoreError, Tx,
@@ -22,7 +24,7 @@ const PAGE: &str = "SELECT id, tenant, state, reason, requester, requested_at, a
      WHERE tenant = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
 const DUE: &str = "SELECT id, tenant, state, reason, requester, requested_at, approver, approved_at, destroy_at, \
      begun_at, ended_at, cancelled_by, cancel_reason, '' AS proof FROM tenant_destructions \
-     WHERE state = 'DESTROYING' OR (state = 'SCHEDULED' AND destroy_at <= $1) ORDER BY destroy_at, id LIMIT $2";
+     WHERE (state = 'DESTROYING' OR (state = 'SCHEDULED' AND destroy_at <= $1)) AND id > $2 ORDER BY id LIMIT $3";
 const COUNT: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN v.state = 'DESTROYED' THEN 0 ELSE 1 END), 0) AS BIGINT), \
      CAST(COALESCE(SUM(CASE WHEN v.state = 'DESTROYED' THEN 1 ELSE 0 END), 0) AS BIGINT) \
      FROM key_versions v JOIN keys k ON k.id = v.key_id WHERE k.tenant = $1";
@@ -124,6 +126,15 @@ impl Tx {
         )?;
         Ok(rows == 1)
     }
+
+    /// Writes that it has begun, and from the commit on nothing is created in the tenant; false when it was not SCHEDULED.
+    /// The tenant's row comes first, as in every other change.
+    pub async fn begin_tenant_destruction(&mut self, d: &TenantDestruction) -> Result<bool> {
+        let begun = d.begun_at.unwrap_or(d.requested_at);
+        self.erase_tenant(&d.tenant, begun).await?;
+        self.update_tenant_destruction(d, TenantDestructionState::Scheduled)
+            .await
+    }
 }
 
 impl Db {
@@ -153,13 +164,15 @@ impl Db {
             .collect()
     }
 
-    /// Up to `limit` destructions that have begun, or whose waiting period is over at `now`, without proofs.
+    /// Up to `limit` destructions with ids after `after` that have begun, or whose waiting period is over at `now`, in the
+    /// order of their ids, without proofs.
     pub async fn due_tenant_destructions(
         &self,
         now: Timestamp,
+        after: &str,
         limit: i64,
     ) -> Result<Vec<TenantDestruction>> {
-        fetch_all!(self, Row, DUE, now.micros(), limit)?
+        fetch_all!(self, Row, DUE, now.micros(), after, limit)?
             .into_iter()
             .map(TenantDestruction::try_from)
             .collect()

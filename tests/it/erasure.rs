@@ -807,6 +807,69 @@ async fn a_device_that_is_away_holds_up_only_what_is_in_it() {
     stage.daemon.stop().await;
 }
 
+/// A release that does not know of erased tenants would go on creating keys in this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_begins_while_a_replica_of_an_earlier_release_lives() {
+    let stage = Stage::new(Engine::Postgres).await;
+    let daemon = &stage.daemon;
+    daemon
+        .key("acme", "vault", KeyPurpose::Encryption, Algorithm::A256gcm)
+        .await;
+    let scheduled = stage.scheduled("acme").await;
+    let now = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
+    let insert = "INSERT INTO replicas (name, seen_seq, seen_at, max_staleness) VALUES";
+    // It looks again and again, for as long as this test takes.
+    let row = format!("('before/1', 0, {now} + 3600000000, 5000000)");
+    daemon.execute(&format!("{insert} {row}")).await;
+    stage.make_due(&scheduled.id).await;
+    let stuck = "SELECT text FROM alerts WHERE kind = 'TENANT_DESTRUCTION_STUCK'";
+    let until = Instant::now() + PATIENCE;
+    let told = loop {
+        if let Some(text) = stage.rows(stuck).await.pop() {
+            break text;
+        }
+        assert!(Instant::now() < until, "nobody is told");
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert!(told.contains("replica before/1"), "{told}");
+    let (found, _) = stage.get(&scheduled.id).await;
+    assert_eq!(found.state(), TenantDestructionState::Scheduled);
+    let erased = "SELECT name FROM tenants WHERE erased_at IS NOT NULL";
+    assert!(stage.rows(erased).await.is_empty());
+    daemon
+        .execute("DELETE FROM replicas WHERE name = 'before/1'")
+        .await;
+    stage.destroyed(&scheduled.id).await;
+    stage.daemon.stop().await;
+}
+
+/// More than a page of destructions that fail keep none of the others from being carried out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn destructions_that_fail_starve_no_other() {
+    const FAIL: usize = 25;
+    let stage = Stage::new(Engine::Sqlite).await;
+    let daemon = &stage.daemon;
+    let mut failing = Vec::new();
+    for number in 0..FAIL {
+        let tenant = format!("bad-{number}");
+        stage.tenant(&tenant).await;
+        failing.push(stage.scheduled(&tenant).await.id);
+    }
+    stage.tenant("good").await;
+    let last = stage.scheduled("good").await;
+    // Nobody can prove these: their rows do not say who agreed.
+    let broken = "UPDATE tenant_destructions SET approver = NULL WHERE tenant LIKE 'bad-%'";
+    daemon.execute(broken).await;
+    let due =
+        "UPDATE tenant_destructions SET destroy_at = CASE WHEN tenant = 'good' THEN 2 ELSE 1 END";
+    daemon.execute(due).await;
+    stage.destroyed(&last.id).await;
+    let done =
+        "SELECT id FROM tenant_destructions WHERE tenant LIKE 'bad-%' AND state = 'DESTROYED'";
+    assert!(stage.rows(done).await.is_empty(), "they were to fail");
+    stage.daemon.stop().await;
+}
+
 /// The people's commands, from asking to the proof.
 #[tokio::test]
 async fn people_destroy_a_tenant_on_the_command_line() {
