@@ -83,6 +83,8 @@ pub struct Keks {
 /// One state of affairs.
 #[derive(Default)]
 struct Set {
+    /// Counts changes: rows that were read before one must not be taken after it.
+    generation: u64,
     active: Option<BackendRef>,
     unwrapping: HashMap<BackendRef, Kek>,
 }
@@ -120,7 +122,7 @@ impl Keks {
         for row in rows.iter().filter(|row| row.state != KekState::Retired) {
             keks.expect_same(row).await?;
         }
-        keks.replace(&rows);
+        keks.replace(&rows, 0);
         Ok(keks)
     }
 
@@ -151,9 +153,13 @@ impl Keks {
 
     /// Learns from the database which KEKs there are. Reads nothing else, so that the change feed can wait for it.
     pub async fn reload(&self) -> Result<()> {
-        let rows = self.db.keks().await?;
-        self.replace(&rows);
-        Ok(())
+        loop {
+            let generation = self.generation();
+            let rows = self.db.keks().await?;
+            if self.replace(&rows, generation) {
+                return Ok(());
+            }
+        }
     }
 
     /// Wraps with this KEK from now on: the deployment is committed.
@@ -169,6 +175,7 @@ impl Keks {
         };
         unwrapping.insert(reference.clone(), kek);
         *set = Arc::new(Set {
+            generation: set.generation + 1,
             active: Some(reference.clone()),
             unwrapping,
         });
@@ -200,8 +207,18 @@ impl Keks {
     }
 
     /// Do these two references name one key? A copy under another name protects nothing.
-    pub async fn is_copy(&self, new: &Kek, old: &KekRow) -> bool {
-        opens_probe(new, old, self.patience).await.is_ok()
+    ///
+    /// Errors: the backend's; who does not answer has not said no.
+    pub async fn is_copy(
+        &self,
+        new: &Kek,
+        old: &KekRow,
+    ) -> std::result::Result<bool, BackendError> {
+        match opens_probe(new, old, self.patience).await {
+            Ok(()) => Ok(true),
+            Err(BackendError::Rejected(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Looks at every KEK that is not RETIRED. Errors: the database does not answer.
@@ -236,7 +253,12 @@ impl Keks {
         named: &Kek,
     ) -> std::result::Result<(), KekError> {
         let (reference, active) = (&named.reference, active_of(rows));
-        match self.row_of(rows, named).await {
+        let row = self.row_of(rows, named).await.map_err(|error| {
+            KekError::Misconfigured(format!(
+                "whether {reference} is one of the known KEKs under another name was not found out: {error}"
+            ))
+        })?;
+        match row {
             Some(row) if row.state == KekState::Active => Ok(()),
             Some(row) => {
                 tracing::warn!(
@@ -255,17 +277,21 @@ impl Keks {
     }
 
     /// The row of a key, also when its device spells the reference in another way than it did before.
-    async fn row_of<'a>(&self, rows: &'a [KekRow], kek: &Kek) -> Option<&'a KekRow> {
+    async fn row_of<'a>(
+        &self,
+        rows: &'a [KekRow],
+        kek: &Kek,
+    ) -> std::result::Result<Option<&'a KekRow>, BackendError> {
         let same = rows.iter().find(|row| row.reference == kek.reference);
         if same.is_some() {
-            return same;
+            return Ok(same);
         }
         for row in rows {
-            if self.is_copy(kek, row).await {
-                return Some(row);
+            if self.is_copy(kek, row).await? {
+                return Ok(Some(row));
             }
         }
-        None
+        Ok(None)
     }
 
     async fn expect_same(&self, row: &KekRow) -> std::result::Result<(), KekError> {
@@ -340,8 +366,12 @@ impl Keks {
         )))
     }
 
-    fn replace(&self, rows: &[KekRow]) {
-        let mut next = Set::default();
+    /// Takes what these rows say; false when something has changed since `generation`, after which they were read.
+    pub(super) fn replace(&self, rows: &[KekRow], generation: u64) -> bool {
+        let mut next = Set {
+            generation: generation + 1,
+            ..Set::default()
+        };
         for row in rows.iter().filter(|row| row.state.unwraps()) {
             let Some(backend) = self.backends.get(&row.backend) else {
                 tracing::error!(kek = %row.reference, backend = row.backend, "the backend of a KEK is not configured here");
@@ -356,7 +386,16 @@ impl Keks {
             };
             next.unwrapping.insert(row.reference.clone(), kek);
         }
-        *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        let is_current = set.generation == generation;
+        if is_current {
+            *set = Arc::new(next);
+        }
+        is_current
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.set().generation
     }
 
     fn set(&self) -> Arc<Set> {

@@ -309,3 +309,6 @@ impl Target {
             .ok_or_else(|| not_found(&self.resource()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,7 +120,7 @@ impl KekRotations {
         let old = active(&rows)?;
         let known = rows.iter().find(|row| row.reference == new.reference);
         expect_new(known, &new)?;
-        if self.keys.keks().is_copy(&proven.kek, old).await {
+        if self.keys.keks().is_copy(&proven.kek, old).await? {
             return Err(Error::new(
                 Reason::KeyNotAdoptable,
                 "this is the present key-encryption key under another name; create a new one",
