@@ -57,13 +57,13 @@ const APPROVALS: &str =
 const BY_ID: &str = "SELECT r.id, r.state, r.old_kek, r.new_kek, n.backend AS new_backend, r.justification, r.plan, \
      r.requester, r.approvals_needed, r.deployer, r.requested_at, r.approved_at, r.deployed_at, r.expires_at, \
      r.ended_at, r.ended_by, r.end_reason, r.total, r.rewrapped, r.failed, \
-     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') THEN (SELECT CAST(COUNT(*) AS BIGINT) \
+     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') OR r.failed > 0 THEN (SELECT CAST(COUNT(*) AS BIGINT) \
      FROM key_versions v WHERE v.kek_ref = r.old_kek AND v.wrapped_key IS NOT NULL) ELSE CAST(0 AS BIGINT) END \
      AS remaining FROM kek_rotations r JOIN keks n ON n.reference = r.new_kek WHERE r.id = $1";
 const PAGE: &str = "SELECT r.id, r.state, r.old_kek, r.new_kek, n.backend AS new_backend, r.justification, r.plan, \
      r.requester, r.approvals_needed, r.deployer, r.requested_at, r.approved_at, r.deployed_at, r.expires_at, \
      r.ended_at, r.ended_by, r.end_reason, r.total, r.rewrapped, r.failed, \
-     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') THEN (SELECT CAST(COUNT(*) AS BIGINT) \
+     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') OR r.failed > 0 THEN (SELECT CAST(COUNT(*) AS BIGINT) \
      FROM key_versions v WHERE v.kek_ref = r.old_kek AND v.wrapped_key IS NOT NULL) ELSE CAST(0 AS BIGINT) END \
      AS remaining FROM kek_rotations r JOIN keks n ON n.reference = r.new_kek WHERE r.id < $1 ORDER BY r.id DESC LIMIT $2";
 // At most one, by index.
