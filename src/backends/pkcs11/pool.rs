@@ -38,6 +38,9 @@ pub(super) struct Pool {
     _watch: Watch,
 }
 
+/// Given the deadline of the call that nobody waits for.
+pub(super) type Unclaimed<T> = fn(&mut Live, T, Instant);
+
 /// A call on its way through the queue.
 pub(super) trait Job: Send {
     /// What the watch must know about it.
@@ -52,6 +55,8 @@ pub(super) trait Job: Send {
 
 struct Call<T, F> {
     work: F,
+    /// What becomes of a result that came when nobody waited for it any more.
+    unclaimed: Unclaimed<T>,
     deadline: Instant,
     reply: Option<oneshot::Sender<Result<T, BackendError>>>,
     /// Alive while somebody waits.
@@ -92,7 +97,7 @@ impl Pool {
         T: Send + 'static,
         F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
     {
-        self.send(deadline, None, work).await
+        self.send(deadline, None, work, |_, _, _| {}).await
     }
 
     /// The same for management, which never takes the last thread of several.
@@ -105,9 +110,23 @@ impl Pool {
         T: Send + 'static,
         F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
     {
+        self.make(deadline, work, |_, _, _| {}).await
+    }
+
+    /// The same for what leaves something behind: `unclaimed` is given what nobody waits for any more.
+    pub(super) async fn make<T, F>(
+        &self,
+        deadline: tokio::time::Instant,
+        work: F,
+        unclaimed: Unclaimed<T>,
+    ) -> Result<T, BackendError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
+    {
         let turn = Arc::clone(&self.managing).acquire_owned();
         match tokio::time::timeout_at(deadline, turn).await {
-            Ok(Ok(permit)) => self.send(deadline, Some(permit), work).await,
+            Ok(Ok(permit)) => self.send(deadline, Some(permit), work, unclaimed).await,
             // Closed, which it never is, or out of time.
             Ok(Err(_)) | Err(_) => Err(BackendError::Overloaded),
         }
@@ -118,6 +137,7 @@ impl Pool {
         deadline: tokio::time::Instant,
         permit: Option<OwnedSemaphorePermit>,
         work: F,
+        unclaimed: Unclaimed<T>,
     ) -> Result<T, BackendError>
     where
         T: Send + 'static,
@@ -130,6 +150,7 @@ impl Pool {
         let waits = Arc::new(());
         let call = Call {
             work,
+            unclaimed,
             deadline: deadline.into_std(),
             reply: Some(reply),
             caller: Arc::downgrade(&waits),
@@ -189,8 +210,10 @@ where
 
     fn attempt(&mut self, live: &mut Live) -> Result<(), Fault> {
         let value = (self.work)(live)?;
-        if let Some(reply) = self.reply.take() {
-            let _ = reply.send(Ok(value));
+        if let Some(reply) = self.reply.take()
+            && let Err(Ok(value)) = reply.send(Ok(value))
+        {
+            (self.unclaimed)(live, value, self.deadline);
         }
         Ok(())
     }
