@@ -145,8 +145,11 @@ async fn what_appears_later_is_set_aside_too(engine: Engine) {
     let daemon = Setup::new(engine).append(QUICK).start().await;
     let late = intent(&daemon, i64::MAX, true).await;
     let empty = intent(&daemon, i64::MAX, false).await;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    let now = i64::try_from(now.expect("after 1970").as_micros()).expect("micros");
+    daemon
+        .key("acme", "orders", KeyPurpose::Signing, Algorithm::Es256)
+        .await;
+    let now = "SELECT CAST(created_at AS TEXT) FROM backend_intents WHERE state = 'DONE'";
+    let now: i64 = daemon.rows(now).await[0][0].parse().expect("micros");
     let (made, looked) = (now - 10_000_000, now - 9_000_000);
     daemon
         .execute(&format!(
