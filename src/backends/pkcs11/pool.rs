@@ -9,7 +9,11 @@
 //! one takes its place (`crew.rs`), and it ends by itself when the library lets it go.
 
 use std::{
-    sync::{Arc, Mutex, Weak, atomic::Ordering, mpsc},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -48,9 +52,22 @@ pub(super) trait Job: Send {
     /// Nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
     fn deadline(&self) -> Instant;
+    /// The device is about to be asked.
+    fn begin(&self);
     /// Runs the work and delivers its result, if there is one.
     fn attempt(&mut self, live: &mut Live) -> Result<(), Fault>;
     fn fail(&mut self, error: BackendError);
+}
+
+/// Alive while somebody waits for a call.
+#[derive(Default)]
+pub(super) struct Waits(AtomicBool);
+
+impl Waits {
+    /// Has the device been asked?
+    fn is_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 struct Call<T, F> {
@@ -59,8 +76,7 @@ struct Call<T, F> {
     unclaimed: Unclaimed<T>,
     deadline: Instant,
     reply: Option<oneshot::Sender<Result<T, BackendError>>>,
-    /// Alive while somebody waits.
-    caller: Weak<()>,
+    caller: Weak<Waits>,
     /// Of management.
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -147,7 +163,8 @@ impl Pool {
             return Err(BackendError::DeadlineExceeded);
         }
         let (reply, answer) = oneshot::channel();
-        let waits = Arc::new(());
+        let waits = Arc::new(Waits::default());
+        let served = self.crew.served.load(Ordering::Relaxed);
         let call = Call {
             work,
             unclaimed,
@@ -166,8 +183,19 @@ impl Pool {
             Ok(Err(_dropped)) => Err(ended()),
             Err(_elapsed) => Err(BackendError::DeadlineExceeded),
         };
-        drop(waits);
-        outcome
+        match outcome {
+            Err(BackendError::DeadlineExceeded) if !waits.is_begun() && self.is_busy(served) => {
+                Err(BackendError::Overloaded)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Has the device answered calls since `served` were counted, or does its only thread make a key? Then a call that was
+    /// not begun was one too many; else the device may hang.
+    fn is_busy(&self, served: u64) -> bool {
+        self.crew.served.load(Ordering::Relaxed) != served
+            || (self.crew.size == 1 && self.managing.available_permits() == 0)
     }
 }
 
@@ -208,6 +236,12 @@ where
         self.deadline
     }
 
+    fn begin(&self) {
+        if let Some(waits) = self.caller.upgrade() {
+            waits.0.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn attempt(&mut self, live: &mut Live) -> Result<(), Fault> {
         let value = (self.work)(live)?;
         if let Some(reply) = self.reply.take()
@@ -243,7 +277,9 @@ impl Worker {
                 return job.fail(BackendError::DeadlineExceeded);
             };
             let epoch = inside.epoch();
+            job.begin();
             let (outcome, was_fresh) = self.attempt(job, epoch);
+            self.crew.served.fetch_add(1, Ordering::Relaxed);
             let troubles = &self.crew.troubles;
             let Err(fault) = outcome else {
                 shared.module.works();
