@@ -10,7 +10,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::{
-    backends::{BackendError, STALL_MS, VerifyAfterSign, default_stall_ms},
+    backends::{BackendError, STALL_MS, VerifyAfterSign},
     model::secret::{Secret, SecretString},
 };
 
@@ -69,6 +69,11 @@ pub enum Pkcs11ConfigError {
 
 const fn default_verify_after_sign() -> VerifyAfterSign {
     VerifyAfterSign::Sampled
+}
+
+/// So that callers of a token that hangs hear so within a second.
+pub(super) const fn default_stall_ms() -> u64 {
+    800
 }
 
 const fn default_queue() -> usize {

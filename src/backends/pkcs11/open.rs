@@ -41,6 +41,7 @@ impl Pkcs11Backend {
             specs,
             algorithms: algorithms.clone(),
             verify_after_sign: config.verify_after_sign,
+            one_at_a_time: threads == 1,
             longest_message: None,
         };
         let shared = Arc::new(Shared {
