@@ -14,6 +14,7 @@ use crate::model::{
     secret::DataKey,
 };
 
+mod awaited;
 pub mod aws_kms;
 pub mod breaker;
 pub mod guarded;
@@ -22,6 +23,7 @@ mod priority;
 
 pub use priority::{Priority, with_priority};
 
+pub use awaited::Awaited;
 pub use guarded::Guarded;
 
 /// The answer of a backend call.

@@ -103,6 +103,27 @@ impl Pkcs11Config {
         Ok(())
     }
 
+    /// A copy, also of the PIN, for a token that is opened later than at the start.
+    pub fn for_later(&self) -> Self {
+        let pin = self.pin.as_ref();
+        Self {
+            module: self.module.clone(),
+            token: self.token.clone(),
+            pin: pin.map(|pin| Secret::new(pin.expose_secret().clone())),
+            pin_file: self.pin_file.clone(),
+            threads: self.threads,
+            queue: self.queue,
+            stall_ms: self.stall_ms,
+            verify_after_sign: self.verify_after_sign,
+        }
+    }
+
+    /// As `validate`, and that the PIN can be read.
+    pub fn check(&self) -> Result<(), Pkcs11ConfigError> {
+        self.validate()?;
+        self.read_pin().map(drop)
+    }
+
     /// Threads to start when the token sets no limit.
     pub fn threads(&self) -> usize {
         self.threads

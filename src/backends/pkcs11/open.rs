@@ -65,6 +65,25 @@ impl Pkcs11Backend {
     }
 }
 
+impl Pkcs11Backend {
+    /// As `open`, for a token that was away: many libraries see one that returned only when they are initialised anew,
+    /// which costs other tokens of the library their sessions and happens as seldom as for a token that vanished.
+    pub fn open_again(
+        name: &str,
+        config: &Pkcs11Config,
+        modules: &Modules,
+    ) -> Result<Self, BackendError> {
+        let module = modules.load(&config.module)?;
+        let epoch = module.enter().epoch();
+        match Self::open(name, config, modules) {
+            Ok(backend) => Ok(backend),
+            Err(BackendError::WrongPin) => Err(BackendError::WrongPin),
+            Err(error) if module.reinitialise(epoch).is_err() => Err(error),
+            Err(_) => Self::open(name, config, modules),
+        }
+    }
+}
+
 /// The one token with this label.
 fn locate(module: &Module, label: &str) -> Result<(Slot, TokenInfo), BackendError> {
     let context = module.context();
