@@ -101,6 +101,11 @@ impl LastAnswered {
         self.at.store(self.now(), Ordering::Relaxed);
     }
 
+    /// The device is not there for any key.
+    fn forget(&self) {
+        self.at.store(0, Ordering::Relaxed);
+    }
+
     /// Was the device well with another key just before?
     fn is_another(&self, key: Subject) -> bool {
         let at = self.at.load(Ordering::Relaxed);
@@ -319,6 +324,9 @@ impl Guarded {
             // Readiness says what is wrong; calls that get through are not in the way.
             Verdict::Silent => self.state() == State::Closed,
         };
+        if !is_well {
+            self.answered.forget();
+        }
         let now = Instant::now();
         let why = match is_well {
             true => "the device answers",
@@ -522,11 +530,19 @@ impl Backend for Guarded {
     }
 
     fn adopt<'a>(&'a self, uri: &'a str, spec: KeySpec, deadline: Instant) -> Call<'a, Created> {
-        self.guard(Operation::Adopt, None, self.inner.adopt(uri, spec, deadline))
+        self.guard(
+            Operation::Adopt,
+            None,
+            self.inner.adopt(uri, spec, deadline),
+        )
     }
 
     fn public_key<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, PublicKey> {
-        self.guard(Operation::PublicKey, Some(key), self.inner.public_key(key, deadline))
+        self.guard(
+            Operation::PublicKey,
+            Some(key),
+            self.inner.public_key(key, deadline),
+        )
     }
 
     fn sign<'a>(
@@ -547,7 +563,11 @@ impl Backend for Guarded {
         aad: &'a [u8],
         deadline: Instant,
     ) -> Call<'a, Vec<u8>> {
-        self.guard(Operation::Wrap, Some(kek), self.inner.wrap(kek, key, aad, deadline))
+        self.guard(
+            Operation::Wrap,
+            Some(kek),
+            self.inner.wrap(kek, key, aad, deadline),
+        )
     }
 
     fn unwrap<'a>(

@@ -164,7 +164,12 @@ async fn what_appears_later_is_set_aside_too(engine: Engine) {
     }
     // Where there is nothing, the next look is later.
     let next = format!("SELECT state FROM backend_intents WHERE settled_at > {looked}");
-    while daemon.rows(&next).await.iter().all(|row| row[0] != "FAILED") {
+    while daemon
+        .rows(&next)
+        .await
+        .iter()
+        .all(|row| row[0] != "FAILED")
+    {
         assert!(Instant::now() < until, "{}", daemon.log());
         sleep(Duration::from_millis(50)).await;
     }

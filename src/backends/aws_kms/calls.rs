@@ -92,10 +92,7 @@ impl Calls {
                 // An attempt that had all its time is AWS's.
                 Err(_) if Instant::now() >= deadline => {
                     let was_short = deadline - sent < self.attempt;
-                    self.late(
-                        plan,
-                        is_held && was_short && plan.repeat == Repeat::Always,
-                    )
+                    self.late(plan, is_held && was_short && plan.repeat == Repeat::Always)
                 }
                 Err(_) => Fault::Trouble(format!("{} did not answer in time", plan.name)),
             };

@@ -147,7 +147,10 @@ mod tests {
             RvError::UnknownErrorCode(0x1234),
         ] {
             let fault = Fault::from(Error::Pkcs11(code, Function::SignInit));
-            assert!(matches!(fault, Fault::Trouble(BackendError::Unavailable(_))));
+            assert!(matches!(
+                fault,
+                Fault::Trouble(BackendError::Unavailable(_))
+            ));
         }
         // But for the one that says in 3.0 that a ciphertext was tampered with.
         let tampered = RvError::UnknownErrorCode(AEAD_DECRYPT_FAILED);

@@ -101,7 +101,9 @@ fn a_batch_that_runs_out_of_time_is_no_trouble_of_aws() {
         let late: Vec<_> = late.collect();
         assert!(late.len() > 10, "{late:?}");
         // Two have their turn at once; whatever becomes of those is not because of a wait.
-        let counted = late.iter().filter(|e| !matches!(e, BackendError::Overloaded));
+        let counted = late
+            .iter()
+            .filter(|e| !matches!(e, BackendError::Overloaded));
         assert!(counted.count() <= 2, "{late:?}");
     });
 }
