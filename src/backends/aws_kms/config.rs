@@ -216,19 +216,21 @@ impl From<AwsKmsConfigError> for BackendError {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     /// A lost answer is asked for again before the breaker opens, however long an attempt may take.
     #[test]
     fn a_stall_is_longer_than_an_attempt() {
-        for attempt in ["", "attempt_timeout_ms = 50", "attempt_timeout_ms = 9000"] {
-            let text = format!("region = \"eu-west-1\"\n{attempt}");
-            let config: AwsKmsConfig = toml::from_str(&text).expect("a section");
+        for attempt in [50, default_attempt(), 9000] {
+            let section = json!({ "region": "eu-west-1", "attempt_timeout_ms": attempt });
+            let config: AwsKmsConfig = serde_json::from_value(section).expect("a section");
             config.validate().expect("valid");
             assert!(config.stall() > 2 * config.attempt_timeout(), "{attempt}");
         }
-        let told = "region = \"eu-west-1\"\nstall_ms = 99";
-        let told: AwsKmsConfig = toml::from_str(told).expect("a section");
+        let told = json!({ "region": "eu-west-1", "stall_ms": 99 });
+        let told: AwsKmsConfig = serde_json::from_value(told).expect("a section");
         assert_eq!(told.validate(), Err(AwsKmsConfigError::Stall(99)));
     }
 }
