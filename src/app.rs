@@ -14,9 +14,9 @@ use crate::{
     authn::{self, Authn, ReloadableTls},
     authz::{Authz, Policies},
     backends::{
-        Backend, Guarded,
+        Awaited, Backend, BackendError, Guarded,
         aws_kms::AwsKmsBackend,
-        pkcs11::{Modules, Pkcs11Backend},
+        pkcs11::{Modules, Pkcs11Backend, Pkcs11Config},
     },
     clock::Clock,
     config::{BackendConfig, Config, Environment, KekConfig},
@@ -78,10 +78,11 @@ pub async fn run(
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
     db.check_schema().await.map_err(AppError::new)?;
-    let guarded = guard(
-        open_backends(&config.backends, &Modules::new()).await?,
-        &config.backends,
-    );
+    // Without the KEK nothing works (R-ENV-2); and who wants a replica out of rotation while any backend is away does not
+    // want it begun either.
+    let needed = |name: &str| name == config.kek.backend || config.ops.ready_requires_backends;
+    let opened = open_those(&config.backends, &Modules::new(), needed).await?;
+    let guarded = guard(opened, &config.backends);
     let backends: Backends = guarded
         .iter()
         .map(|(name, backend)| (name.clone(), Arc::clone(backend) as Arc<dyn Backend>))
@@ -375,15 +376,20 @@ pub async fn open_backends(
     configs: &BTreeMap<String, BackendConfig>,
     modules: &Modules,
 ) -> Result<Backends, AppError> {
+    open_those(configs, modules, |_| true).await
+}
+
+/// As `open_backends`; a token that is away and not `needed` is opened later. A KMS that is away is open without.
+async fn open_those(
+    configs: &BTreeMap<String, BackendConfig>,
+    modules: &Modules,
+    needed: impl Fn(&str) -> bool,
+) -> Result<Backends, AppError> {
     let mut backends = Backends::new();
     for (name, config) in configs {
         let backend: Arc<dyn Backend> = match config {
-            // Blocks while the library logs in; nothing else runs yet.
-            BackendConfig::Pkcs11(pkcs11) => {
-                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, modules))
-                    .map(Arc::new)
-                    .map_err(|e| AppError(format!("backend {name}: {e}")))?
-            }
+            BackendConfig::Pkcs11(pkcs11) => open_token(name, pkcs11, modules, needed(name))
+                .map_err(|e| AppError(format!("backend {name}: {e}")))?,
             BackendConfig::AwsKms(kms) => {
                 let deadline = Instant::now() + START_PATIENCE;
                 let opened = AwsKmsBackend::open(name, kms, deadline).await;
@@ -400,6 +406,32 @@ pub async fn open_backends(
         backends.insert(name.clone(), backend);
     }
     Ok(backends)
+}
+
+/// Blocks while the library logs in; nothing else runs yet. A section that can be seen to be wrong without the token, and
+/// a wrong PIN, are errors also where the token may come later.
+fn open_token(
+    name: &str,
+    config: &Pkcs11Config,
+    modules: &Modules,
+    is_needed: bool,
+) -> Result<Arc<dyn Backend>, BackendError> {
+    let opened = tokio::task::block_in_place(|| Pkcs11Backend::open(name, config, modules));
+    let error = match opened {
+        Ok(backend) => return Ok(Arc::new(backend)),
+        Err(error) if is_needed || matches!(error, BackendError::WrongPin) => return Err(error),
+        Err(error) => error,
+    };
+    config.check()?;
+    modules.load(&config.module)?;
+    tracing::warn!(backend = name, %error, "backend is away; it is opened when it is there");
+    let verified = config.verify_after_sign;
+    let (owned, config, modules) = (name.to_owned(), config.for_later(), modules.clone());
+    let open = move || {
+        let backend = Pkcs11Backend::open_again(&owned, &config, &modules)?;
+        Ok(Arc::new(backend) as Arc<dyn Backend>)
+    };
+    Ok(Arc::new(Awaited::new(name, verified, Box::new(open))))
 }
 
 /// Puts each backend behind its circuit breaker.

@@ -14,6 +14,7 @@ use crate::model::{
     secret::DataKey,
 };
 
+mod awaited;
 pub mod aws_kms;
 pub mod breaker;
 pub mod guarded;
@@ -22,6 +23,7 @@ mod priority;
 
 pub use priority::{Priority, with_priority};
 
+pub use awaited::Awaited;
 pub use guarded::Guarded;
 
 /// The answer of a backend call.
@@ -100,6 +102,8 @@ pub struct Capabilities {
     pub algorithms: Vec<Algorithm>,
     /// How far its signatures are believed; of the configuration.
     pub verify_after_sign: VerifyAfterSign,
+    /// It does one thing at a time: while a key is made, nothing else comes back.
+    pub one_at_a_time: bool,
     /// Longest message that it signs whole, in bytes, which is what EdDSA needs; None for any. Digests always fit.
     pub longest_message: Option<usize>,
 }
@@ -115,11 +119,6 @@ pub enum VerifyAfterSign {
     Sampled,
     /// None.
     Off,
-}
-
-/// Default of `stall_ms`: 800, so that callers of a device that hangs hear so within a second.
-pub(crate) const fn default_stall_ms() -> u64 {
-    800
 }
 
 /// What `stall_ms` may be.

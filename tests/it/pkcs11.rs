@@ -1,16 +1,17 @@
 //! What only a PKCS#11 backend has: attributes, PINs, URIs, sessions and tokens that go away.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use claviger::{
     backends::{
-        Backend, BackendError,
+        Backend, BackendError, Guarded,
+        breaker::State,
         pkcs11::{
             Modules, Pkcs11Backend, Pkcs11Config, Pkcs11ConfigError, provision,
             uri::{Class, KeyUri, UriError},
         },
     },
-    model::{Algorithm, IntentId, KeySpec, Secret, key::BackendRef},
+    model::{Algorithm, IntentId, KeySpec, Secret, SignInput, key::BackendRef},
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags},
@@ -334,6 +335,41 @@ fn a_full_queue_answers_at_once() {
         for outcome in join_all(calls).await {
             outcome.expect("those that waited are served");
         }
+    });
+}
+
+/// More than the token can do in the time: what it was never asked is OVERLOADED, and no failure of its own.
+#[test]
+fn what_waited_in_vain_behind_others_is_overload() {
+    alone(async |softhsm| {
+        let one = Pkcs11Config {
+            threads: Some(1),
+            ..softhsm.config("slow")
+        };
+        softhsm.init("slow");
+        let backend = softhsm.open(&one).expect("opens");
+        assert!(backend.capabilities().one_at_a_time);
+        let guarded = Guarded::new(Arc::new(backend), Duration::from_millis(800));
+        let key = create(&guarded, KeySpec::Rsa(4096)).await.reference;
+        let digest = [7; 32];
+        let input = || SignInput::Digest(&digest);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let calls = (0..1000).map(|_| guarded.sign(&key, Algorithm::Ps256, input(), deadline));
+        let outcomes = join_all(calls).await;
+        let errors = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+        let of = |wanted: fn(&BackendError) -> bool| errors().filter(|e| wanted(e)).count();
+        let overloaded = of(|e| matches!(e, BackendError::Overloaded));
+        let late = of(|e| matches!(e, BackendError::DeadlineExceeded));
+        assert!(
+            overloaded > 0,
+            "a faster token than any: {overloaded}, {late}"
+        );
+        assert!(
+            late <= 1,
+            "{late} others than the one that was with the token"
+        );
+        assert_eq!(overloaded + late, errors().count());
+        assert_eq!(guarded.state(), State::Closed);
     });
 }
 

@@ -63,8 +63,11 @@ impl Backend for Pkcs11Backend {
                 return Err(BackendError::Unsupported(format!("{spec:?} keys")));
             }
             let label = label.to_owned();
-            let work = move |live: &mut session::Live| live.create(spec, intent, &label);
-            self.pool.manage(deadline, work).await
+            let until = deadline.into_std();
+            let work = move |live: &mut session::Live| live.create(spec, intent, &label, until);
+            self.pool
+                .make(deadline, work, session::Live::take_back)
+                .await
         })
     }
 
