@@ -126,10 +126,16 @@ pub async fn run(
         Arc::clone(&gate),
         clock.clone(),
     ));
+    let checkpoint = config.audit.checkpoint.as_ref();
+    let notary = checkpoint.map(|checkpoint| checkpoint.key.parse());
+    let notary = notary
+        .transpose()
+        .map_err(|e| AppError(format!("audit.checkpoint.key: {e}")))?;
     let keys = Arc::new(Keys::new(
         db.clone(),
         backends.clone(),
         config.default_backend().to_owned(),
+        notary,
         Arc::new(keks),
         clock.clone(),
         config.keys.clone(),

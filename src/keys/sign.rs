@@ -10,8 +10,8 @@ use crate::{
     error::{Error, Reason, Result},
     gate::Permit,
     model::{
-        Action, Algorithm, Kid, Purpose, SignInput, TenantDestructionId, VersionState,
-        key::Material,
+        Action, Algorithm, KeyRef, Kid, Purpose, SignInput, TenantDestructionId, TenantName,
+        VersionState, key::Material,
     },
 };
 
@@ -49,7 +49,7 @@ impl Sampler {
 impl Keys {
     /// Signs with the ACTIVE version of a SIGNING key.
     ///
-    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, PAYLOAD_TOO_LARGE, and the backend's.
+    /// Errors: KEY_PURPOSE_MISMATCH, KEY_RESERVED, NO_USABLE_VERSION, DIGEST_LENGTH, PAYLOAD_TOO_LARGE, and the backend's.
     pub async fn sign(
         &self,
         permit: &Permit,
@@ -58,6 +58,7 @@ impl Keys {
     ) -> Result<Signed> {
         permit.covers_key(Action::Sign, key.key.id)?;
         key.expect(Purpose::Signing, "Sign")?;
+        self.expect_unreserved(key)?;
         check_digest(key.key.algorithm, input)?;
         self.sign_active(permit, key, input).await
     }
@@ -105,6 +106,26 @@ impl Keys {
         key.expect(Purpose::Signing, "DestroyTenantMaterial")?;
         self.sign_active(permit, key, SignInput::Message(text.as_bytes()))
             .await
+    }
+
+    /// Who signs what they like with the notary's key makes false checkpoints and proofs. It is a SIGNING key, so `sign`
+    /// is all that a caller could use it for.
+    ///
+    /// Errors: KEY_RESERVED.
+    fn expect_unreserved(&self, key: &KeySnapshot) -> Result<()> {
+        let key = &key.key;
+        let named = |notary: &KeyRef| notary.names(key.id, &key.name);
+        if key.tenant != TenantName::system() || !self.notary.as_ref().is_some_and(named) {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::KeyReserved,
+            format!(
+                "key {} signs the daemon's own checkpoints and proofs of destruction, and nothing for callers; use another \
+                 key",
+                key.name
+            ),
+        ))
     }
 
     /// Does the key sign messages of any length, with its ACTIVE version in the backend where that is?
