@@ -216,6 +216,24 @@ impl Keks {
         Ok(seen)
     }
 
+    /// Is the KEK well? For a data key that did not unwrap: a device in trouble says the same of every ciphertext as a good
+    /// one says of a damaged one (CKR_GENERAL_ERROR).
+    ///
+    /// Errors: the database's; BACKEND_UNAVAILABLE when its probe does not unwrap either, which says nothing about data
+    /// keys.
+    pub async fn expect_opens_probe(&self, reference: &BackendRef) -> Result<()> {
+        let rows = self.db.keks().await?;
+        let Some(row) = rows.iter().find(|row| row.reference == *reference) else {
+            return Ok(());
+        };
+        self.recognise(row).await.map_err(|error| {
+            let text = "the key-encryption key does not unwrap its own probe; retry when its backend is well";
+            Error::new(Reason::BackendUnavailable, text)
+                .because(error)
+                .retry_after(RETRY_AFTER)
+        })
+    }
+
     async fn recognise(&self, row: &KekRow) -> std::result::Result<(), BackendError> {
         let Some(backend) = self.backends.get(&row.backend) else {
             return Err(BackendError::Misconfigured(format!(
