@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use super::{
-    Backend, BackendError, Call, Capabilities, Created,
+    Backend, BackendError, Call, Capabilities, Created, Destroyed,
     breaker::{Admission, Breaker, State},
 };
 use crate::model::{
@@ -458,7 +458,7 @@ impl Backend for Guarded {
         self.guard(Operation::Unwrap, call)
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
         self.guard(Operation::Destroy, self.inner.destroy(key, deadline))
     }
 

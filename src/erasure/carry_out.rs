@@ -21,7 +21,7 @@ use crate::{
         TenantDestructionState, TenantName, Timestamp, VersionState,
         key::{Material, VersionEvent},
     },
-    store::{Alert, IntentState, Term, Tx},
+    store::{Alert, Term, Tx},
 };
 
 /// What is gone of a key, and what was in the way of the rest.
@@ -209,7 +209,7 @@ impl Erasures {
         let mut mutation = permit.begin_on_in(key.id, &term).await?;
         let mut versions: Vec<Value> = Vec::new();
         for (kid, pair) in &shredding.gone {
-            versions.push(shred(&mut mutation, kid, *pair, now).await?);
+            versions.push(shred(&mut mutation, kid, pair.as_ref(), now).await?);
             self.keys.forget_data_key_after(&mut mutation, kid);
         }
         let tx = mutation.tx();
@@ -364,7 +364,7 @@ async fn withdraw(tx: &mut Tx, kid: &Kid, now: Timestamp) -> Result<()> {
 async fn shred(
     mutation: &mut Mutation,
     kid: &Kid,
-    pair: Option<(IntentId, Gone)>,
+    pair: Option<&(IntentId, Gone)>,
     now: Timestamp,
 ) -> Result<Value> {
     let tx = mutation.tx();
@@ -373,8 +373,8 @@ async fn shred(
     if !tx.update_version(&version, before).await? {
         return Err(conflict());
     }
-    if let Some((intent, _)) = pair {
-        tx.settle_intent(intent, IntentState::Done).await?;
+    if let Some((intent, gone)) = pair {
+        tx.settle_destroy(*intent, &gone.fate()).await?;
     }
     let completed = complete_rotation(tx, kid, now).await?;
     let (backend, reference) = match &version.material {
@@ -388,7 +388,8 @@ async fn shred(
         "was": before.as_str(),
         "backend": backend,
         "reference": reference,
-        "was_gone": pair.is_some_and(|(_, gone)| gone == Gone::Already),
+        "was_gone": pair.is_some_and(|(_, gone)| gone.was_gone()),
+        "fate": pair.map(|(_, gone)| gone.fate()),
         "completed_rotation": completed.map(|id| id.to_string()),
     }))
 }

@@ -34,7 +34,8 @@ const UNCLOSED: &str = "SELECT k.id FROM keys k WHERE k.tenant = $1 AND (EXISTS 
      (SELECT 1 FROM key_destructions d WHERE d.key_id = k.id AND d.state IN ('REQUESTED', 'SCHEDULED') AND NOT EXISTS \
      (SELECT 1 FROM backend_intents i WHERE i.kind = 'DESTROY' AND i.kid = d.kid AND i.state = 'PENDING'))) ORDER BY k.id";
 const NAMED: &str = "SELECT k.id AS key_id, k.name AS key_name, k.purpose, k.algorithm, v.kid, v.number, \
-     COALESCE(v.backend, k.backend) AS backend, v.backend_ref, v.kek_ref, v.state, v.destroyed_at \
+     COALESCE(v.backend, k.backend) AS backend, v.backend_ref, v.kek_ref, v.state, v.destroyed_at, \
+     (SELECT MAX(i.found) FROM backend_intents i WHERE i.kind = 'DESTROY' AND i.state = 'DONE' AND i.kid = v.kid) AS fate \
      FROM keys k JOIN key_versions v ON v.key_id = k.id WHERE k.tenant = $1 ORDER BY k.id, v.number";
 
 /// Greater than every UUID in canonical text.
@@ -83,6 +84,8 @@ pub struct NamedVersion {
     pub state: String,
     /// When it was destroyed, in microseconds.
     pub destroyed_at: Option<i64>,
+    /// What became of the key pair on its device; None or empty when that was not recorded.
+    pub fate: Option<String>,
 }
 
 impl Tx {

@@ -174,6 +174,13 @@ impl Stage {
             .map(|line| line.split(' ').nth(2).expect("a kid").to_owned())
             .collect();
         named.sort();
+        // What became of each; after a crash the device may have been told before.
+        let is_told =
+            |line: &str| line.contains(" destroyed ") || line.contains(" was already gone \"");
+        let untold = proof
+            .lines()
+            .find(|line| line.starts_with("version ") && !is_told(line));
+        assert_eq!(untold, None, "{proof}");
         assert_eq!(named, self.kids(tenant).await, "{proof}");
         let left = self
             .rows(&format!(

@@ -28,7 +28,8 @@ pub use config::{AwsKmsConfig, AwsKmsConfigError, QuotaConfig};
 
 use crate::{
     backends::{
-        Backend, BackendError, Call, Capabilities, Created, Priority, priority, with_priority,
+        Backend, BackendError, Call, Capabilities, Created, Destroyed, Priority, priority,
+        with_priority,
     },
     model::{
         Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
@@ -165,7 +166,7 @@ impl Backend for AwsKmsBackend {
         })
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
         Box::pin(async move {
             let arn = self.pinned(key)?;
             let scheduled = self.schedule_deletion(arn, deadline);

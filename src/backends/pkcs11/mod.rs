@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::{
-    backends::{Backend, BackendError, Call, Capabilities, Created},
+    backends::{Backend, BackendError, Call, Capabilities, Created, Destroyed},
     model::{
         Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
         secret::DataKey,
@@ -133,12 +133,13 @@ impl Backend for Pkcs11Backend {
         })
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
         Box::pin(async move {
             let key = key.clone();
             let mut begun = false;
             let work = move |live: &mut session::Live| live.destroy(&key, &mut begun);
-            self.pool.manage(deadline, work).await
+            self.pool.manage(deadline, work).await?;
+            Ok(Destroyed::Now)
         })
     }
 
