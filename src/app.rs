@@ -169,6 +169,7 @@ pub async fn run(
         Arc::clone(&keys),
         clock.clone(),
         config.keys.tenant_destruction_wait(),
+        config.rotation.request_ttl(),
         notary,
     ));
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.

@@ -50,6 +50,30 @@ impl Erasures {
         Ok(self.db.due_tenant_destructions(now, limit).await?)
     }
 
+    /// Up to `limit` destructions that were asked for or approved too long ago.
+    pub async fn stale(&self, limit: i64) -> Result<Vec<TenantDestruction>> {
+        let before = self.clock.now().minus(self.request_ttl);
+        let approved = before.minus(self.wait);
+        let stale = self.db.stale_tenant_destructions(before, approved, limit);
+        Ok(stale.await?)
+    }
+
+    /// Ends one of them, as a rotation that nobody deployed ends. Errors: CONFLICT, LEASE_LOST.
+    pub async fn expire(
+        self: Arc<Self>,
+        permit: AdminPermit,
+        destruction: TenantDestruction,
+        term: Term,
+    ) -> Result<Recorded<Progress>> {
+        let (by, from) = (permit.caller().principal.id, destruction.state);
+        let why = "it expired: it was asked for, or approved, too long ago";
+        let expired = destruction.cancel(by, why.into(), self.clock.now())?;
+        let progress = self.progress(expired).await?;
+        let mut mutation = permit.begin_in(&term).await?;
+        update(mutation.tx(), &progress.destruction, from).await?;
+        record(mutation, progress).await
+    }
+
     /// What the gate decides about.
     pub fn resource(destruction: &TenantDestruction) -> Resource {
         Resource {
@@ -68,6 +92,7 @@ impl Erasures {
         term: Term,
     ) -> Result<Recorded<Progress>> {
         let now = self.clock.now();
+        self.expect_fresh(&destruction, now)?;
         let begun = destruction.begin(now)?;
         let progress = self.progress(begun).await?;
         let mut mutation = permit.begin_in(&term).await?;

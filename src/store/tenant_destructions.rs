@@ -23,6 +23,10 @@ const PAGE: &str = "SELECT id, tenant, state, reason, requester, requested_at, a
 const DUE: &str = "SELECT id, tenant, state, reason, requester, requested_at, approver, approved_at, destroy_at, \
      begun_at, ended_at, cancelled_by, cancel_reason, '' AS proof FROM tenant_destructions \
      WHERE state = 'DESTROYING' OR (state = 'SCHEDULED' AND destroy_at <= $1) ORDER BY destroy_at, id LIMIT $2";
+const STALE: &str = "SELECT id, tenant, state, reason, requester, requested_at, approver, approved_at, destroy_at, \
+     begun_at, ended_at, cancelled_by, cancel_reason, '' AS proof FROM tenant_destructions \
+     WHERE (state = 'REQUESTED' AND requested_at <= $1) \
+     OR (state = 'SCHEDULED' AND destroy_at <= $1 AND approved_at <= $2) ORDER BY requested_at, id LIMIT $3";
 const COUNT: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN v.state = 'DESTROYED' THEN 0 ELSE 1 END), 0) AS BIGINT), \
      CAST(COALESCE(SUM(CASE WHEN v.state = 'DESTROYED' THEN 1 ELSE 0 END), 0) AS BIGINT) \
      FROM key_versions v JOIN keys k ON k.id = v.key_id WHERE k.tenant = $1";
@@ -163,6 +167,21 @@ impl Db {
         limit: i64,
     ) -> Result<Vec<TenantDestruction>> {
         fetch_all!(self, Row, DUE, now.micros(), limit)?
+            .into_iter()
+            .map(TenantDestruction::try_from)
+            .collect()
+    }
+
+    /// Up to `limit` destructions that were asked for by `before` and not approved, or that were due by then, approved by
+    /// `approved` and have not begun. Without proofs.
+    pub async fn stale_tenant_destructions(
+        &self,
+        before: Timestamp,
+        approved: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<TenantDestruction>> {
+        let (before, approved) = (before.micros(), approved.micros());
+        fetch_all!(self, Row, STALE, before, approved, limit)?
             .into_iter()
             .map(TenantDestruction::try_from)
             .collect()
