@@ -62,7 +62,7 @@ impl fmt::Display for AppError {
 impl std::error::Error for AppError {}
 
 /// Time for one backend call at the start; generating nothing, checking one key.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+pub const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs the daemon until `shutdown` ends, then drains it.
 pub async fn run(
