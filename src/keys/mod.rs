@@ -37,7 +37,7 @@ pub use inventory::UpdateKey;
 pub use keks::Keks;
 pub use leftovers::Gone;
 pub use rewrap::{Batch, Trial};
-pub use sign::Signed;
+pub use sign::{SAMPLED_ONE_IN, Signed};
 pub use snapshot::KeySnapshot;
 pub use uses::Counter;
 pub use webhook::{DEFAULT_TOLERANCE, Delivery, Scheme, TOLERANCES, Verdict};

@@ -24,6 +24,9 @@ pub struct Signed {
     pub kid: Kid,
 }
 
+/// Of so many signatures one is verified where `verify_after_sign` is `sampled`.
+pub const SAMPLED_ONE_IN: u32 = 16;
+
 /// Chooses which fresh signatures are verified.
 #[derive(Default)]
 pub struct Sampler(AtomicU32);
@@ -32,7 +35,6 @@ impl Sampler {
     /// 2^32 over the golden ratio: multiples of it spread evenly, also those of every second or third number, so that
     /// no backend is passed over when calls to several take turns.
     const SPREAD: u32 = 0x9e37_79b9;
-    const ONE_IN: u32 = 16;
 
     fn takes(&self, mode: VerifyAfterSign) -> bool {
         match mode {
@@ -40,7 +42,7 @@ impl Sampler {
             VerifyAfterSign::Off => false,
             VerifyAfterSign::Sampled => {
                 let number = self.0.fetch_add(1, Ordering::Relaxed);
-                number.wrapping_mul(Self::SPREAD) < u32::MAX / Self::ONE_IN
+                number.wrapping_mul(Self::SPREAD) < u32::MAX / SAMPLED_ONE_IN
             }
         }
     }

@@ -22,11 +22,13 @@ mod session;
 mod templates;
 pub mod uri;
 mod usage;
+mod verify_cost;
 
 pub use config::{Pkcs11Config, Pkcs11ConfigError};
 pub use facts::{Facts, facts};
 pub use module::{Module, Modules, Paused};
 pub use rate::raw_sign_rate;
+pub use verify_cost::{VerifyCost, verify_costs};
 
 use pool::Pool;
 use tokio::time::Instant;
