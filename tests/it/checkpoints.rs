@@ -449,14 +449,8 @@ async fn callers_cannot_sign_with_the_key_of_the_checkpoints() {
     let seq = changed(&daemon, "somebody").await;
     covered(&daemon, seq).await;
     let text = file(&daemon);
-    let (_, last) = text
-        .rsplit_once("\n\nclaviger audit")
-        .expect("several notes");
-    assert!(judged(
-        &format!("claviger audit{last}"),
-        &version,
-        Algorithm::Es256
-    ));
+    let last = text.rfind("claviger audit https").expect("a note");
+    assert!(judged(&text[last..], &version, Algorithm::Es256));
     daemon.stop().await;
 }
 
