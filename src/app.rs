@@ -62,7 +62,7 @@ impl fmt::Display for AppError {
 impl std::error::Error for AppError {}
 
 /// Time for one backend call at the start; generating nothing, checking one key.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+pub const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Runs the daemon until `shutdown` ends, then drains it.
 pub async fn run(
@@ -127,10 +127,16 @@ pub async fn run(
         Arc::clone(&gate),
         clock.clone(),
     ));
+    let checkpoint = config.audit.checkpoint.as_ref();
+    let notary = checkpoint.map(|checkpoint| checkpoint.key.parse());
+    let notary = notary
+        .transpose()
+        .map_err(|e| AppError(format!("audit.checkpoint.key: {e}")))?;
     let keys = Arc::new(Keys::new(
         db.clone(),
         backends.clone(),
         config.default_backend().to_owned(),
+        notary,
         Arc::new(keks),
         clock.clone(),
         config.keys.clone(),
@@ -164,6 +170,7 @@ pub async fn run(
         Arc::clone(&keys),
         clock.clone(),
         config.keys.tenant_destruction_wait(),
+        config.rotation.request_ttl(),
         notary,
     ));
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.

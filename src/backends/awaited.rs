@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 
 use tokio::time::{Instant, timeout_at};
 
-use super::{Backend, BackendError, Call, Capabilities, Created, VerifyAfterSign};
+use super::{Backend, BackendError, Call, Capabilities, Created, Destroyed, VerifyAfterSign};
 use crate::model::{
     Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
     secret::DataKey,
@@ -155,7 +155,7 @@ impl Backend for Awaited {
         }
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
         match self.backend() {
             Ok(backend) => backend.destroy(key, deadline),
             Err(error) => refused(error),

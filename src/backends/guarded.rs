@@ -30,7 +30,7 @@ use tokio::{
 };
 
 use super::{
-    Backend, BackendError, Call, Capabilities, Created, Priority,
+    Backend, BackendError, Call, Capabilities, Created, Destroyed, Priority,
     breaker::{Admission, Breaker, ROW, State, Subject},
     priority,
 };
@@ -581,7 +581,7 @@ impl Backend for Guarded {
         self.guard(Operation::Unwrap, Some(kek), call)
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
         self.guard(Operation::Destroy, None, self.inner.destroy(key, deadline))
     }
 

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::model::{
-    Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
+    Algorithm, IntentId, KeySpec, PublicKey, Timestamp, key::BackendRef, public_key::SignInput,
     secret::DataKey,
 };
 
@@ -78,8 +78,9 @@ pub trait Backend: Send + Sync + 'static {
         deadline: Instant,
     ) -> Call<'a, DataKey>;
 
-    /// Destroys a key for ever. `Missing` when it is not there.
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()>;
+    /// Destroys a key for ever, or makes it unusable and has it destroyed later. `Missing` when it is not there, or is to
+    /// be destroyed already.
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed>;
 
     /// Describes every object that is tagged with this intent, in words for people; empty when there is none. A token
     /// that has vanished is `Unavailable`, not empty. Nothing on the device changes.
@@ -123,6 +124,16 @@ pub enum VerifyAfterSign {
 
 /// What `stall_ms` may be.
 pub(crate) const STALL_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
+
+/// What a device did with a key that was to be destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destroyed {
+    /// It is destroyed.
+    Now,
+    /// It cannot be used, and the device destroys it at this time, by its own clock. Until then whoever administers the
+    /// device may take that back.
+    Scheduled(Timestamp),
+}
 
 /// A key that was created or adopted.
 #[derive(Clone, Debug)]

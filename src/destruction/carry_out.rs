@@ -17,7 +17,7 @@ use crate::{
         AlertId, DestructionState, Entity, IntentId, KeyDestruction, KeyVersion, Resource,
         key::{Material, VersionEvent},
     },
-    store::{Alert, IntentState, Term},
+    store::{Alert, Term},
 };
 
 /// A destruction whose time has come, and what is to be done about it.
@@ -184,16 +184,17 @@ impl Destructions {
         if !moved {
             return Err(conflict());
         }
-        if let Some((intent, _)) = begun {
-            tx.settle_intent(intent, IntentState::Done).await?;
+        if let Some((intent, gone)) = &begun {
+            tx.settle_destroy(*intent, &gone.fate()).await?;
         }
-        let was_gone = begun.is_some_and(|(_, gone)| gone == Gone::Already);
+        let gone = begun.map(|(_, gone)| gone);
         let details = json!({
             "key_id": destroyed.key_id.to_string(),
             "key": destroyed.key_name.as_str(),
             "kid": destroyed.kid.as_str(),
             "state": destroyed.state.as_str(),
-            "was_gone": was_gone,
+            "was_gone": gone.as_ref().is_some_and(Gone::was_gone),
+            "fate": gone.as_ref().map(Gone::fate),
         });
         self.keys.forget_after(&mut mutation, destroyed.key_id);
         self.keys

@@ -21,7 +21,7 @@ use crate::{
         TenantDestructionState, TenantName, Timestamp, VersionState,
         key::{Material, VersionEvent},
     },
-    store::{Alert, IntentState, Term, Tx},
+    store::{Alert, Term, Tx},
 };
 
 /// What is gone of a key, and what was in the way of the rest.
@@ -50,6 +50,30 @@ impl Erasures {
         Ok(self.db.due_tenant_destructions(now, after, limit).await?)
     }
 
+    /// Up to `limit` destructions that were asked for or approved too long ago.
+    pub async fn stale(&self, limit: i64) -> Result<Vec<TenantDestruction>> {
+        let before = self.db.now().await?.minus(self.request_ttl);
+        let approved = before.minus(self.wait);
+        let stale = self.db.stale_tenant_destructions(before, approved, limit);
+        Ok(stale.await?)
+    }
+
+    /// Ends one of them, as a rotation that nobody deployed ends. Errors: CONFLICT, LEASE_LOST.
+    pub async fn expire(
+        self: Arc<Self>,
+        permit: AdminPermit,
+        destruction: TenantDestruction,
+        term: Term,
+    ) -> Result<Recorded<Progress>> {
+        let (by, from) = (permit.caller().principal.id, destruction.state);
+        let why = "it expired: it was asked for, or approved, too long ago";
+        let expired = destruction.cancel(by, why.into(), self.db.now().await?)?;
+        let progress = self.progress(expired).await?;
+        let mut mutation = permit.begin_in(&term).await?;
+        update(mutation.tx(), &progress.destruction, from).await?;
+        record(mutation, progress).await
+    }
+
     /// What the gate decides about.
     pub fn resource(destruction: &TenantDestruction) -> Resource {
         Resource {
@@ -68,7 +92,9 @@ impl Erasures {
         destruction: TenantDestruction,
         term: Term,
     ) -> Result<Recorded<Progress>> {
-        let begun = destruction.begin(self.db.now().await?)?;
+        let now = self.db.now().await?;
+        self.expect_fresh(&destruction, now)?;
+        let begun = destruction.begin(now)?;
         let progress = self.progress(begun).await?;
         let mut mutation = permit.begin_in(&term).await?;
         let tx = mutation.tx();
@@ -219,7 +245,7 @@ impl Erasures {
         let mut mutation = permit.begin_on_in(key.id, &term).await?;
         let mut versions: Vec<Value> = Vec::new();
         for (kid, pair) in &shredding.gone {
-            versions.push(shred(&mut mutation, kid, *pair, now).await?);
+            versions.push(shred(&mut mutation, kid, pair.as_ref(), now).await?);
             self.keys.forget_data_key_after(&mut mutation, kid);
         }
         let tx = mutation.tx();
@@ -374,7 +400,7 @@ async fn withdraw(tx: &mut Tx, kid: &Kid, now: Timestamp) -> Result<()> {
 async fn shred(
     mutation: &mut Mutation,
     kid: &Kid,
-    pair: Option<(IntentId, Gone)>,
+    pair: Option<&(IntentId, Gone)>,
     now: Timestamp,
 ) -> Result<Value> {
     let tx = mutation.tx();
@@ -383,8 +409,8 @@ async fn shred(
     if !tx.update_version(&version, before).await? {
         return Err(conflict());
     }
-    if let Some((intent, _)) = pair {
-        tx.settle_intent(intent, IntentState::Done).await?;
+    if let Some((intent, gone)) = pair {
+        tx.settle_destroy(*intent, &gone.fate()).await?;
     }
     let completed = complete_rotation(tx, kid, now).await?;
     let (backend, reference) = match &version.material {
@@ -398,7 +424,8 @@ async fn shred(
         "was": before.as_str(),
         "backend": backend,
         "reference": reference,
-        "was_gone": pair.is_some_and(|(_, gone)| gone == Gone::Already),
+        "was_gone": pair.is_some_and(|(_, gone)| gone.was_gone()),
+        "fate": pair.map(|(_, gone)| gone.fate()),
         "completed_rotation": completed.map(|id| id.to_string()),
     }))
 }

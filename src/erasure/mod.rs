@@ -22,7 +22,7 @@ use crate::{
     keys::{KeySnapshot, Keys},
     model::{
         AlertId, Entity, KeyRef, Resource, TenantDestruction, TenantDestructionId,
-        TenantDestructionState, TenantName,
+        TenantDestructionState, TenantName, Timestamp,
     },
     store::{Alert, Db, StoreError},
 };
@@ -44,6 +44,7 @@ pub struct Erasures {
     keys: Arc<Keys>,
     clock: Clock,
     wait: Duration,
+    request_ttl: Duration,
     notary: Option<Notary>,
 }
 
@@ -59,12 +60,14 @@ pub struct Progress {
 }
 
 impl Erasures {
-    /// `wait` lies between the approval and the beginning. Without a notary nothing can be asked for.
+    /// `wait` lies between the approval and the beginning; `request_ttl` is how old a request may become before it is
+    /// approved, and an approval, beyond the wait, before the destruction begins. Without a notary nothing can be asked for.
     pub const fn new(
         db: Db,
         keys: Arc<Keys>,
         clock: Clock,
         wait: Duration,
+        request_ttl: Duration,
         notary: Option<Notary>,
     ) -> Self {
         Self {
@@ -72,6 +75,7 @@ impl Erasures {
             keys,
             clock,
             wait,
+            request_ttl,
             notary,
         }
     }
@@ -165,6 +169,7 @@ impl Erasures {
     ) -> Result<Recorded<Progress>> {
         let destruction = found(destruction, permit.permit())?;
         let (approver, now) = (permit.caller().principal.id, self.db.now().await?);
+        self.expect_fresh(&destruction, now)?;
         let approved = destruction.approve(approver, &tenant, self.wait, now)?;
         self.proof_key().await?;
         let progress = self.progress(approved).await?;
@@ -192,6 +197,17 @@ impl Erasures {
         let mut mutation = permit.begin().await?;
         update(mutation.tx(), &progress.destruction, from).await?;
         record(mutation, progress).await
+    }
+
+    /// People decided about the tenant as it was then. Errors: DESTRUCTION_STATE.
+    fn expect_fresh(&self, destruction: &TenantDestruction, now: Timestamp) -> Result<()> {
+        match destruction.is_stale(self.wait, self.request_ttl, now) {
+            false => Ok(()),
+            true => Err(Error::new(
+                Reason::DestructionState,
+                "the destruction was asked for, or approved, too long ago; it expires, so ask for it again",
+            )),
+        }
     }
 
     async fn progress(&self, destruction: TenantDestruction) -> Result<Progress> {

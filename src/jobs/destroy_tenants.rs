@@ -16,6 +16,7 @@ const ACTION: Action = Action::DestroyTenantMaterial;
 
 /// Goes on with what is due. A key that fails keeps no other from being destroyed, and people are told.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
+    expire(work, term).await?;
     let round = work.patience.round("destroy_tenants");
     let mut after = String::new();
     // To the end: those that fail stay at the front for ever.
@@ -34,6 +35,22 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
             _ => return Ok(()),
         }
     }
+}
+
+/// What was asked for or approved too long ago must be asked for again.
+async fn expire(work: &Work, term: &Term) -> Result<()> {
+    let round = work.patience.round("expire_tenant_destructions");
+    for stale in work.erasures.stale(PAGE).await? {
+        let (id, resource) = (stale.id, Erasures::resource(&stale));
+        if !round.takes(&id) {
+            continue;
+        }
+        let (erasures, term) = (Arc::clone(&work.erasures), term.clone());
+        let act = async move |permit| erasures.expire(permit, stale, term).await;
+        let ended = work.gate.work(Job::Scheduler, ACTION, resource, act).await;
+        round.note(&id, ended.map(drop))?;
+    }
+    Ok(())
 }
 
 async fn carry_out(

@@ -107,23 +107,48 @@ impl Keks {
         patience: Duration,
     ) -> std::result::Result<Self, KekError> {
         let named = find(&backends, name, uri, patience).await?;
-        let keks = Self {
-            set: RwLock::default(),
-            db,
-            backends,
-            patience,
-        };
+        let keks = Self::unopened(db, backends, patience);
         let mut rows = keks.db.keks().await?;
         if rows.is_empty() {
             keks.record_first(&named, now).await?;
             rows = keks.db.keks().await?;
         }
-        keks.expect_known(&rows, &named.kek).await?;
+        let state = keks.expect_known(&rows, &named.kek).await?;
+        if state != KekState::Active {
+            tracing::warn!(
+                kek = %named.kek.reference,
+                state = state.as_str(),
+                active = active_of(&rows),
+                "kek.uri does not name the ACTIVE KEK; update it before this one is removed from its device"
+            );
+        }
         for row in rows.iter().filter(|row| row.state != KekState::Retired) {
             keks.expect_same(row).await?;
         }
         keks.replace(&rows, 0);
         Ok(keks)
+    }
+
+    /// KEKs that can be looked at and wrap nothing, for `claviger doctor`.
+    pub fn unopened(db: Db, backends: Backends, patience: Duration) -> Self {
+        Self {
+            set: RwLock::default(),
+            db,
+            backends,
+            patience,
+        }
+    }
+
+    /// What a start would make of the configured KEK, without changing anything: its state; None where the first start is
+    /// still to come.
+    ///
+    /// Errors: why the daemon would not start.
+    pub async fn judge(&self, named: &Kek) -> std::result::Result<Option<KekState>, KekError> {
+        let rows = self.db.keks().await?;
+        match rows.is_empty() {
+            true => self.expect_first(named).await.map(|()| None),
+            false => self.expect_known(&rows, named).await.map(Some),
+        }
     }
 
     /// The KEK that wraps. Errors: BACKEND_UNAVAILABLE when its backend is not configured on this replica.
@@ -233,6 +258,24 @@ impl Keks {
         Ok(seen)
     }
 
+    /// Is the KEK well? For a data key that did not unwrap: a device in trouble says the same of every ciphertext as a good
+    /// one says of a damaged one (CKR_GENERAL_ERROR).
+    ///
+    /// Errors: the database's; BACKEND_UNAVAILABLE when its probe does not unwrap either, which says nothing about data
+    /// keys.
+    pub async fn expect_opens_probe(&self, reference: &BackendRef) -> Result<()> {
+        let rows = self.db.keks().await?;
+        let Some(row) = rows.iter().find(|row| row.reference == *reference) else {
+            return Ok(());
+        };
+        self.recognise(row).await.map_err(|error| {
+            let text = "the key-encryption key does not unwrap its own probe; retry when its backend is well";
+            Error::new(Reason::BackendUnavailable, text)
+                .because(error)
+                .retry_after(RETRY_AFTER)
+        })
+    }
+
     async fn recognise(&self, row: &KekRow) -> std::result::Result<(), BackendError> {
         let Some(backend) = self.backends.get(&row.backend) else {
             return Err(BackendError::Misconfigured(format!(
@@ -251,7 +294,7 @@ impl Keks {
         &self,
         rows: &[KekRow],
         named: &Kek,
-    ) -> std::result::Result<(), KekError> {
+    ) -> std::result::Result<KekState, KekError> {
         let (reference, active) = (&named.reference, active_of(rows));
         let row = self.row_of(rows, named).await.map_err(|error| {
             KekError::Misconfigured(format!(
@@ -259,16 +302,7 @@ impl Keks {
             ))
         })?;
         match row {
-            Some(row) if row.state == KekState::Active => Ok(()),
-            Some(row) => {
-                tracing::warn!(
-                    kek = %reference,
-                    state = row.state.as_str(),
-                    active,
-                    "kek.uri does not name the ACTIVE KEK; update it before this one is removed from its device"
-                );
-                Ok(())
-            }
+            Some(row) => Ok(row.state),
             None => Err(KekError::Misconfigured(format!(
                 "kek.uri names {reference}, which has wrapped nothing here; the ACTIVE one is {active}. Let kek.uri name \
                  that one and rotate with `claviger kek rotate`; if its token was initialised again, restore the token"
@@ -322,16 +356,7 @@ impl Keks {
         named: &Proven,
         now: Timestamp,
     ) -> std::result::Result<(), KekError> {
-        for (kek, count) in self.db.data_keys_by_kek().await? {
-            if kek != named.kek.reference {
-                return Err(KekError::Misconfigured(format!(
-                    "kek.uri names {}, but {count} data keys are wrapped by {kek}; let kek.uri name that one, and rotate \
-                     with `claviger kek rotate`",
-                    named.kek.reference
-                )));
-            }
-        }
-        self.expect_old_rows_to_open(&named.kek).await?;
+        self.expect_first(&named.kek).await?;
         let mut row = named.row(KekState::Active, now);
         row.activated_at = Some(now);
         let mut tx = self.db.begin().await?;
@@ -341,6 +366,20 @@ impl Keks {
             Err(StoreError::Exists(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Can this be the KEK of a database that has recorded none yet?
+    async fn expect_first(&self, named: &Kek) -> std::result::Result<(), KekError> {
+        for (kek, count) in self.db.data_keys_by_kek().await? {
+            if kek != named.reference {
+                return Err(KekError::Misconfigured(format!(
+                    "kek.uri names {}, but {count} data keys are wrapped by {kek}; let kek.uri name that one, and rotate \
+                     with `claviger kek rotate`",
+                    named.reference
+                )));
+            }
+        }
+        self.expect_old_rows_to_open(named).await
     }
 
     /// An older release left no probe, but data keys. One damaged row must not stop the start, so a few are tried.

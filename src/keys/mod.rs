@@ -37,7 +37,7 @@ pub use inventory::UpdateKey;
 pub use keks::Keks;
 pub use leftovers::Gone;
 pub use rewrap::{Batch, Trial};
-pub use sign::Signed;
+pub use sign::{SAMPLED_ONE_IN, Signed};
 pub use snapshot::KeySnapshot;
 pub use uses::Counter;
 pub use webhook::{DEFAULT_TOLERANCE, Delivery, Scheme, TOLERANCES, Verdict};
@@ -149,6 +149,7 @@ pub struct Keys {
     db: Db,
     backends: Backends,
     default_backend: String,
+    notary: Option<KeyRef>,
     keks: Arc<Keks>,
     undecryptable: rewrap::Undecryptable,
     clock: Clock,
@@ -167,11 +168,13 @@ pub struct Target {
 }
 
 impl Keys {
-    /// Keys over these parts. `default_backend` is where key pairs are generated that name no other.
+    /// Keys over these parts. `default_backend` is where key pairs are generated that name no other; `notary` is the key
+    /// of tenant `system` that signs checkpoints and proofs of destruction, and nothing else.
     pub fn new(
         db: Db,
         backends: Backends,
         default_backend: String,
+        notary: Option<KeyRef>,
         keks: Arc<Keks>,
         clock: Clock,
         config: KeysConfig,
@@ -187,6 +190,7 @@ impl Keys {
             db,
             backends,
             default_backend,
+            notary,
             keks,
             undecryptable: rewrap::Undecryptable::default(),
             clock,

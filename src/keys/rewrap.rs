@@ -156,6 +156,7 @@ impl Keys {
         let plain = match unwrap(&old, &row, self.patience()).await {
             Ok(plain) => plain,
             Err(BackendError::Rejected(_)) => {
+                self.keks.expect_opens_probe(&row.kek).await?;
                 self.note_verdict(&row, &Verdict::Undecryptable);
                 return Ok(Fate::Undecryptable(row.kid));
             }
@@ -226,7 +227,10 @@ impl Keys {
         };
         match unwrap(&kek, row, self.patience()).await {
             Ok(_) => Ok(Verdict::Fine),
-            Err(BackendError::Rejected(_)) => Ok(Verdict::Undecryptable),
+            Err(BackendError::Rejected(_)) => {
+                self.keks.expect_opens_probe(&row.kek).await?;
+                Ok(Verdict::Undecryptable)
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -8,7 +8,7 @@ use std::{
 
 use super::*;
 use crate::{
-    backends::{BackendError, Call, Capabilities, Created, VerifyAfterSign},
+    backends::{BackendError, Call, Capabilities, Created, Destroyed, VerifyAfterSign},
     model::{
         Algorithm, IntentId, KekRow, KekState, Key, KeyId, KeySpec, KeyVersion, PublicKey, Purpose,
         RotationPolicy, Secret, SignInput, Timestamp, VersionState, key::BackendRef,
@@ -96,7 +96,7 @@ impl Backend for Fake {
                 .ok_or_else(|| BackendError::Rejected("another one".into()))
         })
     }
-    fn destroy<'a>(&'a self, _: &'a BackendRef, _: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, _: &'a BackendRef, _: Instant) -> Call<'a, Destroyed> {
         unsupported()
     }
     fn find(&self, _: IntentId, _: Instant) -> Call<'_, Vec<String>> {
@@ -139,6 +139,7 @@ impl Stage {
                 algorithms: Vec::new(),
                 verify_after_sign: VerifyAfterSign::Off,
                 longest_message: None,
+                one_at_a_time: false,
             },
             away: Mutex::default(),
         });
@@ -149,6 +150,7 @@ impl Stage {
             db,
             backends,
             "fake".into(),
+            None,
             Arc::new(keks.unwrap()),
             Clock::manual(now),
             KeysConfig::default(),

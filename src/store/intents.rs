@@ -11,6 +11,8 @@ const INSERT: &str = "INSERT INTO backend_intents (id, backend, tenant, label, s
      VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, $7)";
 const SETTLE: &str = "UPDATE backend_intents SET state = $2, settled_at = $3 WHERE id = $1 AND state <> 'DONE' \
      AND (state = 'PENDING' OR $2 = 'DONE')";
+const DESTROYED: &str = "UPDATE backend_intents SET state = 'DONE', found = $2, settled_at = $3 \
+     WHERE id = $1 AND state <> 'DONE'";
 const QUARANTINE: &str = "UPDATE backend_intents SET state = 'QUARANTINED', found = $2, settled_at = $3 \
      WHERE id = $1 AND state IN ('PENDING', 'FAILED')";
 // An attempt is looked at again when it is twice as old as at the last look.
@@ -76,7 +78,7 @@ pub struct Intent {
     pub label: String,
     /// Where it is.
     pub state: IntentState,
-    /// What the reconciler saw under this id; empty otherwise.
+    /// What the reconciler saw under this id, or what became of a pair that was to be destroyed; empty otherwise.
     pub found: String,
     /// When it was recorded, by database time.
     pub created_at: Timestamp,
@@ -177,6 +179,12 @@ impl Tx {
         let now = self.now().await?;
         let rows = execute!(self, SETTLE, id.to_string(), state.as_str(), now.micros())?;
         Ok(rows == 1)
+    }
+
+    /// Records that a pair is gone, and in a line what became of it.
+    pub async fn settle_destroy(&mut self, id: IntentId, fate: &str) -> Result<()> {
+        let now = self.now().await?;
+        execute!(self, DESTROYED, id.to_string(), fate, now.micros()).map(|_| ())
     }
 
     /// Sets aside what an intent left on the device that is pending or failed; false when it ended otherwise.

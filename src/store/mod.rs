@@ -28,7 +28,7 @@ use std::fmt;
 
 pub use alerts::Alert;
 pub use audit::{AuditFilter, AuditRow, Head};
-pub use doctor::{Setting, StoredPair};
+pub use doctor::{Needed, Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};

@@ -174,6 +174,13 @@ impl Stage {
             .map(|line| line.split(' ').nth(2).expect("a kid").to_owned())
             .collect();
         named.sort();
+        // What became of each; after a crash the device may have been told before.
+        let is_told =
+            |line: &str| line.contains(" destroyed ") || line.contains(" was already gone \"");
+        let untold = proof
+            .lines()
+            .find(|line| line.starts_with("version ") && !is_told(line));
+        assert_eq!(untold, None, "{proof}");
         assert_eq!(named, self.kids(tenant).await, "{proof}");
         let left = self
             .rows(&format!(
@@ -650,6 +657,52 @@ async fn a_destruction_can_be_called_off_until_it_begins() {
     let rest = rest.expect("ListTenantDestructions").into_inner();
     assert_eq!((first.destructions.len(), rest.destructions.len()), (3, 1));
     assert_eq!(first.destructions[0].id, scheduled.id);
+    stage.daemon.stop().await;
+}
+
+/// What people asked for or approved long ago is not what they want now.
+#[tokio::test]
+async fn requests_and_approvals_grow_old() {
+    let stage = Stage::new(Engine::Sqlite).await;
+    let key = stage
+        .daemon
+        .key("acme", "orders", KeyPurpose::Signing, Algorithm::Es256);
+    key.await;
+    let ended = async |id: &str| {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let (found, _) = stage.get(id).await;
+            if found.state() == TenantDestructionState::Cancelled {
+                return found;
+            }
+            assert!(Instant::now() < until, "{found:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let asked = stage.ask("acme").await.expect("asked");
+    let old = format!(
+        "UPDATE tenant_destructions SET requested_at = 1 WHERE id = '{}'",
+        asked.id
+    );
+    stage.daemon.execute(&old).await;
+    refused(
+        stage.approve(&asked.id, "acme").await,
+        STATE,
+        "DESTRUCTION_STATE",
+    );
+    assert!(ended(&asked.id).await.cancel_reason.contains("expired"));
+
+    let approved = stage.scheduled("acme").await;
+    let old = format!(
+        "UPDATE tenant_destructions SET requested_at = 1, approved_at = 2, destroy_at = 3 WHERE id = '{}'",
+        approved.id
+    );
+    stage.daemon.execute(&old).await;
+    assert!(ended(&approved.id).await.cancel_reason.contains("expired"));
+    let service = stage.daemon.actor("service");
+    service.crypto().sign(sign("orders")).await.expect("Sign");
+    let rows = "SELECT outcome FROM audit_events WHERE action = 'DestroyTenantMaterial'";
+    assert_eq!(stage.rows(rows).await, ["success"; 2]);
     stage.daemon.stop().await;
 }
 

@@ -9,6 +9,7 @@ use claviger::{
         pkcs11::{
             Modules, Pkcs11Backend, Pkcs11Config, Pkcs11ConfigError, provision,
             uri::{Class, KeyUri, UriError},
+            verify_costs,
         },
     },
     model::{Algorithm, IntentId, KeySpec, Secret, SignInput, key::BackendRef},
@@ -623,4 +624,27 @@ fn uris_are_parsed_strictly() {
     ] {
         assert_eq!(KeyUri::parse(bad), Err(error), "{bad:?}");
     }
+}
+
+/// What `claviger bench` measures for `verify_after_sign`: signatures that verify, of keys that do not stay.
+#[test]
+fn the_cost_of_verifying_is_measured_and_leaves_no_key() {
+    alone(async |softhsm| {
+        softhsm.init("cost");
+        let config = softhsm.config("cost");
+        let round = Duration::from_millis(14);
+        let costs = tokio::task::block_in_place(|| verify_costs(&config, &softhsm.modules, round));
+        let costs = costs.expect("measured");
+        let measured: Vec<_> = costs.iter().map(|c| (c.algorithm, c.rsa_bits)).collect();
+        for usual in [(ES256, 0), (Algorithm::EdDsa, 0), (Algorithm::Rs256, 2048)] {
+            assert!(measured.contains(&usual), "{measured:?}");
+        }
+        let positive = |time: Duration| time > Duration::ZERO && time < Duration::from_secs(60);
+        assert!(
+            costs.iter().all(|c| positive(c.sign) && positive(c.verify)),
+            "{costs:?}"
+        );
+        let left = softhsm.tool("cost", &["--list-objects"]);
+        assert!(!left.contains("Key Object"), "{left}");
+    });
 }

@@ -138,8 +138,8 @@ impl Backend for Fake {
     ) -> Call<'a, DataKey> {
         self.act(0, Secret::new([0; 32]))
     }
-    fn destroy<'a>(&'a self, _: &'a BackendRef, _: Instant) -> Call<'a, ()> {
-        self.act(1, ())
+    fn destroy<'a>(&'a self, _: &'a BackendRef, _: Instant) -> Call<'a, Destroyed> {
+        self.act(1, Destroyed::Now)
     }
     fn find(&self, _: IntentId, _: Instant) -> Call<'_, Vec<String>> {
         self.act(1, Vec::new())

@@ -247,3 +247,32 @@ async fn an_old_wrapped_form_beside_the_new_kek_is_mended_before_the_old_one_is_
     }
     daemon.stop().await;
 }
+
+/// A device in trouble says of every ciphertext what a good one says of a damaged one. While the KEK does not even unwrap its
+/// probe, no data key is called undecryptable.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kek_in_trouble_says_nothing_about_data_keys() {
+    let daemon = Setup::new(Engine::Sqlite).append(QUICK).start().await;
+    for name in ["bad", "good"] {
+        vault(&daemon, name).await;
+    }
+    says(&daemon, "/metrics", &["claviger_data_keys_undecryptable 0"]).await;
+    let spoil = "CREATE TABLE kept AS SELECT reference, probe_digest FROM keks; \
+                 UPDATE keks SET probe_digest = x'00'; \
+                 UPDATE key_versions SET wrapped_key = x'0102030405060708' WHERE key_id = \
+                 (SELECT id FROM keys WHERE name = 'bad')";
+    daemon.execute(spoil).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !daemon.log().contains("data keys not tried") {
+        assert!(Instant::now() < deadline, "{}", daemon.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    says(&daemon, "/metrics", &["claviger_data_keys_undecryptable 0"]).await;
+    assert!(!daemon.log().contains("data key does not unwrap"));
+
+    // A good KEK is believed.
+    let mend = "UPDATE keks SET probe_digest = (SELECT probe_digest FROM kept WHERE kept.reference = keks.reference)";
+    daemon.execute(mend).await;
+    says(&daemon, "/metrics", &["claviger_data_keys_undecryptable 1"]).await;
+    daemon.stop().await;
+}
