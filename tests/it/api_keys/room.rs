@@ -210,7 +210,7 @@ impl Room {
 
     /// What a key is worth: the roles and entitlements it brings along.
     pub async fn worth(&self, text: &ApiKeyText) -> Result<Scopes, Rejection> {
-        let admitted = self.api_keys.admit(shown(text)).await.expect("an answer");
+        let admitted = self.api_keys.admit(text, true).await.expect("an answer");
         admitted.map(|admitted| {
             assert_eq!(admitted.key.id, text.id());
             assert_eq!(admitted.principal.held(), admitted.scopes);
