@@ -14,9 +14,9 @@ use crate::{
     authn::{self, Authn, ClientCertificate, Issuers, Manner, ReloadableTls},
     authz::{Authz, Policies},
     backends::{
-        Backend, Guarded,
+        Awaited, Backend, BackendError, Guarded,
         aws_kms::AwsKmsBackend,
-        pkcs11::{Modules, Pkcs11Backend},
+        pkcs11::{Modules, Pkcs11Backend, Pkcs11Config},
     },
     clients::{ApiKeys, Clients},
     clock::Clock,
@@ -31,13 +31,13 @@ use crate::{
     incidents::Incidents,
     jobs::{
         Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
-        run_scheduler, sample_data_keys, watch_backends,
+        run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys,
         keks::{self, Kek},
     },
-    model::{Action, Entity, Job, Resource, TenantName},
+    model::{Action, Entity, Job, KeyRef, Resource, TenantName},
     rotation::{KekRotations, Rotations},
     store::Db,
     telemetry,
@@ -63,7 +63,7 @@ impl fmt::Display for AppError {
 impl std::error::Error for AppError {}
 
 /// Time for one backend call at the start; generating nothing, checking one key.
-const START_PATIENCE: Duration = Duration::from_secs(30);
+pub const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Time between two readings of the keys of other issuers.
 const ISSUERS_REFRESH: Duration = Duration::from_secs(300);
@@ -85,10 +85,11 @@ pub async fn run(
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
     db.check_schema().await.map_err(AppError::new)?;
-    let guarded = guard(
-        open_backends(&config.backends, &Modules::new()).await?,
-        &config.backends,
-    );
+    // Without the KEK nothing works (R-ENV-2); and who wants a replica out of rotation while any backend is away does not
+    // want it begun either.
+    let needed = |name: &str| name == config.kek.backend || config.ops.ready_requires_backends;
+    let opened = open_those(&config.backends, &Modules::new(), needed).await?;
+    let guarded = guard(opened, &config.backends);
     let backends: Backends = guarded
         .iter()
         .map(|(name, backend)| (name.clone(), Arc::clone(backend) as Arc<dyn Backend>))
@@ -130,16 +131,15 @@ pub async fn run(
         .map_err(|e| AppError(format!("bootstrap: {e:?}")))?;
     let issuers = Issuers::new(&config.authn.issuers).map_err(AppError::new)?;
     let issuers = Arc::new(issuers);
-    let keys = Keys::new(
+    let keys = Arc::new(Keys::new(
         db.clone(),
         backends.clone(),
         config.default_backend().to_owned(),
+        reserved_keys(&config)?,
         Arc::new(keks),
         clock.clone(),
         config.keys.clone(),
-    );
-    let pepper = config.api_keys.pepper().map_err(AppError::new)?;
-    let keys = Arc::new(keys.with_pepper(pepper));
+    ));
     let api_keys = ApiKeys::new(
         db.clone(),
         Arc::clone(&keys),
@@ -177,6 +177,7 @@ pub async fn run(
         Arc::clone(&keys),
         clock.clone(),
         config.keys.tenant_destruction_wait(),
+        config.rotation.request_ttl(),
         notary,
     ));
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
@@ -369,6 +370,7 @@ pub async fn run(
     let every = config.api_keys.last_used_interval();
     let used = Arc::clone(&api_keys);
     tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
+    tasks.spawn(done(sweep_data_keys(Arc::clone(&uses), stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
     tasks.spawn(done(issuers.refresh(ISSUERS_REFRESH, stopped())));
@@ -439,15 +441,20 @@ pub async fn open_backends(
     configs: &BTreeMap<String, BackendConfig>,
     modules: &Modules,
 ) -> Result<Backends, AppError> {
+    open_those(configs, modules, |_| true).await
+}
+
+/// As `open_backends`; a token that is away and not `needed` is opened later. A KMS that is away is open without.
+async fn open_those(
+    configs: &BTreeMap<String, BackendConfig>,
+    modules: &Modules,
+    needed: impl Fn(&str) -> bool,
+) -> Result<Backends, AppError> {
     let mut backends = Backends::new();
     for (name, config) in configs {
         let backend: Arc<dyn Backend> = match config {
-            // Blocks while the library logs in; nothing else runs yet.
-            BackendConfig::Pkcs11(pkcs11) => {
-                tokio::task::block_in_place(|| Pkcs11Backend::open(name, pkcs11, modules))
-                    .map(Arc::new)
-                    .map_err(|e| AppError(format!("backend {name}: {e}")))?
-            }
+            BackendConfig::Pkcs11(pkcs11) => open_token(name, pkcs11, modules, needed(name))
+                .map_err(|e| AppError(format!("backend {name}: {e}")))?,
             BackendConfig::AwsKms(kms) => {
                 let deadline = Instant::now() + START_PATIENCE;
                 let opened = AwsKmsBackend::open(name, kms, deadline).await;
@@ -464,6 +471,42 @@ pub async fn open_backends(
         backends.insert(name.clone(), backend);
     }
     Ok(backends)
+}
+
+/// Blocks while the library logs in; nothing else runs yet. A section that can be seen to be wrong without the token, and
+/// a wrong PIN, are errors also where the token may come later.
+fn open_token(
+    name: &str,
+    config: &Pkcs11Config,
+    modules: &Modules,
+    is_needed: bool,
+) -> Result<Arc<dyn Backend>, BackendError> {
+    let opened = tokio::task::block_in_place(|| Pkcs11Backend::open(name, config, modules));
+    let error = match opened {
+        Ok(backend) => return Ok(Arc::new(backend)),
+        Err(error) if is_needed || matches!(error, BackendError::WrongPin) => return Err(error),
+        Err(error) => error,
+    };
+    config.check()?;
+    modules.load(&config.module)?;
+    tracing::warn!(backend = name, %error, "backend is away; it is opened when it is there");
+    let verified = config.verify_after_sign;
+    let (owned, config, modules) = (name.to_owned(), config.for_later(), modules.clone());
+    let open = move || {
+        let backend = Pkcs11Backend::open_again(&owned, &config, &modules)?;
+        Ok(Arc::new(backend) as Arc<dyn Backend>)
+    };
+    Ok(Arc::new(Awaited::new(name, verified, Box::new(open))))
+}
+
+/// The keys of tenant `system` that the daemon uses itself and callers may not.
+fn reserved_keys(config: &Config) -> Result<Vec<KeyRef>, AppError> {
+    let mut reserved = vec![config.api_keys.pepper().map_err(AppError::new)?];
+    if let Some(checkpoint) = &config.audit.checkpoint {
+        let notary = checkpoint.key.parse();
+        reserved.push(notary.map_err(|e| AppError(format!("audit.checkpoint.key: {e}")))?);
+    }
+    Ok(reserved)
 }
 
 /// Puts each backend behind its circuit breaker.

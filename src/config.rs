@@ -126,10 +126,10 @@ pub enum BackendConfig {
 impl BackendConfig {
     /// How long no call may come back before the device counts as hanging.
     pub const fn stall(&self) -> Duration {
-        Duration::from_millis(match self {
-            Self::Pkcs11(pkcs11) => pkcs11.stall_ms,
-            Self::AwsKms(kms) => kms.stall_ms,
-        })
+        match self {
+            Self::Pkcs11(pkcs11) => Duration::from_millis(pkcs11.stall_ms),
+            Self::AwsKms(kms) => kms.stall(),
+        }
     }
 }
 

@@ -90,7 +90,7 @@ reasons! {
     PermissionDenied = "PERMISSION_DENIED": PermissionDenied,
     /// The same principal would hold two of requester, approver and deployer (R-LIFE-7).
     SeparationOfDuties = "SEPARATION_OF_DUTIES": PermissionDenied,
-    /// The daemon alone signs with this key.
+    /// The daemon alone uses this key.
     KeyReserved = "KEY_RESERVED": PermissionDenied,
     /// No such key, or none the caller may see.
     KeyNotFound = "KEY_NOT_FOUND": NotFound,

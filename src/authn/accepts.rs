@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::model::{Action, Exposure, METHODS, ROUTES};
+use crate::model::{AccessKind, Action, Exposure, METHODS, ROUTES};
 
 /// Kinds of credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -24,7 +24,7 @@ pub struct AcceptConfig {
     pub public: Vec<CredentialKind>,
     /// For calls that are labelled internal.
     pub internal: Vec<CredentialKind>,
-    /// For calls that are labelled admin. Certificates only unless you say otherwise: keys and tokens are copied more
+    /// For calls that are labelled admin, and for all that change administrative state. Certificates only unless you say otherwise: keys and tokens are copied more
     /// easily than private keys.
     pub admin: Vec<CredentialKind>,
     /// For calls that are labelled debug.
@@ -56,18 +56,18 @@ impl CredentialKind {
 
 impl AcceptConfig {
     /// May `kind` come with a call of `action`? An action that is declared with several exposures takes what each of them
-    /// takes; one that nothing declares takes what admin calls take.
+    /// takes. One that changes administrative state takes what admin calls take, too: whoever finds a key must not be able
+    /// to make a second one of it.
     pub fn accepts(&self, action: Action, kind: CredentialKind) -> bool {
+        if action.kind() == AccessKind::Admin && !self.admin.contains(&kind) {
+            return false;
+        }
         let methods = METHODS.iter().map(|m| (m.action, m.exposure));
         let routes = ROUTES.iter().map(|r| (r.action, r.exposure));
         let mut declared = methods
             .chain(routes)
             .filter(|(declared, _)| *declared == action)
-            .map(|(_, exposure)| exposure)
-            .peekable();
-        if declared.peek().is_none() {
-            return self.list(Exposure::Admin).contains(&kind);
-        }
+            .map(|(_, exposure)| exposure);
         declared.all(|exposure| self.list(exposure).contains(&kind))
     }
 
@@ -91,6 +91,8 @@ mod tests {
         for kind in [CredentialKind::Token, CredentialKind::ApiKey] {
             assert!(config.accepts(Action::Encrypt, kind));
             assert!(!config.accepts(Action::RotateKey, kind));
+            assert!(!config.accepts(Action::CreateApiKey, kind));
+            assert!(config.accepts(Action::GetApiKey, kind));
             assert!(!config.accepts(Action::GrantRole, kind));
             // What only jobs do.
             assert!(!config.accepts(Action::CompleteRotation, kind));

@@ -2,7 +2,8 @@
 //!
 //! `app` wraps every opened backend and lets `jobs::probe` watch it. Two things open the breaker: device failures in a
 //! row, and a stall, when calls are with the device and none has come back for `stall`. What the device refuses
-//! (a tampered ciphertext, a missing object, a full queue) never does.
+//! (a tampered ciphertext, a missing object, a full queue) never does; nor does one key that fails while others are
+//! answered, or a call that waits on our side of the device.
 //!
 //! Uses of keys (sign, wrap, unwrap, public key) that wait when the breaker opens are answered with it, so nobody waits
 //! for a hanging device until his deadline. Management (create, adopt, find, destroy) may take long without anything
@@ -10,12 +11,14 @@
 //! is therefore never called failed while the device may still be at it, except by that deadline; then the intent that
 //! was recorded before it finds what was left.
 //!
-//! While all is well a call costs one atomic load before and one after, and the counters of the stall watch.
+//! While all is well a call costs one atomic load before and one after, the counters of the stall watch, and a note of
+//! the key that was answered.
 
 use std::{
+    hash::{DefaultHasher, Hash, Hasher},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,8 +30,9 @@ use tokio::{
 };
 
 use super::{
-    Backend, BackendError, Call, Capabilities, Created,
-    breaker::{Admission, Breaker, State},
+    Backend, BackendError, Call, Capabilities, Created, Destroyed, Priority,
+    breaker::{Admission, Breaker, ROW, State, Subject},
+    priority,
 };
 use crate::model::{
     Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
@@ -52,8 +56,13 @@ pub struct Guarded {
     opened: Notify,
     /// Uses of keys that are with the device.
     in_flight: AtomicU32,
+    /// Those of them for which the stall watch looks.
+    watched: AtomicU32,
     /// Uses of keys that came back.
     returned: AtomicU32,
+    /// Management that is with the device.
+    managing: AtomicU32,
+    answered: LastAnswered,
     watch: Mutex<Watch>,
     stall: Duration,
     meters: Meters,
@@ -64,6 +73,51 @@ pub struct Guarded {
 struct Watch {
     returned: u32,
     idle_looks: u32,
+}
+
+/// The key that the device answered for last, and when. Two callers may mix theirs, which errs by one call.
+struct LastAnswered {
+    key: AtomicU64,
+    /// Milliseconds since `began`, and 1; 0 before the first.
+    at: AtomicU64,
+    began: Instant,
+}
+
+impl LastAnswered {
+    fn new() -> Self {
+        Self {
+            key: AtomicU64::new(0),
+            at: AtomicU64::new(0),
+            began: Instant::now(),
+        }
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
+
+    fn note(&self, key: Subject) {
+        self.key.store(key, Ordering::Relaxed);
+        self.at.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// The device is not there for any key.
+    fn forget(&self) {
+        self.at.store(0, Ordering::Relaxed);
+    }
+
+    /// Was the device well with another key just before?
+    fn is_another(&self, key: Subject) -> bool {
+        let at = self.at.load(Ordering::Relaxed);
+        let age = Duration::from_millis(self.now().saturating_sub(at));
+        at != 0 && age < ROW && self.key.load(Ordering::Relaxed) != key
+    }
+}
+
+fn subject(key: &BackendRef) -> Subject {
+    let mut hasher = DefaultHasher::new();
+    key.0.hash(&mut hasher);
+    hasher.finish()
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -154,6 +208,14 @@ fn judge<T>(outcome: &Result<T, BackendError>) -> Verdict {
     }
 }
 
+/// As `judge`, of one operation: a search takes as long as there are keys to look at, so its deadline says nothing.
+fn judge_of<T>(operation: Operation, outcome: &Result<T, BackendError>) -> Verdict {
+    match (operation, outcome) {
+        (Operation::Find, Err(BackendError::DeadlineExceeded)) => Verdict::Silent,
+        _ => judge(outcome),
+    }
+}
+
 impl Guarded {
     /// Guards `inner`, which must be watched: see [`Guarded::watch_stalls`] and [`Guarded::probe`].
     pub fn new(inner: Arc<dyn Backend>, stall: Duration) -> Self {
@@ -166,7 +228,10 @@ impl Guarded {
             is_troubled: AtomicBool::new(false),
             opened: Notify::new(),
             in_flight: AtomicU32::new(0),
+            watched: AtomicU32::new(0),
             returned: AtomicU32::new(0),
+            managing: AtomicU32::new(0),
+            answered: LastAnswered::new(),
             watch: Mutex::default(),
             stall,
             meters,
@@ -195,15 +260,17 @@ impl Guarded {
 
     fn look(&self) {
         let in_flight = self.in_flight.load(Ordering::Acquire);
+        let is_waited_for = self.watched.load(Ordering::Acquire) > 0;
         let returned = self.returned.load(Ordering::Acquire);
         self.meters.in_flight.set(f64::from(in_flight));
         let mut watch = lock(&self.watch);
-        if watch.returned != returned {
+        // What another call waited for, who has left since, is not added to what the next one waits for.
+        if watch.returned != returned || !is_waited_for || self.is_taken() {
             *watch = Watch {
                 returned,
                 idle_looks: 0,
             };
-        } else if in_flight > 0 {
+        } else {
             watch.idle_looks += 1;
         }
         if watch.idle_looks >= LOOKS {
@@ -212,6 +279,11 @@ impl Guarded {
             let now = Instant::now();
             self.tell("calls do not come back", |breaker| breaker.stalled(now));
         }
+    }
+
+    /// Is the one thing that the device does at a time management, which may take long?
+    fn is_taken(&self) -> bool {
+        self.capabilities().one_at_a_time && self.managing.load(Ordering::Acquire) > 0
     }
 
     /// Waits until the breaker opens.
@@ -252,6 +324,9 @@ impl Guarded {
             // Readiness says what is wrong; calls that get through are not in the way.
             Verdict::Silent => self.state() == State::Closed,
         };
+        if !is_well {
+            self.answered.forget();
+        }
         let now = Instant::now();
         let why = match is_well {
             true => "the device answers",
@@ -291,11 +366,12 @@ impl Guarded {
         }
     }
 
-    fn admit(&self) -> Result<Admission, BackendError> {
+    fn admit(&self, key: Option<Subject>) -> Result<Admission, BackendError> {
         if self.state.load(Ordering::Acquire) == State::Closed as u8 {
             return Ok(Admission::Free);
         }
-        lock(&self.breaker).admit().ok_or_else(|| self.refusal())
+        let admitted = lock(&self.breaker).admit(key);
+        admitted.ok_or_else(|| self.refusal())
     }
 
     fn refusal(&self) -> BackendError {
@@ -308,7 +384,10 @@ impl Guarded {
         }
     }
 
-    fn learn(&self, admission: Admission, verdict: &Verdict) {
+    fn learn(&self, admission: Admission, key: Option<Subject>, verdict: &Verdict) {
+        if let (Verdict::Answered, Some(key)) = (verdict, key) {
+            self.answered.note(key);
+        }
         match verdict {
             Verdict::Answered if admission == Admission::Free => {
                 if self.is_troubled.load(Ordering::Acquire) {
@@ -319,7 +398,8 @@ impl Guarded {
             Verdict::Failed => {
                 self.meters.failed.increment(1);
                 let now = Instant::now();
-                self.tell("calls fail", |breaker| breaker.failed(admission, now));
+                let alone = key.filter(|key| self.answered.is_another(*key));
+                self.tell("calls fail", |b| b.failed(admission, alone, now));
             }
             Verdict::WrongPin => self.tell("the PIN was refused", Breaker::wrong_pin),
             Verdict::Silent => self.tell("", |breaker| breaker.left(admission)),
@@ -333,11 +413,17 @@ impl Guarded {
     }
 
     /// Sends `call` to the device, if the breaker lets it. Backends do nothing before they are polled.
-    fn guard<'a, T: Send + 'a>(&'a self, operation: Operation, call: Call<'a, T>) -> Call<'a, T> {
+    fn guard<'a, T: Send + 'a>(
+        &'a self,
+        operation: Operation,
+        key: Option<&BackendRef>,
+        call: Call<'a, T>,
+    ) -> Call<'a, T> {
+        let key = key.map(subject);
         Box::pin(async move {
             // Before the state is looked at: an opening in between is not missed.
             let opened = self.opened.notified();
-            let visit = Visit::begin(self, operation)?;
+            let visit = Visit::begin(self, operation, key)?;
             let began = Instant::now();
             let outcome = if operation.uses_key() {
                 tokio::select! {
@@ -358,43 +444,68 @@ impl Guarded {
 /// A call that was let in; dropped without an end, its caller has left.
 struct Visit<'a> {
     guarded: &'a Guarded,
-    uses_key: bool,
+    operation: Operation,
+    key: Option<Subject>,
+    is_watched: bool,
     admission: Option<Admission>,
 }
 
 impl<'a> Visit<'a> {
-    fn begin(guarded: &'a Guarded, operation: Operation) -> Result<Self, BackendError> {
+    fn begin(
+        guarded: &'a Guarded,
+        operation: Operation,
+        key: Option<Subject>,
+    ) -> Result<Self, BackendError> {
         let uses_key = operation.uses_key();
-        let admission = guarded.admit()?;
+        let admission = guarded.admit(key)?;
         if !uses_key && admission == Admission::Trial {
             // It may take long, and everybody else would wait for what it proves.
             lock(&guarded.breaker).left(admission);
             return Err(guarded.refusal());
         }
-        if uses_key {
-            guarded.in_flight.fetch_add(1, Ordering::AcqRel);
-        }
-        Ok(Self {
+        // Other work may wait for its turn before the device is asked.
+        let is_watched = uses_key && priority::current() == Priority::Interactive;
+        let visit = Self {
             guarded,
-            uses_key,
+            operation,
+            key,
+            is_watched,
             admission: Some(admission),
-        })
+        };
+        for counter in visit.counters().into_iter().flatten() {
+            counter.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(visit)
+    }
+
+    /// Where it counts for as long as it lasts.
+    fn counters(&self) -> [Option<&'a AtomicU32>; 2] {
+        let guarded = self.guarded;
+        match self.operation {
+            Operation::Ready => [None, None],
+            operation if operation.uses_key() => [
+                Some(&guarded.in_flight),
+                self.is_watched.then_some(&guarded.watched),
+            ],
+            _management => [Some(&guarded.managing), None],
+        }
     }
 
     fn end<T>(mut self, outcome: &Result<T, BackendError>) {
-        if self.uses_key {
+        if self.operation.uses_key() {
             self.guarded.returned.fetch_add(1, Ordering::AcqRel);
         }
         if let Some(admission) = self.admission.take() {
-            self.guarded.learn(admission, &judge(outcome));
+            let verdict = judge_of(self.operation, outcome);
+            self.guarded.learn(admission, self.key, &verdict);
         }
     }
 }
 
 impl Drop for Visit<'_> {
     fn drop(&mut self) {
-        if self.uses_key {
-            self.guarded.in_flight.fetch_sub(1, Ordering::AcqRel);
+        for counter in self.counters().into_iter().flatten() {
+            counter.fetch_sub(1, Ordering::AcqRel);
         }
         if let Some(admission @ Admission::Trial) = self.admission {
             lock(&self.guarded.breaker).left(admission);
@@ -415,15 +526,23 @@ impl Backend for Guarded {
         deadline: Instant,
     ) -> Call<'a, Created> {
         let call = self.inner.create(spec, intent, label, deadline);
-        self.guard(Operation::Create, call)
+        self.guard(Operation::Create, None, call)
     }
 
     fn adopt<'a>(&'a self, uri: &'a str, spec: KeySpec, deadline: Instant) -> Call<'a, Created> {
-        self.guard(Operation::Adopt, self.inner.adopt(uri, spec, deadline))
+        self.guard(
+            Operation::Adopt,
+            None,
+            self.inner.adopt(uri, spec, deadline),
+        )
     }
 
     fn public_key<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, PublicKey> {
-        self.guard(Operation::PublicKey, self.inner.public_key(key, deadline))
+        self.guard(
+            Operation::PublicKey,
+            Some(key),
+            self.inner.public_key(key, deadline),
+        )
     }
 
     fn sign<'a>(
@@ -434,7 +553,7 @@ impl Backend for Guarded {
         deadline: Instant,
     ) -> Call<'a, Vec<u8>> {
         let call = self.inner.sign(key, algorithm, input, deadline);
-        self.guard(Operation::Sign, call)
+        self.guard(Operation::Sign, Some(key), call)
     }
 
     fn wrap<'a>(
@@ -444,7 +563,11 @@ impl Backend for Guarded {
         aad: &'a [u8],
         deadline: Instant,
     ) -> Call<'a, Vec<u8>> {
-        self.guard(Operation::Wrap, self.inner.wrap(kek, key, aad, deadline))
+        self.guard(
+            Operation::Wrap,
+            Some(kek),
+            self.inner.wrap(kek, key, aad, deadline),
+        )
     }
 
     fn unwrap<'a>(
@@ -455,20 +578,20 @@ impl Backend for Guarded {
         deadline: Instant,
     ) -> Call<'a, DataKey> {
         let call = self.inner.unwrap(kek, wrapped, aad, deadline);
-        self.guard(Operation::Unwrap, call)
+        self.guard(Operation::Unwrap, Some(kek), call)
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
-        self.guard(Operation::Destroy, self.inner.destroy(key, deadline))
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
+        self.guard(Operation::Destroy, None, self.inner.destroy(key, deadline))
     }
 
     fn find(&self, intent: IntentId, deadline: Instant) -> Call<'_, Vec<String>> {
-        self.guard(Operation::Find, self.inner.find(intent, deadline))
+        self.guard(Operation::Find, None, self.inner.find(intent, deadline))
     }
 
     /// Answered by the device, or by the breaker while it is not closed.
     fn ready(&self, deadline: Instant) -> Call<'_, ()> {
-        self.guard(Operation::Ready, self.inner.ready(deadline))
+        self.guard(Operation::Ready, None, self.inner.ready(deadline))
     }
 }
 

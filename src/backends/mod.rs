@@ -10,10 +10,11 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::model::{
-    Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
+    Algorithm, IntentId, KeySpec, PublicKey, Timestamp, key::BackendRef, public_key::SignInput,
     secret::DataKey,
 };
 
+mod awaited;
 pub mod aws_kms;
 pub mod breaker;
 pub mod guarded;
@@ -22,6 +23,7 @@ mod priority;
 
 pub use priority::{Priority, with_priority};
 
+pub use awaited::Awaited;
 pub use guarded::Guarded;
 
 /// The answer of a backend call.
@@ -76,8 +78,9 @@ pub trait Backend: Send + Sync + 'static {
         deadline: Instant,
     ) -> Call<'a, DataKey>;
 
-    /// Destroys a key for ever. `Missing` when it is not there.
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()>;
+    /// Destroys a key for ever, or makes it unusable and has it destroyed later. `Missing` when it is not there, or is to
+    /// be destroyed already.
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed>;
 
     /// Describes every object that is tagged with this intent, in words for people; empty when there is none. A token
     /// that has vanished is `Unavailable`, not empty. Nothing on the device changes.
@@ -100,6 +103,8 @@ pub struct Capabilities {
     pub algorithms: Vec<Algorithm>,
     /// How far its signatures are believed; of the configuration.
     pub verify_after_sign: VerifyAfterSign,
+    /// It does one thing at a time: while a key is made, nothing else comes back.
+    pub one_at_a_time: bool,
     /// Longest message that it signs whole, in bytes, which is what EdDSA needs; None for any. Digests always fit.
     pub longest_message: Option<usize>,
 }
@@ -117,13 +122,18 @@ pub enum VerifyAfterSign {
     Off,
 }
 
-/// Default of `stall_ms`: 800, so that callers of a device that hangs hear so within a second.
-pub(crate) const fn default_stall_ms() -> u64 {
-    800
-}
-
 /// What `stall_ms` may be.
 pub(crate) const STALL_MS: std::ops::RangeInclusive<u64> = 100..=60_000;
+
+/// What a device did with a key that was to be destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destroyed {
+    /// It is destroyed.
+    Now,
+    /// It cannot be used, and the device destroys it at this time, by its own clock. Until then whoever administers the
+    /// device may take that back.
+    Scheduled(Timestamp),
+}
 
 /// A key that was created or adopted.
 #[derive(Clone, Debug)]

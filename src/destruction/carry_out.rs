@@ -17,7 +17,7 @@ use crate::{
         AlertId, DestructionState, Entity, IntentId, KeyDestruction, KeyVersion, Resource,
         key::{Material, VersionEvent},
     },
-    store::{Alert, IntentState, Term},
+    store::{Alert, Term},
 };
 
 /// A destruction whose time has come, and what is to be done about it.
@@ -49,7 +49,7 @@ impl Due {
 impl Destructions {
     /// Up to `limit` destructions whose waiting period is over.
     pub async fn due(&self, limit: i64) -> Result<Vec<KeyDestruction>> {
-        let now = self.clock.now();
+        let now = self.db.now().await?;
         Ok(self.db.due_destructions(now, limit).await?)
     }
 
@@ -141,7 +141,7 @@ impl Destructions {
         need: Need,
         term: &Term,
     ) -> Result<Recorded<KeyDestruction>> {
-        let now = self.clock.now();
+        let now = self.db.now().await?;
         let by = permit.caller().principal.id;
         let key = destruction.key_id;
         let cancelled = destruction.cancel(by, need.to_string(), now)?;
@@ -174,7 +174,7 @@ impl Destructions {
     ) -> Result<Recorded<KeyDestruction>> {
         let now = self.clock.now();
         let key = destruction.key_id;
-        let destroyed = destruction.complete(now)?;
+        let destroyed = destruction.complete(self.db.now().await?)?;
         let before = version.advance(VersionEvent::Destroy, now)?;
         let mut mutation = permit.begin_on_in(key, term).await?;
         let tx = mutation.tx();
@@ -184,16 +184,17 @@ impl Destructions {
         if !moved {
             return Err(conflict());
         }
-        if let Some((intent, _)) = begun {
-            tx.settle_intent(intent, IntentState::Done).await?;
+        if let Some((intent, gone)) = &begun {
+            tx.settle_destroy(*intent, &gone.fate()).await?;
         }
-        let was_gone = begun.is_some_and(|(_, gone)| gone == Gone::Already);
+        let gone = begun.map(|(_, gone)| gone);
         let details = json!({
             "key_id": destroyed.key_id.to_string(),
             "key": destroyed.key_name.as_str(),
             "kid": destroyed.kid.as_str(),
             "state": destroyed.state.as_str(),
-            "was_gone": was_gone,
+            "was_gone": gone.as_ref().is_some_and(Gone::was_gone),
+            "fate": gone.as_ref().map(Gone::fate),
         });
         self.keys.forget_after(&mut mutation, destroyed.key_id);
         self.keys

@@ -100,7 +100,7 @@ impl Destructions {
             state: DestructionState::Requested,
             reason,
             requester: permit.caller().principal.id,
-            requested_at: self.clock.now(),
+            requested_at: self.db.now().await?,
             approver: None,
             approved_at: None,
             destroy_at: None,
@@ -133,7 +133,8 @@ impl Destructions {
     ) -> Result<Recorded<KeyDestruction>> {
         let destruction = found(destruction, permit.permit())?;
         let approver = permit.caller().principal.id;
-        let approved = destruction.approve(approver, &kid, self.wait, self.clock.now())?;
+        let now = self.db.now().await?;
+        let approved = destruction.approve(approver, &kid, self.wait, now)?;
         let key = self.fresh(&approved.tenant, approved.key_id).await?;
         self.refuse_needed(version(&key, &approved.kid)?).await?;
         let mut mutation = permit.begin_on(key.key.id).await?;
@@ -156,7 +157,7 @@ impl Destructions {
         let destruction = found(destruction, permit.permit())?;
         let from = destruction.state;
         let by = permit.caller().principal.id;
-        let cancelled = destruction.cancel(by, reason, self.clock.now())?;
+        let cancelled = destruction.cancel(by, reason, self.db.now().await?)?;
         let mut mutation = permit.begin_on(cancelled.key_id).await?;
         call_off(&mut mutation, &cancelled, from).await?;
         self.record(mutation, cancelled).await

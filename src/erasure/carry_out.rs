@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Erasures, Progress, conflict, found, proof, record, update};
 use crate::{
     audit::{ADMIN_STREAM, note},
-    error::{Error, Result},
+    error::{Error, Reason, Result},
     fault,
     gate::{AdminPermit, Mutation, Recorded},
     keys::{Gone, KeySnapshot},
@@ -21,7 +21,7 @@ use crate::{
         TenantDestructionState, TenantName, Timestamp, VersionState,
         key::{Material, VersionEvent},
     },
-    store::{Alert, IntentState, Term, Tx},
+    store::{Alert, Term, Tx},
 };
 
 /// What is gone of a key, and what was in the way of the rest.
@@ -44,10 +44,34 @@ impl Shredding {
 }
 
 impl Erasures {
-    /// Up to `limit` destructions that have begun or are to begin.
-    pub async fn due(&self, limit: i64) -> Result<Vec<TenantDestruction>> {
-        let now = self.clock.now();
-        Ok(self.db.due_tenant_destructions(now, limit).await?)
+    /// Up to `limit` destructions with ids after `after` that have begun or are to begin, in the order of their ids.
+    pub async fn due(&self, after: &str, limit: i64) -> Result<Vec<TenantDestruction>> {
+        let now = self.db.now().await?;
+        Ok(self.db.due_tenant_destructions(now, after, limit).await?)
+    }
+
+    /// Up to `limit` destructions that were asked for or approved too long ago.
+    pub async fn stale(&self, limit: i64) -> Result<Vec<TenantDestruction>> {
+        let before = self.db.now().await?.minus(self.request_ttl);
+        let approved = before.minus(self.wait);
+        let stale = self.db.stale_tenant_destructions(before, approved, limit);
+        Ok(stale.await?)
+    }
+
+    /// Ends one of them, as a rotation that nobody deployed ends. Errors: CONFLICT, LEASE_LOST.
+    pub async fn expire(
+        self: Arc<Self>,
+        permit: AdminPermit,
+        destruction: TenantDestruction,
+        term: Term,
+    ) -> Result<Recorded<Progress>> {
+        let (by, from) = (permit.caller().principal.id, destruction.state);
+        let why = "it expired: it was asked for, or approved, too long ago";
+        let expired = destruction.cancel(by, why.into(), self.db.now().await?)?;
+        let progress = self.progress(expired).await?;
+        let mut mutation = permit.begin_in(&term).await?;
+        update(mutation.tx(), &progress.destruction, from).await?;
+        record(mutation, progress).await
     }
 
     /// What the gate decides about.
@@ -60,20 +84,32 @@ impl Erasures {
 
     /// The point of no return: from the commit on, nothing is created in the tenant.
     ///
-    /// Errors: DESTRUCTION_STATE, CONFLICT when it was called off meanwhile, LEASE_LOST.
+    /// Errors: DESTRUCTION_STATE also while a replica of an earlier release lives, which would go on creating; CONFLICT
+    /// when it was called off meanwhile, LEASE_LOST.
     pub async fn begin(
         self: Arc<Self>,
         permit: AdminPermit,
         destruction: TenantDestruction,
         term: Term,
     ) -> Result<Recorded<Progress>> {
-        let now = self.clock.now();
+        let now = self.db.now().await?;
+        self.expect_fresh(&destruction, now)?;
         let begun = destruction.begin(now)?;
         let progress = self.progress(begun).await?;
         let mut mutation = permit.begin_in(&term).await?;
-        let (tx, from) = (mutation.tx(), TenantDestructionState::Scheduled);
-        update(tx, &progress.destruction, from).await?;
-        tx.erase_tenant(&progress.destruction.tenant, now).await?;
+        let tx = mutation.tx();
+        if let Some(name) = tx.older_replica().await? {
+            return Err(Error::new(
+                Reason::DestructionState,
+                format!(
+                    "replica {name} is of an earlier release, which would create keys in the tenant meanwhile; upgrade or \
+                     stop it"
+                ),
+            ));
+        }
+        if !tx.begin_tenant_destruction(&progress.destruction).await? {
+            return Err(conflict());
+        }
         record(mutation, progress).await
     }
 
@@ -209,7 +245,7 @@ impl Erasures {
         let mut mutation = permit.begin_on_in(key.id, &term).await?;
         let mut versions: Vec<Value> = Vec::new();
         for (kid, pair) in &shredding.gone {
-            versions.push(shred(&mut mutation, kid, *pair, now).await?);
+            versions.push(shred(&mut mutation, kid, pair.as_ref(), now).await?);
             self.keys.forget_data_key_after(&mut mutation, kid);
         }
         let tx = mutation.tx();
@@ -250,7 +286,7 @@ impl Erasures {
             self.db.tenant_destruction(destruction.id).await?,
             permit.permit(),
         )?;
-        let mut done = found.complete(self.clock.now())?;
+        let mut done = found.complete(self.db.now().await?)?;
         let (key, notary) = self.proof_key().await?;
         let text = self.statement(&done, &notary.issuer).await?;
         let signed = self.keys.sign_proof(permit.permit(), done.id, &key, &text);
@@ -364,7 +400,7 @@ async fn withdraw(tx: &mut Tx, kid: &Kid, now: Timestamp) -> Result<()> {
 async fn shred(
     mutation: &mut Mutation,
     kid: &Kid,
-    pair: Option<(IntentId, Gone)>,
+    pair: Option<&(IntentId, Gone)>,
     now: Timestamp,
 ) -> Result<Value> {
     let tx = mutation.tx();
@@ -373,8 +409,8 @@ async fn shred(
     if !tx.update_version(&version, before).await? {
         return Err(conflict());
     }
-    if let Some((intent, _)) = pair {
-        tx.settle_intent(intent, IntentState::Done).await?;
+    if let Some((intent, gone)) = pair {
+        tx.settle_destroy(*intent, &gone.fate()).await?;
     }
     let completed = complete_rotation(tx, kid, now).await?;
     let (backend, reference) = match &version.material {
@@ -388,7 +424,8 @@ async fn shred(
         "was": before.as_str(),
         "backend": backend,
         "reference": reference,
-        "was_gone": pair.is_some_and(|(_, gone)| gone == Gone::Already),
+        "was_gone": pair.is_some_and(|(_, gone)| gone.was_gone()),
+        "fate": pair.map(|(_, gone)| gone.fate()),
         "completed_rotation": completed.map(|id| id.to_string()),
     }))
 }

@@ -3,7 +3,8 @@
 //! an officer, may call it off, and ended with a signed proof.
 //!
 //! Who may take which step is decided by `model::TenantDestruction` after the gate. `carry_out.rs` destroys key after key,
-//! `proof.rs` says what the proof says. Until it begins, the tenant's data plane works as ever; unlike the destruction of
+//! `proof.rs` says what the proof says. The waiting period is reckoned by the database's clock, so that no replica whose
+//! own is wrong can shorten it. Until it begins, the tenant's data plane works as ever; unlike the destruction of
 //! one version, use does not keep anything alive.
 
 mod carry_out;
@@ -21,7 +22,7 @@ use crate::{
     keys::{KeySnapshot, Keys},
     model::{
         AlertId, Entity, KeyRef, Resource, TenantDestruction, TenantDestructionId,
-        TenantDestructionState, TenantName,
+        TenantDestructionState, TenantName, Timestamp,
     },
     store::{Alert, Db, StoreError},
 };
@@ -43,6 +44,7 @@ pub struct Erasures {
     keys: Arc<Keys>,
     clock: Clock,
     wait: Duration,
+    request_ttl: Duration,
     notary: Option<Notary>,
 }
 
@@ -58,12 +60,14 @@ pub struct Progress {
 }
 
 impl Erasures {
-    /// `wait` lies between the approval and the beginning. Without a notary nothing can be asked for.
+    /// `wait` lies between the approval and the beginning; `request_ttl` is how old a request may become before it is
+    /// approved, and an approval, beyond the wait, before the destruction begins. Without a notary nothing can be asked for.
     pub const fn new(
         db: Db,
         keys: Arc<Keys>,
         clock: Clock,
         wait: Duration,
+        request_ttl: Duration,
         notary: Option<Notary>,
     ) -> Self {
         Self {
@@ -71,6 +75,7 @@ impl Erasures {
             keys,
             clock,
             wait,
+            request_ttl,
             notary,
         }
     }
@@ -129,7 +134,7 @@ impl Erasures {
         reason: String,
     ) -> Result<Recorded<Progress>> {
         let requester = permit.caller().principal.id;
-        let now = self.clock.now();
+        let now = self.db.now().await?;
         let destruction = TenantDestruction::request(tenant, reason, requester, now)?;
         let tenant = &destruction.tenant;
         if !self.db.tenant_exists(tenant).await? {
@@ -163,7 +168,8 @@ impl Erasures {
         tenant: TenantName,
     ) -> Result<Recorded<Progress>> {
         let destruction = found(destruction, permit.permit())?;
-        let (approver, now) = (permit.caller().principal.id, self.clock.now());
+        let (approver, now) = (permit.caller().principal.id, self.db.now().await?);
+        self.expect_fresh(&destruction, now)?;
         let approved = destruction.approve(approver, &tenant, self.wait, now)?;
         self.proof_key().await?;
         let progress = self.progress(approved).await?;
@@ -186,11 +192,22 @@ impl Erasures {
         let destruction = found(destruction, permit.permit())?;
         let from = destruction.state;
         let by = permit.caller().principal.id;
-        let cancelled = destruction.cancel(by, reason, self.clock.now())?;
+        let cancelled = destruction.cancel(by, reason, self.db.now().await?)?;
         let progress = self.progress(cancelled).await?;
         let mut mutation = permit.begin().await?;
         update(mutation.tx(), &progress.destruction, from).await?;
         record(mutation, progress).await
+    }
+
+    /// People decided about the tenant as it was then. Errors: DESTRUCTION_STATE.
+    fn expect_fresh(&self, destruction: &TenantDestruction, now: Timestamp) -> Result<()> {
+        match destruction.is_stale(self.wait, self.request_ttl, now) {
+            false => Ok(()),
+            true => Err(Error::new(
+                Reason::DestructionState,
+                "the destruction was asked for, or approved, too long ago; it expires, so ask for it again",
+            )),
+        }
     }
 
     async fn progress(&self, destruction: TenantDestruction) -> Result<Progress> {

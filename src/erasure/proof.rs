@@ -2,8 +2,11 @@
 //! approved, and where the audit log stood. It can be checked by anybody who has the public key, without the daemon.
 //!
 //! The text is lines of words. After the head comes the list, one line for each key and one for each of its versions, and
-//! the head has the SHA-256 of the list. A tenant with more than `MAX_LISTED` versions gets a proof without the list, which
-//! would not fit into an answer: the rows of the destruction in the audit log name the same versions.
+//! the head has the SHA-256 of the list. A list of more than `MAX_LIST` bytes would not fit into an answer: the head says
+//! that it is omitted, and the rows of the destruction in the audit log name the same versions.
+//!
+//! Of each version it says what the daemon knows: `destroyed`, `deletion scheduled for` a time (a device that destroys
+//! later, such as AWS KMS), `was already gone` with the device's words, or that an older release did not record it.
 
 use crate::{
     audit::{
@@ -30,11 +33,12 @@ pub struct Statement<'a> {
     pub head: &'a Head,
 }
 
-/// The most versions that are listed in a proof. Each takes some 250 bytes, and clients take answers of 4 MiB.
-pub const MAX_LISTED: usize = 10_000;
+/// The longest list in a proof, in bytes: clients take answers of 4 MiB.
+pub const MAX_LIST: usize = 3 << 20;
 
 const ORIGIN: &str = "claviger erasure ";
 const LIST: &str = "list ";
+const OMITTED: &str = " omitted";
 
 impl Statement<'_> {
     /// The text of the note. None when something in it would be mistaken for something else.
@@ -43,6 +47,8 @@ impl Statement<'_> {
         let list = self.list();
         let keys = list.iter().filter(|line| line.starts_with("key ")).count();
         let time = |at: Option<Timestamp>| at.map(|at| at.to_string());
+        let length: usize = list.iter().map(|line| line.len() + 1).sum();
+        let omitted = if length > MAX_LIST { OMITTED } else { "" };
         let mut lines = vec![
             format!("{ORIGIN}{}", self.issuer),
             format!("tenant {}", d.tenant),
@@ -64,9 +70,9 @@ impl Statement<'_> {
             format!("admin {} {}", self.head.seq, hex(&self.head.hash)),
             format!("keys {keys}"),
             format!("versions {}", self.versions.len()),
-            format!("{LIST}{}", digest(&list)),
+            format!("{LIST}{}{omitted}", digest(&list)),
         ];
-        if self.versions.len() <= MAX_LISTED {
+        if omitted.is_empty() {
             lines.extend(list);
         }
         let plain = |line: &String| !line.contains(char::is_control);
@@ -94,11 +100,19 @@ impl Statement<'_> {
 fn version(v: &NamedVersion) -> String {
     let at = v.destroyed_at.map(Timestamp::from_micros);
     let at = at.map(|at| at.to_string()).unwrap_or_default();
-    let what = match (&v.backend_ref, &v.kek_ref) {
-        (Some(reference), _) => format!("key pair in {} {reference}", v.backend),
-        (None, kek) => format!("data key under {}", kek.as_deref().unwrap_or_default()),
+    let (fate, what) = match (&v.backend_ref, &v.kek_ref) {
+        (Some(reference), _) => (
+            v.fate.as_deref().filter(|fate| !fate.is_empty()),
+            format!("key pair in {} {reference}", v.backend),
+        ),
+        // It was in the row, and the row has it no more.
+        (None, kek) => (
+            Some("destroyed"),
+            format!("data key under {}", kek.as_deref().unwrap_or_default()),
+        ),
     };
-    format!("version {} {} destroyed {at} {what}", v.number, v.kid)
+    let fate = fate.unwrap_or("gone in a way that was not recorded");
+    format!("version {} {} {fate} {at} {what}", v.number, v.kid)
 }
 
 fn joined(lines: &[String]) -> String {
@@ -157,8 +171,8 @@ fn is_whole(text: &str) -> bool {
         return false;
     };
     let count = |word: &str| list.iter().filter(|line| line.starts_with(word)).count();
-    if versions > MAX_LISTED && list.is_empty() {
-        return true;
+    if let Some(digest) = listed.strip_suffix(OMITTED) {
+        return list.is_empty() && !digest.is_empty();
     }
     digest(&list) == listed && count("version ") == versions && count("key ") == keys
 }
@@ -168,7 +182,7 @@ mod tests {
     use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 
     use super::*;
-    use crate::model::PrincipalId;
+    use crate::{backends::Destroyed, keys::Gone, model::PrincipalId};
 
     fn named(number: i64) -> NamedVersion {
         NamedVersion {
@@ -183,6 +197,7 @@ mod tests {
             kek_ref: None,
             state: "DESTROYED".into(),
             destroyed_at: Some(1),
+            fate: Some("destroyed".into()),
         }
     }
 
@@ -259,10 +274,53 @@ mod tests {
     fn an_empty_tenant_and_a_very_long_one_have_proofs_too() {
         let (file, key) = signed(&[]);
         assert!(verify(&file, &[key]).is_ok());
-        let many: Vec<_> = (0..=MAX_LISTED as i64).map(named).collect();
+        // Many short ones fit; fewer long ones do not.
+        let many: Vec<_> = (0..=10_000).map(named).collect();
+        let (file, key) = signed(&many);
+        assert!(verify(&file, &[key]).unwrap().contains("kid-10000"));
+        let long = |number| NamedVersion {
+            backend_ref: Some(format!("pkcs11:object={}", "x".repeat(4000))),
+            ..named(number)
+        };
+        let many: Vec<_> = (0..1000).map(long).collect();
         let (file, key) = signed(&many);
         assert!(file.len() < 2000, "{}", file.len());
+        let keys = [key];
+        let text = verify(&file, &keys).unwrap();
+        assert!(text.contains("versions 1000\n") && text.ends_with(" omitted\n"));
+        assert!(verify(&file.replace(OMITTED, ""), &keys).is_err());
+    }
+
+    #[test]
+    fn a_proof_says_what_became_of_each_object() {
+        let fates = [
+            Gone::Destroyed(Destroyed::Now),
+            Gone::Destroyed(Destroyed::Scheduled(Timestamp::from_seconds(604_800))),
+            Gone::Already("no single object for\nit".into()),
+        ];
+        let mut versions: Vec<_> = (1..=4).map(named).collect();
+        for (version, gone) in versions.iter_mut().zip(&fates) {
+            version.fate = Some(gone.fate());
+        }
+        versions[3].fate = None;
+        versions.push(NamedVersion {
+            backend_ref: None,
+            kek_ref: Some("the-kek".into()),
+            fate: None,
+            ..named(5)
+        });
+        let (file, key) = signed(&versions);
         let text = verify(&file, &[key]).unwrap();
-        assert!(text.contains("versions 10001\n"));
+        let at = "1970-01-01T00:00:00.000001Z";
+        let pair = "key pair in hsm pkcs11:id=1 2";
+        for line in [
+            format!("version 1 kid-1 destroyed {at} {pair}"),
+            format!("version 2 kid-2 deletion scheduled for 1970-01-08T00:00:00Z {at} {pair}"),
+            format!(r#"version 3 kid-3 was already gone "no single object forit" {at} {pair}"#),
+            format!("version 4 kid-4 gone in a way that was not recorded {at} {pair}"),
+            format!("version 5 kid-5 destroyed {at} data key under the-kek"),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n{text}");
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,14 +23,20 @@ const PER_PRINCIPAL: usize = 8;
 /// Transactions on the admin stream that are open or wait for its lock at the same time.
 pub const TURNS: usize = 3;
 
-/// Who has how many administrative calls in flight.
-#[derive(Clone, Default)]
-pub struct Crowd(Arc<Mutex<HashMap<PrincipalId, usize>>>);
+/// Who has how many of something in flight: principals their administrative calls, tenants their streams.
+#[derive(Clone)]
+pub struct Crowd<K: Eq + Hash = PrincipalId>(Arc<Mutex<HashMap<K, usize>>>);
 
-/// One administrative call in flight.
-pub struct Seat {
-    crowd: Crowd,
-    principal: PrincipalId,
+/// One of them.
+pub struct Seat<K: Eq + Hash = PrincipalId> {
+    crowd: Crowd<K>,
+    holder: K,
+}
+
+impl<K: Eq + Hash> Default for Crowd<K> {
+    fn default() -> Self {
+        Self(Arc::default())
+    }
 }
 
 impl Crowd {
@@ -44,11 +51,13 @@ impl Crowd {
             .retry_after(Duration::from_secs(1))
         })
     }
+}
 
-    /// One of `most` seats; None when the principal has taken them all.
-    pub fn take(&self, principal: PrincipalId, most: usize) -> Option<Seat> {
+impl<K: Eq + Hash + Clone> Crowd<K> {
+    /// One of `most` seats; None when `holder` has taken them all.
+    pub fn take(&self, holder: K, most: usize) -> Option<Seat<K>> {
         let mut seats = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = seats.entry(principal).or_default();
+        let taken = seats.entry(holder.clone()).or_default();
         if *taken >= most {
             return None;
         }
@@ -56,18 +65,18 @@ impl Crowd {
         drop(seats);
         Some(Seat {
             crowd: self.clone(),
-            principal,
+            holder,
         })
     }
 }
 
-impl Drop for Seat {
+impl<K: Eq + Hash> Drop for Seat<K> {
     fn drop(&mut self) {
         let mut seats = self.crowd.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = seats.get_mut(&self.principal) {
+        if let Some(taken) = seats.get_mut(&self.holder) {
             *taken -= 1;
             if *taken == 0 {
-                seats.remove(&self.principal);
+                seats.remove(&self.holder);
             }
         }
     }

@@ -23,7 +23,8 @@ use tracing::Instrument;
 use crowd::{Changes, Crowd};
 pub use freshness::Freshness;
 pub use permit::{AdminPermit, Mutation, Permit, Recorded};
-pub use stream::{Ongoing, Place};
+use stream::Streams;
+pub use stream::{MostStreams, Ongoing, Place};
 
 use crate::{
     audit::{AccessLog, Outcome, Receipt, Record, admin},
@@ -57,7 +58,7 @@ pub struct Gate {
     mutations: TaskTracker,
     crowd: Crowd,
     /// Streams that are open.
-    streams: Crowd,
+    streams: Streams,
     turns: Arc<Semaphore>,
     repeated: replay::InFlight,
 }
@@ -72,7 +73,7 @@ impl Gate {
             freshness,
             mutations: TaskTracker::new(),
             crowd: Crowd::default(),
-            streams: Crowd::default(),
+            streams: Streams::default(),
             turns: Arc::new(Semaphore::new(crowd::TURNS)),
             repeated: replay::InFlight::default(),
         }

@@ -10,16 +10,60 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
-use super::{Freshness, Gate, Permit, crowd::Seat, outcome_of, record, release::Conditions};
+use super::{
+    Freshness, Gate, Permit,
+    crowd::{Crowd, Seat},
+    outcome_of, record,
+    release::Conditions,
+};
 use crate::{
     audit::{AccessLog, Outcome, Record},
     error::{Error, Reason, Result},
-    model::{Action, Caller, Resource},
+    model::{Action, Caller, Resource, TenantName},
 };
 
-/// One of the streams that a principal may have open; given back when dropped. `claviger_streams_open` counts them.
+/// Streams that may be open on this replica at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct MostStreams {
+    /// Of one principal.
+    pub per_principal: usize,
+    /// Of all principals of one tenant.
+    pub per_tenant: usize,
+    /// Of everybody.
+    pub in_all: usize,
+}
+
+/// Who has how many streams open.
+#[derive(Default)]
+pub struct Streams {
+    principals: Crowd,
+    tenants: Crowd<TenantName>,
+    all: Crowd<()>,
+}
+
+impl Streams {
+    /// Errors: which bound was reached.
+    fn enter(&self, caller: &Caller, most: MostStreams) -> std::result::Result<Seats, String> {
+        let principal = &caller.principal;
+        let full = |whose: &str, most: usize| {
+            format!("{whose} has {most} streams open, the most it may; end one, or retry later")
+        };
+        let of_principal = self.principals.take(principal.id, most.per_principal);
+        let of_principal =
+            of_principal.ok_or_else(|| full("this principal", most.per_principal))?;
+        let of_tenant = self.tenants.take(principal.tenant.clone(), most.per_tenant);
+        let of_tenant = of_tenant.ok_or_else(|| full("your tenant", most.per_tenant))?;
+        let of_all = self.all.take((), most.in_all);
+        let of_all = of_all.ok_or_else(|| full("this replica", most.in_all))?;
+        Ok((of_principal, of_tenant, of_all))
+    }
+}
+
+type Seats = (Seat, Seat<TenantName>, Seat<()>);
+
+/// One of the streams that may be open; given back when dropped. `claviger_streams_open` counts them.
 pub struct Place {
-    _seat: Seat,
+    _seats: Seats,
 }
 
 impl Drop for Place {
@@ -37,21 +81,16 @@ pub struct Ongoing {
 }
 
 impl Gate {
-    /// A place for one more stream of this caller, of `most` that one principal may have open.
+    /// A place for one more stream of this caller.
     ///
     /// Errors: OVERLOADED.
-    pub fn admit_stream(&self, caller: &Caller, most: usize) -> Result<Place> {
-        let seat = self.streams.take(caller.principal.id, most);
-        let seat = seat.ok_or_else(|| {
+    pub fn admit_stream(&self, caller: &Caller, most: MostStreams) -> Result<Place> {
+        let seats = self.streams.enter(caller, most).map_err(|full| {
             metrics::counter!("claviger_streams_shed_total").increment(1);
-            Error::new(
-                Reason::Overloaded,
-                format!("this principal has {most} streams open, the most it may; end one, or retry later"),
-            )
-            .retry_after(Duration::from_secs(1))
+            Error::new(Reason::Overloaded, full).retry_after(Duration::from_secs(1))
         })?;
         metrics::gauge!("claviger_streams_open").increment(1.0);
-        Ok(Place { _seat: seat })
+        Ok(Place { _seats: seats })
     }
 
     /// As `access`, for an answer that leaves in pieces: `act` returns what makes them, and details for both rows. When
@@ -191,5 +230,45 @@ impl Drop for Ending {
             record.outcome = Outcome::Failed;
             self.log.append_unawaited(record);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Job, PrincipalId};
+
+    fn caller(tenant: &str) -> Caller {
+        let mut caller = Job::Scheduler.caller();
+        let mut principal = (*caller.principal).clone();
+        principal.id = PrincipalId::random();
+        principal.tenant = tenant.parse().unwrap();
+        caller.principal = principal.into();
+        caller
+    }
+
+    #[test]
+    fn one_tenant_cannot_take_the_streams_of_all() {
+        let streams = Streams::default();
+        let most = MostStreams {
+            per_principal: 2,
+            per_tenant: 3,
+            in_all: 5,
+        };
+        let loud = [caller("acme"), caller("acme")];
+        let enter = |who: &Caller| streams.enter(who, most).expect("a place");
+        let full = |who: &Caller| streams.enter(who, most).err().expect("full");
+        let mut seats: Vec<_> = (0..2).map(|_| enter(&loud[0])).collect();
+        assert!(full(&loud[0]).contains("this principal"));
+        seats.push(enter(&loud[1]));
+        assert!(full(&loud[1]).contains("your tenant"));
+        // What was refused has kept nothing.
+        let quiet = [caller("globex"), caller("initech")];
+        seats.push(enter(&quiet[0]));
+        seats.push(enter(&quiet[0]));
+        assert!(full(&quiet[1]).contains("this replica"));
+        seats.remove(0);
+        seats.push(enter(&quiet[1]));
+        assert!(full(&loud[1]).contains("this replica"));
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     directory::Directory,
     erasure::Erasures,
     error::{Error, Reason, Result},
-    gate::Gate,
+    gate::{Gate, MostStreams},
     incidents::Incidents,
     keys::{Keys, Target},
     model::{AccessKind, Action, Caller, Idempotency, KeyRef, Kid, Secret},
@@ -41,6 +41,10 @@ pub struct LimitsConfig {
     pub stream_idle_seconds: u64,
     /// Streams that one principal may have open at the same time. Default 16.
     pub max_streams_per_principal: usize,
+    /// Streams that all principals of one tenant may have open at the same time. Default 128.
+    pub max_streams_per_tenant: usize,
+    /// Streams that may be open at the same time. Default 512.
+    pub max_streams: usize,
 }
 
 impl LimitsConfig {
@@ -80,6 +84,8 @@ impl Default for LimitsConfig {
             max_stream_bytes: 64 << 30,
             stream_idle_seconds: 30,
             max_streams_per_principal: 16,
+            max_streams_per_tenant: 128,
+            max_streams: 512,
         }
     }
 }
@@ -96,7 +102,22 @@ impl LimitsConfig {
         if !(1..=1024).contains(&self.max_streams_per_principal) {
             return Err("limits.max_streams_per_principal must be 1 to 1024".into());
         }
+        if !(1..=65_536).contains(&self.max_streams_per_tenant) {
+            return Err("limits.max_streams_per_tenant must be 1 to 65536".into());
+        }
+        if !(1..=65_536).contains(&self.max_streams) {
+            return Err("limits.max_streams must be 1 to 65536".into());
+        }
         Ok(())
+    }
+
+    /// The bounds on open streams.
+    pub const fn most_streams(&self) -> MostStreams {
+        MostStreams {
+            per_principal: self.max_streams_per_principal,
+            per_tenant: self.max_streams_per_tenant,
+            in_all: self.max_streams,
+        }
     }
 }
 

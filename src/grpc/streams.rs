@@ -64,8 +64,9 @@ pub async fn answer<W: Way>(
         let authn = &parts.authn;
         let caller = authn.caller(&credentials, Arc::clone(&request_id), W::ACTION);
         let caller = caller.await?;
-        let most = parts.limits.max_streams_per_principal;
-        let place = parts.gate.admit_stream(&caller, most);
+        let place = parts
+            .gate
+            .admit_stream(&caller, parts.limits.most_streams());
         let place = parts.recorded(&caller, W::ACTION, place).await?;
         Ok((bounds, caller, place))
     };

@@ -10,20 +10,45 @@ use crate::{
     store::Term,
 };
 
-/// Destructions of one run; the next run takes the next ones.
+/// Destructions that are read at a time.
 const PAGE: i64 = 20;
 const ACTION: Action = Action::DestroyTenantMaterial;
 
 /// Goes on with what is due. A key that fails keeps no other from being destroyed, and people are told.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
+    expire(work, term).await?;
     let round = work.patience.round("destroy_tenants");
-    for due in work.erasures.due(PAGE).await? {
-        let id = due.id;
-        if round.takes(&id) {
-            let done = carry_out(work, term, &round, &due).await;
-            tell(work, term, &due, done.as_ref().err()).await?;
-            round.note(&id, done)?;
+    let mut after = String::new();
+    // To the end: those that fail stay at the front for ever.
+    loop {
+        let page = work.erasures.due(&after, PAGE).await?;
+        for due in &page {
+            let id = due.id;
+            if round.takes(&id) {
+                let done = carry_out(work, term, &round, due).await;
+                tell(work, term, due, done.as_ref().err()).await?;
+                round.note(&id, done)?;
+            }
         }
+        match page.last() {
+            Some(last) if page.len() as i64 == PAGE => after = last.id.to_string(),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// What was asked for or approved too long ago must be asked for again.
+async fn expire(work: &Work, term: &Term) -> Result<()> {
+    let round = work.patience.round("expire_tenant_destructions");
+    for stale in work.erasures.stale(PAGE).await? {
+        let (id, resource) = (stale.id, Erasures::resource(&stale));
+        if !round.takes(&id) {
+            continue;
+        }
+        let (erasures, term) = (Arc::clone(&work.erasures), term.clone());
+        let act = async move |permit| erasures.expire(permit, stale, term).await;
+        let ended = work.gate.work(Job::Scheduler, ACTION, resource, act).await;
+        round.note(&id, ended.map(drop))?;
     }
     Ok(())
 }

@@ -9,7 +9,8 @@ use crate::{
     store::Term,
 };
 
-/// Generates standby versions that are missing and withdraws those that are not wanted.
+/// Generates standby versions that are missing and withdraws those that are not wanted, or not where they are: the next
+/// look generates them where they are.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let round = work.patience.round("keep_standby");
     for (key, tenant) in work.keys.without_standby().await? {
@@ -43,8 +44,9 @@ async fn change(
 ) -> Result<()> {
     let target = work.keys.find(tenant, &KeyRef::Id(key)).await?;
     let (resource, key) = (target.resource(), Arc::clone(target.snapshot()?));
-    if change == Change::Generate {
-        // Before the gate: that a device is away is no change that failed.
+    if change == Change::Generate || key.key.policy.standby {
+        // Before the gate: that a device is away is no change that failed. A standby version that is in the wrong backend is
+        // better than none, so it stays until the right one answers.
         work.keys.expect_device(&key).await?;
     }
     let (keys, term) = (Arc::clone(&work.keys), term.clone());

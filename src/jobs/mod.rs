@@ -19,6 +19,7 @@ mod rotation_steps;
 mod round;
 mod sample_data_keys;
 mod scheduler;
+mod sweep_data_keys;
 mod switch_key;
 mod uses;
 
@@ -30,4 +31,5 @@ pub use rewrap_data_keys::Rewrapping;
 pub use round::Patience;
 pub use sample_data_keys::{Sampler, sample_data_keys};
 pub use scheduler::{SchedulerConfig, Work, run_scheduler};
+pub use sweep_data_keys::sweep_data_keys;
 pub use uses::{flush_api_key_uses, flush_uses};

@@ -3,6 +3,11 @@
 //! An intent that stays PENDING belongs to a call that crashed or failed. Nothing under its id: the attempt FAILED.
 //! Something: it is QUARANTINED, with an alert. Nothing is deleted here, and nothing is taken into use; its tenant may
 //! adopt it by `AdoptKey`. Interrupted destructions are finished by `destroy_due`.
+//!
+//! A device that hung may finish after that what it had begun, when the call's thread or another replica is not there to
+//! remove it. So what FAILED is looked for again, at twice its age each time, for a week.
+
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -17,6 +22,10 @@ use crate::{
 
 /// Intents of one run; the next run takes the next ones.
 const PAGE: i64 = 100;
+/// Those that FAILED and are looked for again; fewer, because hardly ever is there anything.
+const AGAIN: i64 = 10;
+/// What appeared by then, has appeared.
+const GIVEN_UP: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Settles the intents that have been pending for too long. One that fails keeps no other from being settled.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
@@ -37,13 +46,37 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
             outcome = Err(error);
         }
     }
+    look_again(work, term).await?;
     let quarantined = work.db.quarantined_intents().await?.len();
     metrics::gauge!("claviger_leftovers_quarantined").set(quarantined as f64);
     outcome
 }
 
+/// Looks again for what attempts that FAILED may have left meanwhile. A look that fails is as good as none found: the
+/// next one follows, and a backend that is away keeps nobody's turn.
+async fn look_again(work: &Work, term: &Term) -> Result<()> {
+    let doubtful = work.db.doubtful_intents(micros(GIVEN_UP), AGAIN).await?;
+    for intent in doubtful {
+        let id = intent.id;
+        match work.keys.left_by(&intent).await {
+            Ok(found) if !found.is_empty() => {
+                conclude(work, term, intent, found.join(", ")).await?;
+                continue;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(intent = %id, ?error, "not looked for; it is tried again"),
+        }
+        work.db.looked_for(id).await?;
+    }
+    Ok(())
+}
+
 async fn settle(work: &Work, term: &Term, intent: Intent) -> Result<()> {
     let found = work.keys.left_by(&intent).await?.join(", ");
+    conclude(work, term, intent, found).await
+}
+
+async fn conclude(work: &Work, term: &Term, intent: Intent, found: String) -> Result<()> {
     let now = work.clock.now();
     let resource = Resource::tenant(intent.tenant.clone());
     let term = term.clone();

@@ -1,10 +1,11 @@
-//! The rotation of the KEK after its deployment: rewraps every data key, then completes it; ends what was not deployed
-//! in time.
+//! The rotation of the KEK after its deployment: rewraps every data key, then proves that every one unwraps under the new
+//! KEK, then completes it; ends what was not deployed in time.
 //!
 //! A pass goes through the data keys under the old KEK in the order of their kids, batch by batch. Which are left is in
 //! the rows, so a daemon that dies loses nothing but the batch in its hands, and the next leader goes on with what is
 //! left. A look works for a slice of time and then lets the other jobs have theirs. A data key that does not unwrap keeps
-//! no other from moving; it keeps the rotation open, and is tried again.
+//! no other from moving; it keeps the rotation open, and is tried again. The pass that proves goes through the data keys
+//! under the new KEK in the same way, and begins anew with a new leader.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -29,14 +30,19 @@ const BATCH: i64 = 200;
 const SLICE: Duration = Duration::from_millis(900);
 /// How long after a pass that left something behind the next one begins.
 const AGAIN: Duration = Duration::from_secs(20);
+/// And how much longer than the pass that proved took: each of them unwraps everything.
+const TIMES: u32 = 10;
 
 /// Where the pass of this replica is. Lost with it, and not missed: rows say what is left.
 #[derive(Default)]
-pub struct Rewrapping(Mutex<Pass>);
+pub struct Rewrapping(Mutex<Option<Pass>>);
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Pass {
-    rotation: Option<KekRotationId>,
+    rotation: KekRotationId,
+    /// Nothing is under the old KEK; what is under the new one is unwrapped.
+    proves: bool,
+    began: Instant,
     /// The last kid that was looked at.
     after: String,
     /// Data keys that did not unwrap in this pass.
@@ -44,20 +50,31 @@ struct Pass {
     not_before: Option<Instant>,
 }
 
-impl Rewrapping {
-    fn of(&self, rotation: KekRotationId) -> Pass {
-        let mut pass = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if pass.rotation != Some(rotation) {
-            *pass = Pass {
-                rotation: Some(rotation),
-                ..Pass::default()
-            };
+impl Pass {
+    fn new(rotation: KekRotationId, proves: bool) -> Self {
+        Self {
+            rotation,
+            proves,
+            began: Instant::now(),
+            after: String::new(),
+            failed: 0,
+            not_before: None,
         }
-        pass.clone()
+    }
+}
+
+impl Rewrapping {
+    fn of(&self, rotation: &KekRotation) -> Pass {
+        let (id, proves) = (rotation.id, rotation.progress.remaining == 0);
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.as_ref();
+        kept.filter(|pass| pass.rotation == id && pass.proves == proves)
+            .cloned()
+            .unwrap_or_else(|| Pass::new(id, proves))
     }
 
     fn keep(&self, pass: Pass) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = pass;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(pass);
     }
 }
 
@@ -68,9 +85,6 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
     };
     match rotation.state {
         RotationState::Requested | RotationState::Approved => expire(work, term, rotation).await,
-        RotationState::Deployed if rotation.progress.remaining == 0 => {
-            complete(work, term, rotation).await
-        }
         // The backend's other callers come first.
         RotationState::Deployed => {
             with_priority(Priority::Batch, rewrap(work, term, &rotation)).await
@@ -84,19 +98,21 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
 
 async fn rewrap(work: &Work, term: &Term, rotation: &KekRotation) -> Result<()> {
     let until = Instant::now() + SLICE;
-    let mut pass = work.rewrapping.of(rotation.id);
+    let mut pass = work.rewrapping.of(rotation);
     if pass.not_before.is_some_and(|at| Instant::now() < at) {
         return Ok(());
     }
     while Instant::now() < until {
-        let rows = work
-            .keys
-            .data_keys_under(&rotation.old_kek, &pass.after, BATCH)
-            .await?;
+        let (old, new) = (&rotation.old_kek, &rotation.new_kek);
+        let kek = if pass.proves { new } else { old };
+        let rows = work.keys.data_keys_under(kek, &pass.after, BATCH).await?;
         let Some(last) = rows.last().map(|row| row.kid.as_str().to_owned()) else {
             return end_pass(work, term, rotation, pass).await;
         };
-        let batch = work.keys.rewrap_data_keys(rows, &rotation.new_kek).await?;
+        let batch = match pass.proves {
+            true => work.keys.prove_data_keys(rows, old, new).await?,
+            false => work.keys.rewrap_data_keys(rows, new).await?,
+        };
         pass.failed += batch.undecryptable.len() as i64;
         pass.after = last;
         if !batch.moved.is_empty() {
@@ -135,15 +151,20 @@ async fn record(
 
 /// Every data key that was there has been looked at. What is left does not unwrap, or was added under the old KEK since.
 async fn end_pass(work: &Work, term: &Term, rotation: &KekRotation, pass: Pass) -> Result<()> {
+    if pass.proves && pass.failed == 0 {
+        return complete(work, term, rotation.clone()).await;
+    }
     let rotations = &work.kek_rotations;
     rotations
         .note_undecryptable(term, rotation.id, pass.failed)
         .await?;
-    let not_before = (pass.failed > 0).then(|| Instant::now() + AGAIN);
+    let pause = match pass.proves {
+        true => AGAIN.max(pass.began.elapsed() * TIMES),
+        false => AGAIN,
+    };
     work.rewrapping.keep(Pass {
-        rotation: Some(rotation.id),
-        not_before,
-        ..Pass::default()
+        not_before: (pass.failed > 0).then(|| Instant::now() + pause),
+        ..Pass::new(rotation.id, pass.proves)
     });
     Ok(())
 }

@@ -77,26 +77,16 @@ impl DataKeys {
         held
     }
 
+    /// Wipes every data key whose time is over, also those that nobody asks for any more.
+    pub fn sweep(&self) {
+        let now = Instant::now();
+        self.cache.retain(|_, held| held.until > now);
+    }
+
     /// Wipes the data key of a version, once the calls that hold it have ended.
     pub fn forget(&self, kid: &Kid) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.cache.remove(kid);
-    }
-}
-
-/// Why a data key did not unwrap.
-enum Failed {
-    /// Its KEK is not there; it may have been rewrapped.
-    Gone(Error),
-    /// Anything else.
-    Other(Error),
-}
-
-impl Failed {
-    fn into_error(self) -> Error {
-        match self {
-            Self::Gone(error) | Self::Other(error) => error,
-        }
     }
 }
 
@@ -152,37 +142,33 @@ impl Keys {
         self.data_keys.get(kid, unwrap).await
     }
 
-    /// Unwraps a data key. The caller may have read it before it was rewrapped; when the KEK that it names is gone, the
-    /// row is read again.
+    /// Unwraps a data key. The caller may have read it before it was rewrapped, and the KEK that it names may be gone, or
+    /// its device away: the row is read again before anybody is told so.
     async fn unwrap_data_key(&self, row: WrappedKey) -> Result<DataKey> {
-        let first = self.unwrap_once(&row).await;
-        match first {
-            Ok(key) => Ok(key),
-            Err(Failed::Gone(error)) => match self.db.wrapped_key(&row.kid).await? {
-                Some(now) if now.kek != row.kek => {
-                    self.unwrap_once(&now).await.map_err(Failed::into_error)
-                }
-                Some(_) | None => Err(error),
-            },
-            Err(Failed::Other(error)) => Err(error),
+        let error = match self.unwrap_once(&row).await {
+            Ok(key) => return Ok(key),
+            Err(error) => error,
+        };
+        match self.db.wrapped_key(&row.kid).await {
+            Ok(Some(now)) if now.kek != row.kek => self.unwrap_once(&now).await,
+            // Whatever this says, the first failure is what the caller is to hear.
+            Ok(_) | Err(_) => Err(error),
         }
     }
 
-    async fn unwrap_once(&self, row: &WrappedKey) -> std::result::Result<DataKey, Failed> {
-        let kek = self.known(&row.kek).await.map_err(Failed::Gone)?;
+    async fn unwrap_once(&self, row: &WrappedKey) -> Result<DataKey> {
+        let kek = self.known(&row.kek).await?;
         let aad = binding(&row.tenant, row.key, &row.kid);
         let unwrapped = kek
             .backend
             .unwrap(&row.kek, &row.wrapped, &aad, self.deadline());
-        unwrapped.await.map_err(|error| match &error {
-            BackendError::Missing(_) => Failed::Gone(error.into()),
-            BackendError::Rejected(_) => {
+        unwrapped.await.map_err(|error| {
+            if let BackendError::Rejected(_) = &error {
                 let (tenant, key, kid) = (&row.tenant, row.key, &row.kid);
                 tracing::error!(%tenant, %key, %kid, "data key does not unwrap under its KEK");
                 metrics::counter!("claviger_data_key_undecryptable_total").increment(1);
-                Failed::Other(error.into())
             }
-            _ => Failed::Other(error.into()),
+            error.into()
         })
     }
 }
@@ -221,6 +207,26 @@ mod tests {
         assert_eq!(loads.load(Ordering::SeqCst), 1);
         keys.forget(&kid);
         load(&keys, &kid, &loads).await;
+        assert_eq!(loads.load(Ordering::SeqCst), 2);
+    }
+
+    /// R-ENV-2: the time is absolute, and nobody need ask for a key to have it wiped.
+    #[tokio::test(start_paused = true)]
+    async fn a_data_key_that_nobody_asks_for_again_is_wiped_when_its_time_is_over() {
+        let (keys, loads) = (DataKeys::new(8, TTL), AtomicU64::new(0));
+        let (old, young) = (Kid::random(), Kid::random());
+        load(&keys, &old, &loads).await;
+        let held = keys.cache.peek(&old).map(|held| Arc::downgrade(&held));
+        tokio::time::advance(TTL / 2).await;
+        load(&keys, &young, &loads).await;
+        // Use does not keep it.
+        load(&keys, &old, &loads).await;
+        keys.sweep();
+        assert_eq!(keys.cache.len(), 2, "not before its time");
+        tokio::time::advance(TTL / 2).await;
+        keys.sweep();
+        assert!(keys.cache.peek(&old).is_none() && keys.cache.peek(&young).is_some());
+        assert!(held.unwrap().upgrade().is_none(), "dropped, so wiped");
         assert_eq!(loads.load(Ordering::SeqCst), 2);
     }
 

@@ -83,6 +83,8 @@ pub struct Keks {
 /// One state of affairs.
 #[derive(Default)]
 struct Set {
+    /// Counts changes: rows that were read before one must not be taken after it.
+    generation: u64,
     active: Option<BackendRef>,
     unwrapping: HashMap<BackendRef, Kek>,
 }
@@ -105,23 +107,48 @@ impl Keks {
         patience: Duration,
     ) -> std::result::Result<Self, KekError> {
         let named = find(&backends, name, uri, patience).await?;
-        let keks = Self {
-            set: RwLock::default(),
-            db,
-            backends,
-            patience,
-        };
+        let keks = Self::unopened(db, backends, patience);
         let mut rows = keks.db.keks().await?;
         if rows.is_empty() {
             keks.record_first(&named, now).await?;
             rows = keks.db.keks().await?;
         }
-        keks.expect_known(&rows, &named.kek).await?;
+        let state = keks.expect_known(&rows, &named.kek).await?;
+        if state != KekState::Active {
+            tracing::warn!(
+                kek = %named.kek.reference,
+                state = state.as_str(),
+                active = active_of(&rows),
+                "kek.uri does not name the ACTIVE KEK; update it before this one is removed from its device"
+            );
+        }
         for row in rows.iter().filter(|row| row.state != KekState::Retired) {
             keks.expect_same(row).await?;
         }
-        keks.replace(&rows);
+        keks.replace(&rows, 0);
         Ok(keks)
+    }
+
+    /// KEKs that can be looked at and wrap nothing, for `claviger doctor`.
+    pub fn unopened(db: Db, backends: Backends, patience: Duration) -> Self {
+        Self {
+            set: RwLock::default(),
+            db,
+            backends,
+            patience,
+        }
+    }
+
+    /// What a start would make of the configured KEK, without changing anything: its state; None where the first start is
+    /// still to come.
+    ///
+    /// Errors: why the daemon would not start.
+    pub async fn judge(&self, named: &Kek) -> std::result::Result<Option<KekState>, KekError> {
+        let rows = self.db.keks().await?;
+        match rows.is_empty() {
+            true => self.expect_first(named).await.map(|()| None),
+            false => self.expect_known(&rows, named).await.map(Some),
+        }
     }
 
     /// The KEK that wraps. Errors: BACKEND_UNAVAILABLE when its backend is not configured on this replica.
@@ -151,9 +178,13 @@ impl Keks {
 
     /// Learns from the database which KEKs there are. Reads nothing else, so that the change feed can wait for it.
     pub async fn reload(&self) -> Result<()> {
-        let rows = self.db.keks().await?;
-        self.replace(&rows);
-        Ok(())
+        loop {
+            let generation = self.generation();
+            let rows = self.db.keks().await?;
+            if self.replace(&rows, generation) {
+                return Ok(());
+            }
+        }
     }
 
     /// Wraps with this KEK from now on: the deployment is committed.
@@ -169,6 +200,7 @@ impl Keks {
         };
         unwrapping.insert(reference.clone(), kek);
         *set = Arc::new(Set {
+            generation: set.generation + 1,
             active: Some(reference.clone()),
             unwrapping,
         });
@@ -200,8 +232,18 @@ impl Keks {
     }
 
     /// Do these two references name one key? A copy under another name protects nothing.
-    pub async fn is_copy(&self, new: &Kek, old: &KekRow) -> bool {
-        opens_probe(new, old, self.patience).await.is_ok()
+    ///
+    /// Errors: the backend's; who does not answer has not said no.
+    pub async fn is_copy(
+        &self,
+        new: &Kek,
+        old: &KekRow,
+    ) -> std::result::Result<bool, BackendError> {
+        match opens_probe(new, old, self.patience).await {
+            Ok(()) => Ok(true),
+            Err(BackendError::Rejected(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Looks at every KEK that is not RETIRED. Errors: the database does not answer.
@@ -214,6 +256,24 @@ impl Keks {
             }
         }
         Ok(seen)
+    }
+
+    /// Is the KEK well? For a data key that did not unwrap: a device in trouble says the same of every ciphertext as a good
+    /// one says of a damaged one (CKR_GENERAL_ERROR).
+    ///
+    /// Errors: the database's; BACKEND_UNAVAILABLE when its probe does not unwrap either, which says nothing about data
+    /// keys.
+    pub async fn expect_opens_probe(&self, reference: &BackendRef) -> Result<()> {
+        let rows = self.db.keks().await?;
+        let Some(row) = rows.iter().find(|row| row.reference == *reference) else {
+            return Ok(());
+        };
+        self.recognise(row).await.map_err(|error| {
+            let text = "the key-encryption key does not unwrap its own probe; retry when its backend is well";
+            Error::new(Reason::BackendUnavailable, text)
+                .because(error)
+                .retry_after(RETRY_AFTER)
+        })
     }
 
     async fn recognise(&self, row: &KekRow) -> std::result::Result<(), BackendError> {
@@ -234,19 +294,15 @@ impl Keks {
         &self,
         rows: &[KekRow],
         named: &Kek,
-    ) -> std::result::Result<(), KekError> {
+    ) -> std::result::Result<KekState, KekError> {
         let (reference, active) = (&named.reference, active_of(rows));
-        match self.row_of(rows, named).await {
-            Some(row) if row.state == KekState::Active => Ok(()),
-            Some(row) => {
-                tracing::warn!(
-                    kek = %reference,
-                    state = row.state.as_str(),
-                    active,
-                    "kek.uri does not name the ACTIVE KEK; update it before this one is removed from its device"
-                );
-                Ok(())
-            }
+        let row = self.row_of(rows, named).await.map_err(|error| {
+            KekError::Misconfigured(format!(
+                "whether {reference} is one of the known KEKs under another name was not found out: {error}"
+            ))
+        })?;
+        match row {
+            Some(row) => Ok(row.state),
             None => Err(KekError::Misconfigured(format!(
                 "kek.uri names {reference}, which has wrapped nothing here; the ACTIVE one is {active}. Let kek.uri name \
                  that one and rotate with `claviger kek rotate`; if its token was initialised again, restore the token"
@@ -255,17 +311,21 @@ impl Keks {
     }
 
     /// The row of a key, also when its device spells the reference in another way than it did before.
-    async fn row_of<'a>(&self, rows: &'a [KekRow], kek: &Kek) -> Option<&'a KekRow> {
+    async fn row_of<'a>(
+        &self,
+        rows: &'a [KekRow],
+        kek: &Kek,
+    ) -> std::result::Result<Option<&'a KekRow>, BackendError> {
         let same = rows.iter().find(|row| row.reference == kek.reference);
         if same.is_some() {
-            return same;
+            return Ok(same);
         }
         for row in rows {
-            if self.is_copy(kek, row).await {
-                return Some(row);
+            if self.is_copy(kek, row).await? {
+                return Ok(Some(row));
             }
         }
-        None
+        Ok(None)
     }
 
     async fn expect_same(&self, row: &KekRow) -> std::result::Result<(), KekError> {
@@ -296,16 +356,7 @@ impl Keks {
         named: &Proven,
         now: Timestamp,
     ) -> std::result::Result<(), KekError> {
-        for (kek, count) in self.db.data_keys_by_kek().await? {
-            if kek != named.kek.reference {
-                return Err(KekError::Misconfigured(format!(
-                    "kek.uri names {}, but {count} data keys are wrapped by {kek}; let kek.uri name that one, and rotate \
-                     with `claviger kek rotate`",
-                    named.kek.reference
-                )));
-            }
-        }
-        self.expect_old_rows_to_open(&named.kek).await?;
+        self.expect_first(&named.kek).await?;
         let mut row = named.row(KekState::Active, now);
         row.activated_at = Some(now);
         let mut tx = self.db.begin().await?;
@@ -315,6 +366,20 @@ impl Keks {
             Err(StoreError::Exists(_)) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Can this be the KEK of a database that has recorded none yet?
+    async fn expect_first(&self, named: &Kek) -> std::result::Result<(), KekError> {
+        for (kek, count) in self.db.data_keys_by_kek().await? {
+            if kek != named.reference {
+                return Err(KekError::Misconfigured(format!(
+                    "kek.uri names {}, but {count} data keys are wrapped by {kek}; let kek.uri name that one, and rotate \
+                     with `claviger kek rotate`",
+                    named.reference
+                )));
+            }
+        }
+        self.expect_old_rows_to_open(named).await
     }
 
     /// An older release left no probe, but data keys. One damaged row must not stop the start, so a few are tried.
@@ -340,8 +405,12 @@ impl Keks {
         )))
     }
 
-    fn replace(&self, rows: &[KekRow]) {
-        let mut next = Set::default();
+    /// Takes what these rows say; false when something has changed since `generation`, after which they were read.
+    pub(super) fn replace(&self, rows: &[KekRow], generation: u64) -> bool {
+        let mut next = Set {
+            generation: generation + 1,
+            ..Set::default()
+        };
         for row in rows.iter().filter(|row| row.state.unwraps()) {
             let Some(backend) = self.backends.get(&row.backend) else {
                 tracing::error!(kek = %row.reference, backend = row.backend, "the backend of a KEK is not configured here");
@@ -356,7 +425,16 @@ impl Keks {
             };
             next.unwrapping.insert(row.reference.clone(), kek);
         }
-        *self.set.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
+        let mut set = self.set.write().unwrap_or_else(PoisonError::into_inner);
+        let is_current = set.generation == generation;
+        if is_current {
+            *set = Arc::new(next);
+        }
+        is_current
+    }
+
+    pub(super) fn generation(&self) -> u64 {
+        self.set().generation
     }
 
     fn set(&self) -> Arc<Set> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::{KeySnapshot, Keys};
 use crate::{
-    backends::{Backend, BackendError},
+    backends::{Backend, BackendError, Destroyed},
     error::{Error, Reason, Result},
     model::{
         KeySpec, Kid, VersionState,
@@ -19,12 +19,34 @@ use crate::{
 const WITNESSES: i64 = 8;
 
 /// How the pair of a version came to be gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gone {
-    /// The device destroyed it just now.
-    Destroyed,
-    /// It was not there any more: an attempt before this one was cut short.
-    Already,
+    /// The device destroyed it just now, or will.
+    Destroyed(Destroyed),
+    /// It was not there any more: an attempt before this one was cut short, or somebody else destroyed it. In the device's
+    /// words.
+    Already(String),
+}
+
+impl Gone {
+    /// Was it gone before it was to be destroyed?
+    pub const fn was_gone(&self) -> bool {
+        matches!(self, Self::Already(_))
+    }
+
+    /// What became of the pair, as its intent keeps it for the proof: one line.
+    pub fn fate(&self) -> String {
+        match self {
+            Self::Destroyed(Destroyed::Now) => "destroyed".to_owned(),
+            Self::Destroyed(Destroyed::Scheduled(at)) => format!("deletion scheduled for {at}"),
+            // As JSON: words of a device, which may be anything.
+            Self::Already(words) => {
+                let words = words.chars().filter(|c| !c.is_control());
+                let words: String = words.take(500).collect();
+                format!("was already gone {}", serde_json::Value::from(words))
+            }
+        }
+    }
 }
 
 impl Keys {
@@ -46,15 +68,15 @@ impl Keys {
     ) -> Result<Gone> {
         let backend = self.backend(backend)?;
         match backend.destroy(reference, self.deadline()).await {
-            Ok(()) => return Ok(Gone::Destroyed),
+            Ok(done) => return Ok(Gone::Destroyed(done)),
             Err(BackendError::Missing(_)) => {}
             Err(other) => return Err(other.into()),
         }
         backend.ready(self.deadline()).await?;
         self.see_another(backend, key, reference).await?;
         match backend.destroy(reference, self.deadline()).await {
-            Ok(()) => Ok(Gone::Destroyed),
-            Err(BackendError::Missing(_)) => Ok(Gone::Already),
+            Ok(done) => Ok(Gone::Destroyed(done)),
+            Err(BackendError::Missing(words)) => Ok(Gone::Already(words)),
             Err(other) => Err(other.into()),
         }
     }

@@ -14,10 +14,10 @@ use zeroize::Zeroizing;
 use super::{KeySnapshot, Keys, data_keys::Unwrapped, snapshot::Version};
 use crate::{
     envelope::{self, Context, Kind},
-    error::{Error, Reason, Result},
+    error::{Error, Result},
     gate::Permit,
     model::{
-        Action, Algorithm, Key, KeyId, KeyRef, Kid, Purpose, Secret, TenantName, VersionState,
+        Action, Algorithm, Key, KeyId, Kid, Purpose, Secret, TenantName, VersionState,
         secret::DataKey,
     },
 };
@@ -37,7 +37,7 @@ impl Keys {
     ) -> Result<(Vec<u8>, Kid)> {
         permit.covers_key(Action::ComputeMac, key.key.id)?;
         key.expect(Purpose::Mac, "ComputeMac")?;
-        self.expect_no_pepper(key)?;
+        self.expect_unreserved(key)?;
         let version = key.active()?;
         let kid = &version.version.kid;
         // Superseded meanwhile is fine: what it made while it was ACTIVE stays valid.
@@ -60,30 +60,8 @@ impl Keys {
     ) -> Result<Option<Kid>> {
         permit.covers_key(Action::VerifyMac, key.key.id)?;
         key.expect(Purpose::Mac, "VerifyMac")?;
-        self.expect_no_pepper(key)?;
+        self.expect_unreserved(key)?;
         self.authentic(permit, key, kid, &[message], &[mac]).await
-    }
-
-    /// Who computes or compares what they like under the pepper makes API keys of their own, or tries secrets.
-    ///
-    /// Errors: KEY_RESERVED.
-    pub(super) fn expect_no_pepper(&self, key: &KeySnapshot) -> Result<()> {
-        let key = &key.key;
-        let is_pepper = match &self.pepper {
-            Some(KeyRef::Name(name)) => *name == key.name,
-            Some(KeyRef::Id(id)) => *id == key.id,
-            None => false,
-        };
-        if !key.tenant.is_system() || !is_pepper {
-            return Ok(());
-        }
-        Err(Error::new(
-            Reason::KeyReserved,
-            format!(
-                "key {} is what the daemon hashes API keys under, and computes nothing for callers; use another key",
-                key.name
-            ),
-        ))
     }
 
     /// The version, newest first, under which one of the MACs is that of the parts in a row.

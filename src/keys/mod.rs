@@ -38,7 +38,7 @@ pub use keks::Keks;
 pub use leftovers::Gone;
 pub use revoke::expect_no_credentials;
 pub use rewrap::{Batch, Trial};
-pub use sign::Signed;
+pub use sign::{SAMPLED_ONE_IN, Signed};
 pub use snapshot::KeySnapshot;
 pub use uses::Counter;
 pub use webhook::{DEFAULT_TOLERANCE, Delivery, Scheme, TOLERANCES, Verdict};
@@ -150,6 +150,7 @@ pub struct Keys {
     db: Db,
     backends: Backends,
     default_backend: String,
+    reserved: Vec<KeyRef>,
     keks: Arc<Keks>,
     undecryptable: rewrap::Undecryptable,
     clock: Clock,
@@ -158,8 +159,6 @@ pub struct Keys {
     data_keys: Arc<data_keys::DataKeys>,
     uses: uses::Uses,
     sampler: sign::Sampler,
-    /// The key of tenant `system` that API keys are hashed under.
-    pepper: Option<KeyRef>,
 }
 
 /// The key a caller named, whether there is one or not.
@@ -170,11 +169,14 @@ pub struct Target {
 }
 
 impl Keys {
-    /// Keys over these parts. `default_backend` is where key pairs are generated that name no other.
+    /// Keys over these parts. `default_backend` is where key pairs are generated that name no other; `reserved` are the
+    /// keys of tenant `system` that the daemon uses itself: the one that signs checkpoints and proofs, and the one that API
+    /// keys are hashed under.
     pub fn new(
         db: Db,
         backends: Backends,
         default_backend: String,
+        reserved: Vec<KeyRef>,
         keks: Arc<Keks>,
         clock: Clock,
         config: KeysConfig,
@@ -187,10 +189,10 @@ impl Keys {
             )),
             uses: uses::Uses::default(),
             sampler: sign::Sampler::default(),
-            pepper: None,
             db,
             backends,
             default_backend,
+            reserved,
             keks,
             undecryptable: rewrap::Undecryptable::default(),
             clock,
@@ -198,10 +200,23 @@ impl Keys {
         }
     }
 
-    /// With the key of tenant `system` that API keys are hashed under, which computes nothing for callers.
-    pub fn with_pepper(mut self, pepper: KeyRef) -> Self {
-        self.pepper = Some(pepper);
-        self
+    /// Who signs what they like with the daemon's own keys makes false checkpoints and proofs, and who computes or compares
+    /// MACs with them makes API keys.
+    ///
+    /// Errors: KEY_RESERVED.
+    fn expect_unreserved(&self, key: &KeySnapshot) -> Result<()> {
+        let key = &key.key;
+        let is_reserved = || self.reserved.iter().any(|r| r.names(key.id, &key.name));
+        if !key.tenant.is_system() || !is_reserved() {
+            return Ok(());
+        }
+        Err(Error::new(
+            Reason::KeyReserved,
+            format!(
+                "key {} is the daemon's own and does nothing for callers; use another key",
+                key.name
+            ),
+        ))
     }
 
     /// Looks a key up, in memory if it is there. A key that does not exist is a target too: only the gate may say
@@ -238,6 +253,11 @@ impl Keys {
     /// Forgets everything that is cached about keys.
     pub fn forget_all(&self) {
         self.cache.forget_all();
+    }
+
+    /// Wipes the unwrapped data keys whose time is over.
+    pub fn sweep_data_keys(&self) {
+        self.data_keys.sweep();
     }
 
     /// The key-encryption keys.
@@ -314,3 +334,6 @@ impl Target {
             .ok_or_else(|| not_found(&self.resource()))
     }
 }
+
+#[cfg(test)]
+mod tests;

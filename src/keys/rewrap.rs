@@ -38,6 +38,28 @@ pub struct Batch {
     pub undecryptable: Vec<Kid>,
 }
 
+/// What became of one.
+enum Fate {
+    Moved(Rewrapped),
+    /// It is where it should be.
+    Proved,
+    Undecryptable(Kid),
+}
+
+impl Batch {
+    fn of(fates: Vec<Fate>) -> Self {
+        let mut batch = Self::default();
+        for fate in fates {
+            match fate {
+                Fate::Moved(moved) => batch.moved.push(moved),
+                Fate::Proved => {}
+                Fate::Undecryptable(kid) => batch.undecryptable.push(kid),
+            }
+        }
+        batch
+    }
+}
+
 /// What a round of trial unwrappings found.
 #[derive(Debug, Default)]
 pub struct Trial {
@@ -91,27 +113,52 @@ impl Keys {
         let new = self.known(new).await?;
         let calls = rows.into_iter().map(|row| self.rewrap_one(row, &new));
         let done: Vec<_> = stream::iter(calls).buffered(AT_ONCE).try_collect().await?;
-        let mut batch = Batch::default();
-        for one in done {
-            match one {
-                Ok(moved) => batch.moved.push(moved),
-                Err(kid) => batch.undecryptable.push(kid),
-            }
-        }
-        Ok(batch)
+        Ok(Batch::of(done))
     }
 
-    async fn rewrap_one(
+    /// Unwraps these data keys under the KEK that their rows name. One that does not, but does under `old`, was written
+    /// beside the new KEK by somebody who had read it before it was moved: it is wrapped anew. Nothing is recorded.
+    ///
+    /// Errors: as `rewrap_data_keys`.
+    pub async fn prove_data_keys(
         &self,
-        row: WrappedKey,
-        new: &Kek,
-    ) -> Result<std::result::Result<Rewrapped, Kid>> {
+        rows: Vec<WrappedKey>,
+        old: &BackendRef,
+        new: &BackendRef,
+    ) -> Result<Batch> {
+        let new = self.known(new).await?;
+        let calls = rows.into_iter().map(|row| self.prove_one(row, old, &new));
+        let done: Vec<_> = stream::iter(calls).buffered(AT_ONCE).try_collect().await?;
+        Ok(Batch::of(done))
+    }
+
+    async fn prove_one(&self, row: WrappedKey, old: &BackendRef, new: &Kek) -> Result<Fate> {
+        match unwrap(new, &row, self.patience()).await {
+            Ok(_) => {
+                self.note_verdict(&row, &Verdict::Fine);
+                return Ok(Fate::Proved);
+            }
+            Err(BackendError::Rejected(_)) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let as_before = WrappedKey {
+            kek: old.clone(),
+            ..row.clone()
+        };
+        Ok(match self.rewrap_one(as_before, new).await? {
+            Fate::Moved(moved) => Fate::Moved(Rewrapped { old: row, ..moved }),
+            fate => fate,
+        })
+    }
+
+    async fn rewrap_one(&self, row: WrappedKey, new: &Kek) -> Result<Fate> {
         let old = self.known(&row.kek).await?;
         let plain = match unwrap(&old, &row, self.patience()).await {
             Ok(plain) => plain,
             Err(BackendError::Rejected(_)) => {
+                self.keks.expect_opens_probe(&row.kek).await?;
                 self.note_verdict(&row, &Verdict::Undecryptable);
-                return Ok(Err(row.kid));
+                return Ok(Fate::Undecryptable(row.kid));
             }
             Err(error) => return Err(error.into()),
         };
@@ -132,7 +179,7 @@ impl Keys {
             ))
         })?;
         self.note_verdict(&row, &Verdict::Fine);
-        Ok(Ok(Rewrapped {
+        Ok(Fate::Moved(Rewrapped {
             old: row,
             wrapped: moved.wrapped,
         }))
@@ -180,7 +227,10 @@ impl Keys {
         };
         match unwrap(&kek, row, self.patience()).await {
             Ok(_) => Ok(Verdict::Fine),
-            Err(BackendError::Rejected(_)) => Ok(Verdict::Undecryptable),
+            Err(BackendError::Rejected(_)) => {
+                self.keks.expect_opens_probe(&row.kek).await?;
+                Ok(Verdict::Undecryptable)
+            }
             Err(error) => Err(error.into()),
         }
     }

@@ -24,6 +24,9 @@ pub struct Signed {
     pub kid: Kid,
 }
 
+/// Of so many signatures one is verified where `verify_after_sign` is `sampled`.
+pub const SAMPLED_ONE_IN: u32 = 16;
+
 /// Chooses which fresh signatures are verified.
 #[derive(Default)]
 pub struct Sampler(AtomicU32);
@@ -32,7 +35,6 @@ impl Sampler {
     /// 2^32 over the golden ratio: multiples of it spread evenly, also those of every second or third number, so that
     /// no backend is passed over when calls to several take turns.
     const SPREAD: u32 = 0x9e37_79b9;
-    const ONE_IN: u32 = 16;
 
     fn takes(&self, mode: VerifyAfterSign) -> bool {
         match mode {
@@ -40,7 +42,7 @@ impl Sampler {
             VerifyAfterSign::Off => false,
             VerifyAfterSign::Sampled => {
                 let number = self.0.fetch_add(1, Ordering::Relaxed);
-                number.wrapping_mul(Self::SPREAD) < u32::MAX / Self::ONE_IN
+                number.wrapping_mul(Self::SPREAD) < u32::MAX / SAMPLED_ONE_IN
             }
         }
     }
@@ -49,7 +51,7 @@ impl Sampler {
 impl Keys {
     /// Signs with the ACTIVE version of a SIGNING key.
     ///
-    /// Errors: KEY_PURPOSE_MISMATCH, NO_USABLE_VERSION, DIGEST_LENGTH, PAYLOAD_TOO_LARGE, and the backend's.
+    /// Errors: KEY_PURPOSE_MISMATCH, KEY_RESERVED, NO_USABLE_VERSION, DIGEST_LENGTH, PAYLOAD_TOO_LARGE, and the backend's.
     pub async fn sign(
         &self,
         permit: &Permit,
@@ -58,6 +60,7 @@ impl Keys {
     ) -> Result<Signed> {
         permit.covers_key(Action::Sign, key.key.id)?;
         key.expect(Purpose::Signing, "Sign")?;
+        self.expect_unreserved(key)?;
         check_digest(key.key.algorithm, input)?;
         self.sign_active(permit, key, input).await
     }

@@ -10,7 +10,10 @@ use super::{KeySnapshot, Keys, expect_no_credentials};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
-    model::{Key, KeyId, KeyRef, KeyVersion, Kid, TenantName, VersionState, key::VersionEvent},
+    model::{
+        Key, KeyId, KeyRef, KeyVersion, Kid, TenantName, VersionState,
+        key::{Material, VersionEvent},
+    },
     store::{IntentState, StoreError, Term},
 };
 
@@ -83,9 +86,9 @@ impl Keys {
         mutation.record(kid, details).await
     }
 
-    /// Withdraws the standby version of a key whose policy does not want one.
+    /// Withdraws the standby version of a key whose policy does not want one, or wants it in another backend.
     ///
-    /// Errors: CONFLICT when there is none, or it is wanted again; LEASE_LOST.
+    /// Errors: CONFLICT when there is none, or it is wanted as it is; LEASE_LOST.
     pub async fn withdraw_standby(
         &self,
         permit: AdminPermit,
@@ -94,7 +97,9 @@ impl Keys {
     ) -> Result<Recorded<Kid>> {
         let key = self.fresh(&key.key.tenant, key.key.id).await?;
         let (id, found) = (key.key.id, standby(&key).cloned());
-        let Some(mut version) = found.filter(|_| !key.key.policy.standby) else {
+        let unwanted =
+            |version: &KeyVersion| !key.key.policy.standby || is_elsewhere(&key.key, version);
+        let Some(mut version) = found.filter(unwanted) else {
             return Err(changed());
         };
         let before = version.advance(VersionEvent::Withdraw, self.clock.now())?;
@@ -145,6 +150,14 @@ impl Keys {
 fn standby_backend(key: &Key) -> &str {
     let chosen = key.policy.standby_backend.as_ref();
     chosen.unwrap_or(&key.backend)
+}
+
+/// Is the pair of this standby version in another backend than the key wants it in by now?
+fn is_elsewhere(key: &Key, standby: &KeyVersion) -> bool {
+    match &standby.material {
+        Material::KeyPair { backend, .. } => backend != standby_backend(key),
+        Material::DataKey { .. } | Material::Shredded { .. } => false,
+    }
 }
 
 /// The standby version that is kept.

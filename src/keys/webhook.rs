@@ -119,7 +119,7 @@ impl Keys {
     ) -> Result<Verdict> {
         permit.covers_key(Action::VerifyWebhook, key.key.id)?;
         key.expect(Purpose::Mac, "VerifyWebhook")?;
-        self.expect_no_pepper(key)?;
+        self.expect_unreserved(key)?;
         let head = delivery.head();
         let parts = [head.as_bytes(), delivery.body];
         let verified = self.authentic(permit, key, None, &parts, delivery.macs);

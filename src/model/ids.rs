@@ -253,6 +253,16 @@ pub enum KeyRef {
     Name(KeyName),
 }
 
+impl KeyRef {
+    /// Does it name the key with this id and name?
+    pub fn names(&self, id: KeyId, name: &KeyName) -> bool {
+        match self {
+            Self::Id(of) => *of == id,
+            Self::Name(of) => of == name,
+        }
+    }
+}
+
 impl FromStr for KeyRef {
     type Err = Error;
 

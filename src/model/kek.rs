@@ -1,8 +1,9 @@
 //! The key-encryption key and its rotation: who asked, who approved exactly which plan, who deployed. Pure transitions.
 //!
 //! There is one ACTIVE KEK, which wraps; every other that is not RETIRED unwraps what is not rewrapped yet. A rotation
-//! goes forward only: once deployed it ends when no data key needs the old KEK, and a KEK that has wrapped data keys and
-//! is RETIRED is never taken again. Who wants the old one back has its cryptoperiod and its use to answer for.
+//! goes forward only: once deployed it ends when no data key needs the old KEK, or when a person says that it is not to
+//! wait for those that do not unwrap, and then the old KEK stays. A KEK that has wrapped data keys and is RETIRED is never
+//! taken again. Who wants the old one back has its cryptoperiod and its use to answer for.
 
 use std::str::FromStr;
 
@@ -219,6 +220,16 @@ impl KekRotation {
         Ok(self)
     }
 
+    /// Ends it for all data keys but those that do not unwrap: a person says that it is not to wait for them.
+    ///
+    /// Errors: ROTATION_STATE unless DEPLOYED.
+    pub fn give_up(self, by: PrincipalId, reason: String, now: Timestamp) -> Result<Self> {
+        let mut ended = self.complete(now)?;
+        ended.ended_by = Some(by);
+        ended.end_reason = reason;
+        Ok(ended)
+    }
+
     const fn duties(&self) -> Duties<'_> {
         Duties {
             requester: self.requester,
@@ -396,6 +407,8 @@ mod tests {
         let expired = asked.clone().approve(who, &digest, late);
         assert_eq!(reason(expired), Some(Reason::RotationExpired));
         assert!(asked.clone().expire(now).is_err() && asked.clone().expire(late).is_ok());
+        let early = asked.clone().give_up(who, "lost".into(), now);
+        assert_eq!(reason(early), Some(Reason::RotationState));
         let own = asked.clone().reject(asked.requester, String::new(), now);
         assert_eq!(reason(own), Some(Reason::SeparationOfDuties));
         assert!(asked.clone().complete(now).is_err());

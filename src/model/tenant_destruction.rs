@@ -162,6 +162,23 @@ impl TenantDestruction {
             && self.destroy_at.is_some_and(|at| at <= now)
     }
 
+    /// Has it waited for its approval for `ttl`, or for its beginning for `ttl` after the waiting period? What was approved
+    /// then is not what anybody wants now.
+    pub fn is_stale(&self, wait: Duration, ttl: Duration, now: Timestamp) -> bool {
+        let since = match self.state {
+            TenantDestructionState::Requested => Some(self.requested_at),
+            // Both: neither a shorter wait in the configuration nor a row can make a fresh approval old.
+            TenantDestructionState::Scheduled => self
+                .destroy_at
+                .zip(self.approved_at)
+                .map(|(due, approved)| due.max(approved.plus(wait))),
+            TenantDestructionState::Destroying
+            | TenantDestructionState::Destroyed
+            | TenantDestructionState::Cancelled => None,
+        };
+        since.is_some_and(|since| since.plus(ttl) <= now)
+    }
+
     fn expect(&self, states: &[TenantDestructionState], done: &str) -> Result<()> {
         if states.contains(&self.state) {
             return Ok(());
@@ -274,6 +291,19 @@ mod tests {
         let [_, scheduled, ..] = all();
         assert!(scheduled.clone().begin(at(86_400)).is_err());
         assert!(scheduled.begin(at(86_401)).is_ok());
+    }
+
+    #[test]
+    fn requests_and_approvals_grow_old() {
+        let ttl = Duration::from_secs(10);
+        let [requested, scheduled, destroying, destroyed, cancelled] = all();
+        let is_stale = |d: &TenantDestruction, seconds| d.is_stale(WAIT, ttl, at(seconds));
+        assert!(!is_stale(&requested, 9) && is_stale(&requested, 10));
+        // The waiting period is not held against it.
+        assert!(!is_stale(&scheduled, 86_410) && is_stale(&scheduled, 86_411));
+        for ended in [destroying, destroyed, cancelled] {
+            assert!(!is_stale(&ended, 1_000_000_000));
+        }
     }
 
     #[test]

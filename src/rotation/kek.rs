@@ -3,8 +3,16 @@
 //!
 //! Who may take which step is decided by `model::KekRotation` (separation of duties) after the gate (roles). A deployment
 //! is one transaction: the new KEK ACTIVE, the old one DEACTIVATED. It goes forward only: back is a rotation to a third
-//! KEK. A replica that has not heard of it may wrap under the old KEK for a moment; the job finds what it wrapped. The
-//! daemon never destroys a KEK: an operator may, once the rotation is COMPLETED.
+//! KEK. A replica that has not heard of it may wrap under the old KEK for a moment; the job finds what it wrapped. One of a
+//! release that knows nothing of this must not live then, or it would write old wrapped forms beside the new KEK.
+//!
+//! What is proved: each data key that was moved unwrapped under the new KEK, to what it was, before it was recorded. When
+//! none is left, and before the old KEK is RETIRED, the job unwraps every data key whose row names the new KEK once more,
+//! as the row is by then; only those that were added while it went through them are not among them. So a COMPLETED
+//! rotation whose old KEK is RETIRED has left nothing behind. One that a person has ended for the sake of data keys that
+//! do not unwrap leaves the old KEK DEACTIVATED, and promises nothing.
+//!
+//! The daemon never destroys a KEK: an operator may, once it is RETIRED.
 
 mod rewrap;
 
@@ -20,7 +28,7 @@ use crate::{
     keys::Keys,
     model::{
         AlertId, Entity, KekRotation, KekRotationId, KekRow, KekState, Resource, RotationState,
-        TenantName,
+        TenantName, Timestamp,
         kek::{KekPlan, Progress},
         rotation::ApprovalsNeeded,
     },
@@ -120,7 +128,7 @@ impl KekRotations {
         let old = active(&rows)?;
         let known = rows.iter().find(|row| row.reference == new.reference);
         expect_new(known, &new)?;
-        if self.keys.keks().is_copy(&proven.kek, old).await {
+        if self.keys.keks().is_copy(&proven.kek, old).await? {
             return Err(Error::new(
                 Reason::KeyNotAdoptable,
                 "this is the present key-encryption key under another name; create a new one",
@@ -191,8 +199,9 @@ impl KekRotations {
 
     /// Makes the new KEK the one that wraps. It is proved again before: days may have passed since the request.
     ///
-    /// Errors: KEK_ROTATION_NOT_FOUND, ROTATION_STATE, ROTATION_EXPIRED, SEPARATION_OF_DUTIES, KEY_NOT_ADOPTABLE when the
-    /// new KEK is not what was proved, CONFLICT, CLOCK_BACKWARDS, and the backend's.
+    /// Errors: KEK_ROTATION_NOT_FOUND, ROTATION_STATE also while a replica of an earlier release lives, ROTATION_EXPIRED,
+    /// SEPARATION_OF_DUTIES, KEY_NOT_ADOPTABLE when the new KEK is not what was proved, CONFLICT, CLOCK_BACKWARDS, and
+    /// the backend's.
     pub async fn deploy(
         &self,
         permit: AdminPermit,
@@ -207,6 +216,7 @@ impl KekRotations {
         let now = deployed.last_step();
         let mut mutation = permit.begin().await?;
         let tx = mutation.tx();
+        refuse_older_replica(tx).await?;
         let (old, next) = (deployed.old_kek.clone(), deployed.new_kek.clone());
         // The old one first: the database allows one ACTIVE KEK at every moment. From here on nobody adds a data key
         // under it before this transaction ends, so the count is exact.
@@ -235,7 +245,9 @@ impl KekRotations {
         withdraw(permit.begin().await?, was, rejected).await
     }
 
-    /// Takes an open rotation back. Errors: KEK_ROTATION_NOT_FOUND, ROTATION_STATE, CONFLICT.
+    /// Takes an open rotation back, or ends a deployed one that only data keys are left of that do not unwrap.
+    ///
+    /// Errors: KEK_ROTATION_NOT_FOUND, ROTATION_STATE, CONFLICT; for a deployed one the backend's.
     pub async fn cancel(
         &self,
         permit: AdminPermit,
@@ -243,6 +255,9 @@ impl KekRotations {
         reason: String,
     ) -> Result<Recorded<KekRotation>> {
         let open = found(rotation, permit.permit())?;
+        if open.state == RotationState::Deployed {
+            return self.give_up(permit, open, reason).await;
+        }
         let (was, by) = (open.state, permit.caller().principal.id);
         let cancelled = open.cancel(by, reason, self.clock.now())?;
         withdraw(permit.begin().await?, was, cancelled).await
@@ -260,8 +275,8 @@ impl KekRotations {
         withdraw(permit.begin_in(&term).await?, was, expired).await
     }
 
-    /// Ends a deployed rotation: no data key needs the old KEK, which is RETIRED. Counted while its row is held, so
-    /// that nobody adds one meanwhile.
+    /// Ends a deployed rotation whose data keys the job has proved: none needs the old KEK, which is RETIRED. Counted while
+    /// its row is held, so that nobody adds one meanwhile.
     ///
     /// Errors: ROTATION_STATE while data keys are left, CONFLICT, LEASE_LOST.
     pub async fn complete(
@@ -282,6 +297,7 @@ impl KekRotations {
                 format!("{left} data keys are still under the old KEK"),
             ));
         }
+        retire_unused(tx, now).await?;
         step(tx.set_undecryptable(completed.id, 0)).await?;
         moved(tx, &completed, RotationState::Deployed).await?;
         completed.progress.remaining = 0;
@@ -386,6 +402,20 @@ fn approvals(asked: u32) -> Result<ApprovalsNeeded> {
         })
 }
 
+/// A release without table `keks` writes the wrapped data key that it has read beside the KEK of the rewrapping.
+async fn refuse_older_replica(tx: &mut Tx) -> Result<()> {
+    match tx.older_replica().await? {
+        None => Ok(()),
+        Some(name) => Err(Error::new(
+            Reason::RotationState,
+            format!(
+                "replica {name} is of an earlier release, which would write data keys as they were before the rotation; \
+                 upgrade or stop it, wait a minute, and deploy again"
+            ),
+        )),
+    }
+}
+
 fn active(rows: &[KekRow]) -> Result<&KekRow> {
     rows.iter()
         .find(|row| row.state == KekState::Active)
@@ -431,6 +461,19 @@ async fn insert(tx: &mut Tx, rotation: &KekRotation, new: &KekRow, again: bool) 
         StoreError::Exists(_) => open(),
         other => other.into(),
     })
+}
+
+/// KEKs that earlier rotations left for data keys that did not unwrap, and that wrap none any more.
+async fn retire_unused(tx: &mut Tx, now: Timestamp) -> Result<()> {
+    let keks = tx.keks().await?;
+    let left = keks.iter().filter(|k| k.state == KekState::Deactivated);
+    for kek in left.map(|kek| &kek.reference) {
+        tx.hold_kek(&kek.0).await?;
+        if tx.count_data_keys_under(kek).await? == 0 {
+            step(tx.move_kek(kek, KekState::Deactivated, KekState::Retired, now)).await?;
+        }
+    }
+    Ok(())
 }
 
 /// A rotation that came to nothing takes its KEK with it; data keys were never under it.

@@ -19,6 +19,24 @@ const PAIRS: &str = "SELECT v.kid, k.tenant, k.name, k.algorithm, k.rsa_bits, CO
      WHERE v.backend_ref IS NOT NULL AND v.public_jwk IS NOT NULL AND v.state <> 'DESTROYED' AND v.kid > $1 \
      ORDER BY v.kid LIMIT $2";
 
+// A destruction that the device may have been told of, or one that has ended since the version was read.
+const IS_GOING: &str = "SELECT v.kid FROM key_versions v WHERE v.kid = $1 AND (v.state = 'DESTROYED' OR EXISTS \
+     (SELECT 1 FROM backend_intents i WHERE i.kind = 'DESTROY' AND i.kid = v.kid AND i.state = 'PENDING'))";
+const NEEDED: &str = "SELECT DISTINCT k.backend, CASE k.standby WHEN 1 THEN k.standby_backend ELSE '' END, k.algorithm, \
+     k.rsa_bits FROM keys k WHERE k.purpose IN ('SIGNING', 'TOKEN_SIGNING') \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = k.tenant AND t.erased_at IS NOT NULL)";
+
+/// Key pairs that a backend is to make: the next versions of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Needed {
+    /// Name of the backend.
+    pub backend: String,
+    /// Their algorithm.
+    pub algorithm: Algorithm,
+    /// RSA modulus bits; 0 for other types.
+    pub rsa_bits: u32,
+}
+
 /// A setting of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Setting {
@@ -129,6 +147,33 @@ impl Db {
                 "this server only reads: let database.url name the primary",
             ),
         ])
+    }
+
+    /// What the keys need of backends for their next versions and their standby versions.
+    pub async fn needed(&self) -> Result<Vec<Needed>> {
+        let mut needed = Vec::new();
+        for (backend, standby, algorithm, rsa_bits) in
+            fetch_all!(self, (String, String, String, i64), NEEDED)?
+        {
+            let algorithm = parse("algorithm", &algorithm)?;
+            let rsa_bits = unsigned("rsa_bits", rsa_bits)?;
+            for backend in [backend, standby] {
+                let need = Needed {
+                    backend,
+                    algorithm,
+                    rsa_bits,
+                };
+                if !need.backend.is_empty() && !needed.contains(&need) {
+                    needed.push(need);
+                }
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Is the pair of this version being destroyed, or destroyed?
+    pub async fn is_going(&self, kid: &Kid) -> Result<bool> {
+        Ok(fetch_optional!(self, (String,), IS_GOING, kid.as_str())?.is_some())
     }
 
     /// Up to `limit` key pairs that are not destroyed, in the order of their kid, after `after`.

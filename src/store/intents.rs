@@ -11,8 +11,16 @@ const INSERT: &str = "INSERT INTO backend_intents (id, backend, tenant, label, s
      VALUES ($1, $2, $3, $4, 'PENDING', $5, $6, $7)";
 const SETTLE: &str = "UPDATE backend_intents SET state = $2, settled_at = $3 WHERE id = $1 AND state <> 'DONE' \
      AND (state = 'PENDING' OR $2 = 'DONE')";
+const DESTROYED: &str = "UPDATE backend_intents SET state = 'DONE', found = $2, settled_at = $3 \
+     WHERE id = $1 AND state <> 'DONE'";
 const QUARANTINE: &str = "UPDATE backend_intents SET state = 'QUARANTINED', found = $2, settled_at = $3 \
-     WHERE id = $1 AND state = 'PENDING'";
+     WHERE id = $1 AND state IN ('PENDING', 'FAILED')";
+// An attempt is looked at again when it is twice as old as at the last look.
+const DOUBTFUL: &str = "SELECT id, backend, tenant, label, state, found, created_at FROM backend_intents \
+     WHERE state = 'FAILED' AND kind = 'CREATE' AND settled_at - created_at < $1 \
+     AND $2 - settled_at > settled_at - created_at ORDER BY settled_at, id LIMIT $3";
+const LOOKED: &str =
+    "UPDATE backend_intents SET settled_at = $2 WHERE id = $1 AND state = 'FAILED'";
 const BY_ID: &str = "SELECT id, backend, tenant, label, state, found, created_at FROM backend_intents \
      WHERE id = $1";
 const PENDING: &str = "SELECT id, backend, tenant, label, state, found, created_at FROM backend_intents \
@@ -33,7 +41,7 @@ pub enum IntentState {
     Pending,
     /// The object is recorded as a key version, or is destroyed as it was to be.
     Done,
-    /// The attempt failed and left nothing.
+    /// The attempt failed and left nothing, as far as anybody saw.
     Failed,
     /// The attempt failed and left something that has this id on the device. Nothing uses or deletes it.
     Quarantined,
@@ -70,7 +78,7 @@ pub struct Intent {
     pub label: String,
     /// Where it is.
     pub state: IntentState,
-    /// What the reconciler saw under this id; empty otherwise.
+    /// What the reconciler saw under this id, or what became of a pair that was to be destroyed; empty otherwise.
     pub found: String,
     /// When it was recorded, by database time.
     pub created_at: Timestamp,
@@ -126,6 +134,25 @@ impl Db {
             .collect()
     }
 
+    /// Up to `limit` intents to create that FAILED, and that nobody has looked for since they were half as old: a device
+    /// that hung may finish long afterwards what it had begun. None that were `given_up` microseconds old at the last
+    /// look.
+    pub async fn doubtful_intents(&self, given_up: i64, limit: i64) -> Result<Vec<Intent>> {
+        let now = self.now().await?.micros();
+        fetch_all!(self, Row, DOUBTFUL, given_up, now, limit)?
+            .into_iter()
+            .map(Intent::try_from)
+            .collect()
+    }
+
+    /// Notes that nothing was found once more of an intent that FAILED.
+    pub async fn looked_for(&self, id: IntentId) -> Result<()> {
+        let mut tx = self.begin().await?;
+        let now = tx.now().await?;
+        execute!(&mut tx, LOOKED, id.to_string(), now.micros())?;
+        tx.commit().await
+    }
+
     /// Every quarantined leftover, oldest first.
     pub async fn quarantined_intents(&self) -> Result<Vec<Intent>> {
         fetch_all!(self, Row, QUARANTINED)?
@@ -154,7 +181,13 @@ impl Tx {
         Ok(rows == 1)
     }
 
-    /// Sets aside what a pending intent left on the device; false when it is not pending any more.
+    /// Records that a pair is gone, and in a line what became of it.
+    pub async fn settle_destroy(&mut self, id: IntentId, fate: &str) -> Result<()> {
+        let now = self.now().await?;
+        execute!(self, DESTROYED, id.to_string(), fate, now.micros()).map(|_| ())
+    }
+
+    /// Sets aside what an intent left on the device that is pending or failed; false when it ended otherwise.
     pub async fn quarantine_intent(&mut self, id: IntentId, found: &str) -> Result<bool> {
         let now = self.now().await?;
         let rows = execute!(self, QUARANTINE, id.to_string(), found, now.micros())?;

@@ -57,18 +57,22 @@ const APPROVALS: &str =
 const BY_ID: &str = "SELECT r.id, r.state, r.old_kek, r.new_kek, n.backend AS new_backend, r.justification, r.plan, \
      r.requester, r.approvals_needed, r.deployer, r.requested_at, r.approved_at, r.deployed_at, r.expires_at, \
      r.ended_at, r.ended_by, r.end_reason, r.total, r.rewrapped, r.failed, \
-     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') THEN (SELECT CAST(COUNT(*) AS BIGINT) \
+     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') OR r.failed > 0 THEN (SELECT CAST(COUNT(*) AS BIGINT) \
      FROM key_versions v WHERE v.kek_ref = r.old_kek AND v.wrapped_key IS NOT NULL) ELSE CAST(0 AS BIGINT) END \
      AS remaining FROM kek_rotations r JOIN keks n ON n.reference = r.new_kek WHERE r.id = $1";
 const PAGE: &str = "SELECT r.id, r.state, r.old_kek, r.new_kek, n.backend AS new_backend, r.justification, r.plan, \
      r.requester, r.approvals_needed, r.deployer, r.requested_at, r.approved_at, r.deployed_at, r.expires_at, \
      r.ended_at, r.ended_by, r.end_reason, r.total, r.rewrapped, r.failed, \
-     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') THEN (SELECT CAST(COUNT(*) AS BIGINT) \
+     CASE WHEN r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED') OR r.failed > 0 THEN (SELECT CAST(COUNT(*) AS BIGINT) \
      FROM key_versions v WHERE v.kek_ref = r.old_kek AND v.wrapped_key IS NOT NULL) ELSE CAST(0 AS BIGINT) END \
      AS remaining FROM kek_rotations r JOIN keks n ON n.reference = r.new_kek WHERE r.id < $1 ORDER BY r.id DESC LIMIT $2";
-// At most one, by index.
-const UNFINISHED: &str =
-    "SELECT id FROM kek_rotations WHERE state IN ('REQUESTED', 'APPROVED', 'DEPLOYED')";
+// At most one, by index. The scheduler asks each second, so it looks whether any data key is left and does not count them.
+const UNFINISHED: &str = "SELECT r.id, r.state, r.old_kek, r.new_kek, n.backend AS new_backend, r.justification, r.plan, \
+     r.requester, r.approvals_needed, r.deployer, r.requested_at, r.approved_at, r.deployed_at, r.expires_at, \
+     r.ended_at, r.ended_by, r.end_reason, r.total, r.rewrapped, r.failed, \
+     CASE WHEN EXISTS (SELECT 1 FROM key_versions v WHERE v.kek_ref = r.old_kek AND v.wrapped_key IS NOT NULL) \
+     THEN CAST(1 AS BIGINT) ELSE CAST(0 AS BIGINT) END AS remaining FROM kek_rotations r \
+     JOIN keks n ON n.reference = r.new_kek WHERE r.state IN ('REQUESTED', 'APPROVED', 'DEPLOYED')";
 
 /// Greater than every UUID in canonical text.
 const AFTER_EVERY_ID: &str = "g";
@@ -387,10 +391,10 @@ impl Db {
         Ok(rotations)
     }
 
-    /// The rotation of the KEK that has not ended.
+    /// The rotation of the KEK that has not ended. Its `progress.remaining` is 1 when any data key is left.
     pub async fn unfinished_kek_rotation(&self) -> Result<Option<KekRotation>> {
-        match fetch_optional!(self, (String,), UNFINISHED)? {
-            Some((id,)) => self.kek_rotation(parse("KEK rotation id", &id)?).await,
+        match fetch_optional!(self, RotationRow, UNFINISHED)? {
+            Some(row) => self.with_kek_approvals(row).await.map(Some),
             None => Ok(None),
         }
     }

@@ -61,8 +61,11 @@ const STANDBY_MISSING: &str = "SELECT k.id, k.tenant FROM keys k \
      AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = k.tenant AND t.erased_at IS NOT NULL) AND NOT EXISTS \
      (SELECT 1 FROM key_versions s WHERE s.key_id = k.id AND s.state = 'PRE_ACTIVE' AND s.is_standby = 1) \
      ORDER BY k.id LIMIT $1";
+// Those of a key that wants none, and those in another backend than the key wants it in by now.
 const STANDBY_UNWANTED: &str = "SELECT DISTINCT k.id, k.tenant FROM keys k JOIN key_versions s ON s.key_id = k.id \
-     WHERE k.standby = 0 AND s.state = 'PRE_ACTIVE' AND s.is_standby = 1 ORDER BY k.id LIMIT $1";
+     WHERE (k.standby = 0 OR (s.backend IS NOT NULL \
+     AND s.backend <> CASE k.standby_backend WHEN '' THEN k.backend ELSE k.standby_backend END)) \
+     AND s.state = 'PRE_ACTIVE' AND s.is_standby = 1 ORDER BY k.id LIMIT $1";
 // In its grace window without a rotation that will end it: an incident, and not a deployment, replaced its successor. Not
 // those that ACTIVE API keys are hashed under.
 const GRACE_OVER: &str = "SELECT v.kid, k.id, k.tenant FROM key_versions v JOIN keys k ON k.id = v.key_id \
@@ -512,7 +515,7 @@ impl Db {
         )?)
     }
 
-    /// Keys that have a standby version and whose policy does not want it.
+    /// Keys that have a standby version and whose policy does not want it, or wants it elsewhere.
     pub async fn keys_with_unwanted_standby(&self) -> Result<Vec<(KeyId, TenantName)>> {
         of_tenants(fetch_all!(
             self,

@@ -31,7 +31,7 @@ use std::fmt;
 pub use alerts::Alert;
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
-pub use doctor::{Setting, StoredPair};
+pub use doctor::{Needed, Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};

@@ -6,22 +6,30 @@
 
 use std::time::Duration;
 
-use super::{Db, Result, engine::fetch_all};
+use super::{Db, Result, Tx, engine::fetch_all};
 use crate::model::time::micros;
 
-const REPORT: &str = "UPDATE replicas SET seen_seq = $2, max_staleness = $3, \
+const REPORT: &str = "UPDATE replicas SET seen_seq = $2, max_staleness = $3, level = $4, \
      seen_at = CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) WHERE name = $1";
-const REGISTER: &str = "INSERT INTO replicas (name, seen_seq, max_staleness, seen_at) \
-     VALUES ($1, $2, $3, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)) ON CONFLICT (name) DO NOTHING";
+const REGISTER: &str = "INSERT INTO replicas (name, seen_seq, max_staleness, level, seen_at) \
+     VALUES ($1, $2, $3, $4, CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)) ON CONFLICT (name) DO NOTHING";
 const BEHIND: &str = "SELECT name, \
      seen_at + max_staleness + $3 - CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) \
      FROM replicas WHERE name <> $1 AND seen_seq < $2";
 const STRIKE: &str = "DELETE FROM replicas WHERE name = $1 AND seen_seq < $2 \
      AND seen_at + max_staleness + $3 < CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
+const OLDER: &str = "SELECT name FROM replicas WHERE COALESCE(level, 0) < $1 \
+     AND seen_at + max_staleness + $2 >= CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) \
+     ORDER BY name LIMIT 1";
 const REMOVE: &str = "DELETE FROM replicas WHERE name = $1";
 
 /// How much longer than its lease a replica is waited for: clocks run at slightly different speeds.
 const MARGIN: Duration = Duration::from_millis(200);
+/// What this release knows of the data. Raised when a release must not do something beside one that does not know of it.
+/// 1: KEKs that rotate, and tenants that are erased.
+const LEVEL: i64 = 1;
+/// How long after its lease an older replica may still write: one that was paused goes on where it was.
+const PAUSED: Duration = Duration::from_secs(60);
 
 impl Db {
     /// Says how far this replica has followed the admin stream. False when nobody was waiting for it until now: then it
@@ -38,7 +46,10 @@ impl Db {
             return Ok(true);
         };
         let lease = micros(max_staleness);
-        let bound = |sql| sqlx::query(sql).bind(name).bind(seen_seq).bind(lease);
+        let bound = |sql| {
+            let query = sqlx::query(sql).bind(name).bind(seen_seq);
+            query.bind(lease).bind(LEVEL)
+        };
         if bound(REPORT).execute(pool).await?.rows_affected() == 1 {
             return Ok(true);
         }
@@ -74,5 +85,17 @@ impl Db {
             sqlx::query(REMOVE).bind(name).execute(pool).await?;
         }
         Ok(())
+    }
+}
+
+impl Tx {
+    /// A live replica of a release that knows less of the data than this one, if there is any: what it read before a
+    /// change that it does not know of, it may write after it.
+    pub async fn older_replica(&mut self) -> Result<Option<String>> {
+        let Self::Postgres(tx) = self else {
+            return Ok(None);
+        };
+        let older = sqlx::query_scalar(OLDER).bind(LEVEL).bind(micros(PAUSED));
+        Ok(older.fetch_optional(&mut **tx).await?)
     }
 }

@@ -1,4 +1,6 @@
 //! Table `tenant_destructions`, and what is left of a tenant whose keys are destroyed.
+//!
+//! One order of locks: the row of a tenant before those of its destructions.
 
 use super::{
     Db, Result, StoreError, Tx,
@@ -22,7 +24,11 @@ const PAGE: &str = "SELECT id, tenant, state, reason, requester, requested_at, a
      WHERE tenant = $1 AND id < $2 ORDER BY id DESC LIMIT $3";
 const DUE: &str = "SELECT id, tenant, state, reason, requester, requested_at, approver, approved_at, destroy_at, \
      begun_at, ended_at, cancelled_by, cancel_reason, '' AS proof FROM tenant_destructions \
-     WHERE state = 'DESTROYING' OR (state = 'SCHEDULED' AND destroy_at <= $1) ORDER BY destroy_at, id LIMIT $2";
+     WHERE (state = 'DESTROYING' OR (state = 'SCHEDULED' AND destroy_at <= $1)) AND id > $2 ORDER BY id LIMIT $3";
+const STALE: &str = "SELECT id, tenant, state, reason, requester, requested_at, approver, approved_at, destroy_at, \
+     begun_at, ended_at, cancelled_by, cancel_reason, '' AS proof FROM tenant_destructions \
+     WHERE (state = 'REQUESTED' AND requested_at <= $1) \
+     OR (state = 'SCHEDULED' AND destroy_at <= $1 AND approved_at <= $2) ORDER BY requested_at, id LIMIT $3";
 const COUNT: &str = "SELECT CAST(COALESCE(SUM(CASE WHEN v.state = 'DESTROYED' THEN 0 ELSE 1 END), 0) AS BIGINT), \
      CAST(COALESCE(SUM(CASE WHEN v.state = 'DESTROYED' THEN 1 ELSE 0 END), 0) AS BIGINT) \
      FROM key_versions v JOIN keys k ON k.id = v.key_id WHERE k.tenant = $1";
@@ -34,7 +40,8 @@ const UNCLOSED: &str = "SELECT k.id FROM keys k WHERE k.tenant = $1 AND (EXISTS 
      (SELECT 1 FROM key_destructions d WHERE d.key_id = k.id AND d.state IN ('REQUESTED', 'SCHEDULED') AND NOT EXISTS \
      (SELECT 1 FROM backend_intents i WHERE i.kind = 'DESTROY' AND i.kid = d.kid AND i.state = 'PENDING'))) ORDER BY k.id";
 const NAMED: &str = "SELECT k.id AS key_id, k.name AS key_name, k.purpose, k.algorithm, v.kid, v.number, \
-     COALESCE(v.backend, k.backend) AS backend, v.backend_ref, v.kek_ref, v.state, v.destroyed_at \
+     COALESCE(v.backend, k.backend) AS backend, v.backend_ref, v.kek_ref, v.state, v.destroyed_at, \
+     (SELECT MAX(i.found) FROM backend_intents i WHERE i.kind = 'DESTROY' AND i.state = 'DONE' AND i.kid = v.kid) AS fate \
      FROM keys k JOIN key_versions v ON v.key_id = k.id WHERE k.tenant = $1 ORDER BY k.id, v.number";
 
 /// Greater than every UUID in canonical text.
@@ -83,6 +90,8 @@ pub struct NamedVersion {
     pub state: String,
     /// When it was destroyed, in microseconds.
     pub destroyed_at: Option<i64>,
+    /// What became of the key pair on its device; None or empty when that was not recorded.
+    pub fate: Option<String>,
 }
 
 impl Tx {
@@ -124,6 +133,15 @@ impl Tx {
         )?;
         Ok(rows == 1)
     }
+
+    /// Writes that it has begun, and from the commit on nothing is created in the tenant; false when it was not SCHEDULED.
+    /// The tenant's row comes first, as in every other change.
+    pub async fn begin_tenant_destruction(&mut self, d: &TenantDestruction) -> Result<bool> {
+        let begun = d.begun_at.unwrap_or(d.requested_at);
+        self.erase_tenant(&d.tenant, begun).await?;
+        self.update_tenant_destruction(d, TenantDestructionState::Scheduled)
+            .await
+    }
 }
 
 impl Db {
@@ -153,13 +171,30 @@ impl Db {
             .collect()
     }
 
-    /// Up to `limit` destructions that have begun, or whose waiting period is over at `now`, without proofs.
+    /// Up to `limit` destructions with ids after `after` that have begun, or whose waiting period is over at `now`, in the
+    /// order of their ids, without proofs.
     pub async fn due_tenant_destructions(
         &self,
         now: Timestamp,
+        after: &str,
         limit: i64,
     ) -> Result<Vec<TenantDestruction>> {
-        fetch_all!(self, Row, DUE, now.micros(), limit)?
+        fetch_all!(self, Row, DUE, now.micros(), after, limit)?
+            .into_iter()
+            .map(TenantDestruction::try_from)
+            .collect()
+    }
+
+    /// Up to `limit` destructions that were asked for by `before` and not approved, or that were due by then, approved by
+    /// `approved` and have not begun. Without proofs.
+    pub async fn stale_tenant_destructions(
+        &self,
+        before: Timestamp,
+        approved: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<TenantDestruction>> {
+        let (before, approved) = (before.micros(), approved.micros());
+        fetch_all!(self, Row, STALE, before, approved, limit)?
             .into_iter()
             .map(TenantDestruction::try_from)
             .collect()

@@ -390,6 +390,70 @@ async fn a_checkpoint_that_fails_is_an_alert_and_blocks_nothing() {
     daemon.stop().await;
 }
 
+/// Who could sign what they like with the key of the checkpoints could make false ones (R-ACL-2): no role permits it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn callers_cannot_sign_with_the_key_of_the_checkpoints() {
+    let (daemon, version) = with_key(Engine::Sqlite, Algorithm::Es256).await;
+    let plain = daemon
+        .key("system", "plain", KeyPurpose::Signing, Algorithm::Es256)
+        .await;
+    let grant = GrantRoleRequest {
+        principal_id: daemon.id_of("officer").await,
+        role: "crypto-user".into(),
+        tenant: "*".into(),
+    };
+    let granted = daemon.actor("admin").principals().grant_role(grant).await;
+    granted.expect("GrantRole");
+    let sign = |key: &str, payload: sign_request::Payload| SignRequest {
+        tenant: "system".into(),
+        key: key.into(),
+        payload: Some(payload),
+    };
+    let message = || sign_request::Payload::Message("claviger audit x\n".into());
+    let id = "SELECT id FROM keys WHERE name = 'audit-checkpoints'";
+    let id = daemon.rows(id).await.remove(0);
+    let officer = daemon.actor("officer");
+    let payloads = [
+        (KEY, message()),
+        (&*id[0], message()),
+        (KEY, sign_request::Payload::Digest(vec![7; 32].into())),
+    ];
+    for (key, payload) in payloads {
+        let refused = officer.crypto().sign(sign(key, payload)).await;
+        let refused = refused.expect_err("reserved");
+        let why = (refused.code(), reason(&refused));
+        assert_eq!(why, (Code::PermissionDenied, "KEY_RESERVED".into()));
+    }
+    let batch = BatchSignRequest {
+        items: vec![batch_sign_request::Item {
+            reference: "one".into(),
+            request: Some(sign(KEY, message())),
+        }],
+    };
+    let batch = officer.crypto().batch_sign(batch).await.expect("a batch");
+    let outcome = batch.into_inner().results.remove(0).outcome;
+    let Some(batch_sign_response::result::Outcome::Error(error)) = outcome else {
+        panic!("{outcome:?}");
+    };
+    assert_eq!(error.reason, "KEY_RESERVED");
+    let rows =
+        "SELECT outcome FROM audit_events WHERE action = 'Sign' AND data LIKE '%KEY_RESERVED%'";
+    assert_eq!(daemon.rows(rows).await.concat(), ["refused"; 4]);
+
+    // It is this key that is reserved, and the daemon's own way stays.
+    let signed = officer.crypto().sign(sign("plain", message())).await;
+    assert_eq!(
+        signed.expect("Sign").into_inner().kid,
+        plain.versions[0].kid
+    );
+    let seq = changed(&daemon, "somebody").await;
+    covered(&daemon, seq).await;
+    let text = file(&daemon);
+    let last = text.rfind("claviger audit https").expect("a note");
+    assert!(judged(&text[last..], &version, Algorithm::Es256));
+    daemon.stop().await;
+}
+
 async fn part(daemon: &Daemon, request: VerifyAuditRequest) -> VerifyAuditResponse {
     let answer = daemon.actor("auditor").audit().verify_audit(request).await;
     answer.expect("VerifyAudit").into_inner()

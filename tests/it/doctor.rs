@@ -73,6 +73,9 @@ async fn a_healthy_installation_passes_every_check() {
         );
         line(&said, "ok    expiry of client CA:");
         line(&said, "ok    clock:");
+        let kek = line(&said, "ok    KEK pkcs11:");
+        assert!(kek.contains("ACTIVE in hsm; unwraps its probe"), "{said}");
+        line(&said, "ok    needs:");
         let durable = match engine {
             Engine::Sqlite => "ok    database setting synchronous: 2",
             Engine::Postgres => "ok    database setting fsync: on",
@@ -138,6 +141,62 @@ async fn every_key_that_is_not_as_it_must_be_is_named() {
         "{said}"
     );
     assert!(!said.contains("acme/healthy"), "{said}");
+    daemon.stop().await;
+}
+
+/// R-ENV-2: the KEKs that the database knows, and what its keys need of backends beside what the configuration says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_database_needs_and_nobody_has_is_a_failure() {
+    let daemon = Setup::new(Engine::Sqlite).start().await;
+    signing_key(&daemon, "orders", Algorithm::Es256).await;
+    signing_key(&daemon, "moved", Algorithm::Eddsa).await;
+    let away = "UPDATE keys SET standby = 1, standby_backend = 'elsewhere' WHERE name = 'moved'; \
+                UPDATE keks SET probe_digest = x'00'; \
+                INSERT INTO keks (reference, backend, state, probe, probe_digest, created_at, deactivated_at) \
+                VALUES ('pkcs11:object=old', 'vanished', 'DEACTIVATED', x'00', x'00', 1, 1)";
+    daemon.execute(away).await;
+    let (said, code) = doctor(&daemon, &["--no-measure"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    let needs = line(&said, "FAIL  needs:");
+    assert!(
+        needs.contains("elsewhere, which is not configured"),
+        "{said}"
+    );
+    assert!(!said.contains("ok    needs"), "{said}");
+    // It wraps and unwraps, and is not the key that data keys are under.
+    line(&said, "ok    key-encryption key:");
+    let old = line(&said, "FAIL  KEK pkcs11:object=old:");
+    assert!(old.contains("backend vanished is not configured"), "{said}");
+    let kek = said.lines().filter(|l| l.starts_with("FAIL  KEK pkcs11:"));
+    assert_eq!(kek.count(), 2, "{said}");
+    daemon.stop().await;
+}
+
+/// A pair that is on its way out is no fault of the device.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_destruction_under_way_is_a_note() {
+    let daemon = Setup::new(Engine::Sqlite).start().await;
+    let going = signing_key(&daemon, "going", Algorithm::Es256).await;
+    signing_key(&daemon, "staying", Algorithm::Es256).await;
+    let nowhere = format!(
+        "UPDATE key_versions SET backend_ref = 'pkcs11:token={TOKEN};id=%77;type=private' WHERE kid = '{going}'"
+    );
+    daemon.execute(&nowhere).await;
+    let (said, code) = doctor(&daemon, &["--no-measure"]).await;
+    assert_eq!(code, Some(1), "{said}");
+    line(
+        &said,
+        &format!("FAIL  managed key: acme/going version {going}"),
+    );
+    let intent = format!(
+        "INSERT INTO backend_intents (id, backend, tenant, label, state, created_at, kind, kid) \
+         VALUES ('0190a000-0000-7000-8000-000000000001', 'hsm', 'acme', 'x', 'PENDING', 1, 'DESTROY', '{going}')"
+    );
+    daemon.execute(&intent).await;
+    let (said, code) = doctor(&daemon, &["--no-measure"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    assert!(line(&said, "note  managed keys:").contains("1 key pairs are being destroyed"));
+    assert!(line(&said, "ok    managed keys:").contains("1 key pairs; each"));
     daemon.stop().await;
 }
 

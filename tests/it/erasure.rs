@@ -174,6 +174,13 @@ impl Stage {
             .map(|line| line.split(' ').nth(2).expect("a kid").to_owned())
             .collect();
         named.sort();
+        // What became of each; after a crash the device may have been told before.
+        let is_told =
+            |line: &str| line.contains(" destroyed ") || line.contains(" was already gone \"");
+        let untold = proof
+            .lines()
+            .find(|line| line.starts_with("version ") && !is_told(line));
+        assert_eq!(untold, None, "{proof}");
         assert_eq!(named, self.kids(tenant).await, "{proof}");
         let left = self
             .rows(&format!(
@@ -654,6 +661,52 @@ async fn a_destruction_can_be_called_off_until_it_begins() {
     stage.daemon.stop().await;
 }
 
+/// What people asked for or approved long ago is not what they want now.
+#[tokio::test]
+async fn requests_and_approvals_grow_old() {
+    let stage = Stage::new(Engine::Sqlite).await;
+    let key = stage
+        .daemon
+        .key("acme", "orders", KeyPurpose::Signing, Algorithm::Es256);
+    key.await;
+    let ended = async |id: &str| {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let (found, _) = stage.get(id).await;
+            if found.state() == TenantDestructionState::Cancelled {
+                return found;
+            }
+            assert!(Instant::now() < until, "{found:?}");
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let asked = stage.ask("acme").await.expect("asked");
+    let old = format!(
+        "UPDATE tenant_destructions SET requested_at = 1 WHERE id = '{}'",
+        asked.id
+    );
+    stage.daemon.execute(&old).await;
+    refused(
+        stage.approve(&asked.id, "acme").await,
+        STATE,
+        "DESTRUCTION_STATE",
+    );
+    assert!(ended(&asked.id).await.cancel_reason.contains("expired"));
+
+    let approved = stage.scheduled("acme").await;
+    let old = format!(
+        "UPDATE tenant_destructions SET requested_at = 1, approved_at = 2, destroy_at = 3 WHERE id = '{}'",
+        approved.id
+    );
+    stage.daemon.execute(&old).await;
+    assert!(ended(&approved.id).await.cancel_reason.contains("expired"));
+    let service = stage.daemon.actor("service");
+    service.crypto().sign(sign("orders")).await.expect("Sign");
+    let rows = "SELECT outcome FROM audit_events WHERE action = 'DestroyTenantMaterial'";
+    assert_eq!(stage.rows(rows).await, ["success"; 2]);
+    stage.daemon.stop().await;
+}
+
 #[tokio::test]
 async fn bad_input_changes_nothing() {
     let stage = Stage::new(Engine::Sqlite).await;
@@ -805,6 +858,69 @@ async fn a_device_that_is_away_holds_up_only_what_is_in_it() {
     let (_, proof) = stage.destroyed(&scheduled.id).await;
     stage.assert_proved("acme", &proof).await;
     assert_eq!(daemon.private_keys().await.len(), 1);
+    stage.daemon.stop().await;
+}
+
+/// A release that does not know of erased tenants would go on creating keys in this one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_begins_while_a_replica_of_an_earlier_release_lives() {
+    let stage = Stage::new(Engine::Postgres).await;
+    let daemon = &stage.daemon;
+    daemon
+        .key("acme", "vault", KeyPurpose::Encryption, Algorithm::A256gcm)
+        .await;
+    let scheduled = stage.scheduled("acme").await;
+    let now = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
+    let insert = "INSERT INTO replicas (name, seen_seq, seen_at, max_staleness) VALUES";
+    // It looks again and again, for as long as this test takes.
+    let row = format!("('before/1', 0, {now} + 3600000000, 5000000)");
+    daemon.execute(&format!("{insert} {row}")).await;
+    stage.make_due(&scheduled.id).await;
+    let stuck = "SELECT text FROM alerts WHERE kind = 'TENANT_DESTRUCTION_STUCK'";
+    let until = Instant::now() + PATIENCE;
+    let told = loop {
+        if let Some(text) = stage.rows(stuck).await.pop() {
+            break text;
+        }
+        assert!(Instant::now() < until, "nobody is told");
+        sleep(Duration::from_millis(50)).await;
+    };
+    assert!(told.contains("replica before/1"), "{told}");
+    let (found, _) = stage.get(&scheduled.id).await;
+    assert_eq!(found.state(), TenantDestructionState::Scheduled);
+    let erased = "SELECT name FROM tenants WHERE erased_at IS NOT NULL";
+    assert!(stage.rows(erased).await.is_empty());
+    daemon
+        .execute("DELETE FROM replicas WHERE name = 'before/1'")
+        .await;
+    stage.destroyed(&scheduled.id).await;
+    stage.daemon.stop().await;
+}
+
+/// More than a page of destructions that fail keep none of the others from being carried out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn destructions_that_fail_starve_no_other() {
+    const FAIL: usize = 25;
+    let stage = Stage::new(Engine::Sqlite).await;
+    let daemon = &stage.daemon;
+    let mut failing = Vec::new();
+    for number in 0..FAIL {
+        let tenant = format!("bad-{number}");
+        stage.tenant(&tenant).await;
+        failing.push(stage.scheduled(&tenant).await.id);
+    }
+    stage.tenant("good").await;
+    let last = stage.scheduled("good").await;
+    // Nobody can prove these: their rows do not say who agreed.
+    let broken = "UPDATE tenant_destructions SET approver = NULL WHERE tenant LIKE 'bad-%'";
+    daemon.execute(broken).await;
+    let due =
+        "UPDATE tenant_destructions SET destroy_at = CASE WHEN tenant = 'good' THEN 2 ELSE 1 END";
+    daemon.execute(due).await;
+    stage.destroyed(&last.id).await;
+    let done =
+        "SELECT id FROM tenant_destructions WHERE tenant LIKE 'bad-%' AND state = 'DESTROYED'";
+    assert!(stage.rows(done).await.is_empty(), "they were to fail");
     stage.daemon.stop().await;
 }
 

@@ -400,6 +400,50 @@ async fn sixteen_sessions_are_enough() {
     daemon.stop().await;
 }
 
+/// A creation hangs until nobody waits for it and its intent has FAILED. What the device then makes after all is removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_is_made_when_nobody_waits_for_it_is_removed() {
+    let setup = Setup::new(Engine::Sqlite)
+        .replace("type = \"pkcs11\"", "type = \"pkcs11\"\nthreads = 4")
+        .append(
+            "\n[keys]\nreconcile_after_seconds = 1\nbackend_timeout_ms = 900\ngenerate_timeout_ms = 900\n\n\
+             [scheduler]\ninterval_ms = 50\n",
+        );
+    let (daemon, weather) = behind(setup, "").await;
+    let before = daemon.private_keys().await.len();
+    weather.set("C_GenerateKeyPair hang");
+    let request = claviger::grpc::proto::CreateKeyRequest {
+        tenant: "acme".into(),
+        name: "late".into(),
+        purpose: claviger::grpc::proto::KeyPurpose::Signing.into(),
+        algorithm: claviger::grpc::proto::Algorithm::Es256.into(),
+        owner: "team".into(),
+        ..Default::default()
+    };
+    let late = daemon.actor("issuer").keys().create_key(request).await;
+    assert_eq!(
+        late.expect_err("hangs").code(),
+        tonic::Code::DeadlineExceeded
+    );
+    let until = Instant::now() + PATIENCE;
+    let states = "SELECT state FROM backend_intents WHERE label = 'acme/late/1'";
+    while daemon.rows(states).await != [["FAILED"]] {
+        assert!(Instant::now() < until, "{}", daemon.log());
+        tokio::time::sleep(AGAIN).await;
+    }
+    weather.set("");
+    let until = Instant::now() + PATIENCE;
+    while !daemon.log().contains("nobody waited for it any more") {
+        assert!(Instant::now() < until, "{}", daemon.log());
+        tokio::time::sleep(AGAIN).await;
+    }
+    while daemon.private_keys().await.len() != before {
+        assert!(Instant::now() < until, "it stays: {}", daemon.log());
+        tokio::time::sleep(AGAIN).await;
+    }
+    daemon.stop().await;
+}
+
 /// A process that ends while one of its threads is inside the library dies in the library's destructors.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_library_is_finalised_before_the_process_ends() {

@@ -140,6 +140,55 @@ async fn leftovers_are_set_aside(engine: Engine) {
     daemon.stop().await;
 }
 
+/// A device that hung may finish what it had begun after the attempt was called FAILED.
+async fn what_appears_later_is_set_aside_too(engine: Engine) {
+    let daemon = Setup::new(engine).append(QUICK).start().await;
+    let late = intent(&daemon, i64::MAX, true).await;
+    let empty = intent(&daemon, i64::MAX, false).await;
+    daemon
+        .key("acme", "orders", KeyPurpose::Signing, Algorithm::Es256)
+        .await;
+    let now = "SELECT CAST(created_at AS TEXT) FROM backend_intents WHERE state = 'DONE'";
+    let now: i64 = daemon.rows(now).await[0][0].parse().expect("micros");
+    let (made, looked) = (now - 10_000_000, now - 9_000_000);
+    daemon
+        .execute(&format!(
+            "UPDATE backend_intents SET state = 'FAILED', created_at = {made}, settled_at = {looked} \
+             WHERE label = 'acme/lost/1'"
+        ))
+        .await;
+    let until = Instant::now() + PATIENCE;
+    while state(&daemon, &late).await.0 != "QUARANTINED" {
+        assert!(Instant::now() < until, "{}", daemon.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    // Where there is nothing, the next look is later.
+    let next = format!("SELECT state FROM backend_intents WHERE settled_at > {looked}");
+    while daemon
+        .rows(&next)
+        .await
+        .iter()
+        .all(|row| row[0] != "FAILED")
+    {
+        assert!(Instant::now() < until, "{}", daemon.log());
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(state(&daemon, &empty).await.0, "FAILED");
+    let adopted = adopt(&daemon, "acme", "found", &late).await;
+    adopted.expect("adopted");
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn what_appears_later_is_set_aside_too_on_sqlite() {
+    what_appears_later_is_set_aside_too(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn what_appears_later_is_set_aside_too_on_postgres() {
+    what_appears_later_is_set_aside_too(Engine::Postgres).await;
+}
+
 #[tokio::test]
 async fn leftovers_are_set_aside_on_sqlite() {
     leftovers_are_set_aside(Engine::Sqlite).await;

@@ -1,16 +1,18 @@
 //! What only a PKCS#11 backend has: attributes, PINs, URIs, sessions and tokens that go away.
 
-use std::{fs, time::Duration};
+use std::{fs, sync::Arc, time::Duration};
 
 use claviger::{
     backends::{
-        Backend, BackendError,
+        Backend, BackendError, Guarded,
+        breaker::State,
         pkcs11::{
             Modules, Pkcs11Backend, Pkcs11Config, Pkcs11ConfigError, provision,
             uri::{Class, KeyUri, UriError},
+            verify_costs,
         },
     },
-    model::{Algorithm, IntentId, KeySpec, Secret, key::BackendRef},
+    model::{Algorithm, IntentId, KeySpec, Secret, SignInput, key::BackendRef},
 };
 use cryptoki::{
     context::{CInitializeArgs, CInitializeFlags},
@@ -337,6 +339,41 @@ fn a_full_queue_answers_at_once() {
     });
 }
 
+/// More than the token can do in the time: what it was never asked is OVERLOADED, and no failure of its own.
+#[test]
+fn what_waited_in_vain_behind_others_is_overload() {
+    alone(async |softhsm| {
+        let one = Pkcs11Config {
+            threads: Some(1),
+            ..softhsm.config("slow")
+        };
+        softhsm.init("slow");
+        let backend = softhsm.open(&one).expect("opens");
+        assert!(backend.capabilities().one_at_a_time);
+        let guarded = Guarded::new(Arc::new(backend), Duration::from_millis(800));
+        let key = create(&guarded, KeySpec::Rsa(4096)).await.reference;
+        let digest = [7; 32];
+        let input = || SignInput::Digest(&digest);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let calls = (0..1000).map(|_| guarded.sign(&key, Algorithm::Ps256, input(), deadline));
+        let outcomes = join_all(calls).await;
+        let errors = || outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+        let of = |wanted: fn(&BackendError) -> bool| errors().filter(|e| wanted(e)).count();
+        let overloaded = of(|e| matches!(e, BackendError::Overloaded));
+        let late = of(|e| matches!(e, BackendError::DeadlineExceeded));
+        assert!(
+            overloaded > 0,
+            "a faster token than any: {overloaded}, {late}"
+        );
+        assert!(
+            late <= 1,
+            "{late} others than the one that was with the token"
+        );
+        assert_eq!(overloaded + late, errors().count());
+        assert_eq!(guarded.state(), State::Closed);
+    });
+}
+
 #[test]
 fn a_call_that_hangs_ends_by_its_deadline() {
     alone(async |softhsm| {
@@ -587,4 +624,27 @@ fn uris_are_parsed_strictly() {
     ] {
         assert_eq!(KeyUri::parse(bad), Err(error), "{bad:?}");
     }
+}
+
+/// What `claviger bench` measures for `verify_after_sign`: signatures that verify, of keys that do not stay.
+#[test]
+fn the_cost_of_verifying_is_measured_and_leaves_no_key() {
+    alone(async |softhsm| {
+        softhsm.init("cost");
+        let config = softhsm.config("cost");
+        let round = Duration::from_millis(14);
+        let costs = tokio::task::block_in_place(|| verify_costs(&config, &softhsm.modules, round));
+        let costs = costs.expect("measured");
+        let measured: Vec<_> = costs.iter().map(|c| (c.algorithm, c.rsa_bits)).collect();
+        for usual in [(ES256, 0), (Algorithm::EdDsa, 0), (Algorithm::Rs256, 2048)] {
+            assert!(measured.contains(&usual), "{measured:?}");
+        }
+        let positive = |time: Duration| time > Duration::ZERO && time < Duration::from_secs(60);
+        assert!(
+            costs.iter().all(|c| positive(c.sign) && positive(c.verify)),
+            "{costs:?}"
+        );
+        let left = softhsm.tool("cost", &["--list-objects"]);
+        assert!(!left.contains("Key Object"), "{left}");
+    });
 }

@@ -14,8 +14,8 @@ use claviger::{
     model::{
         Algorithm, Approval, Grant, IntentId, KekRow, KekState, Key, KeyId, KeyRef, KeyVersion,
         Kid, Principal, PrincipalId, PrincipalKind, PrincipalState, PublicKey, Purpose, Role,
-        Rotation, RotationId, RotationPolicy, RotationState, Scope, Scopes, Secret, TenantName,
-        Timestamp, VersionState,
+        Rotation, RotationId, RotationPolicy, RotationState, Scope, Scopes, Secret,
+        TenantDestruction, TenantDestructionState, TenantName, Timestamp, VersionState,
         key::{BackendRef, Material},
         public_key::Curve,
     },
@@ -80,6 +80,7 @@ suite!(
     rows_without_their_parents_are_refused,
     a_dropped_transaction_changes_nothing,
     nothing_is_created_in_a_tenant_that_is_erased_meanwhile,
+    a_destruction_begins_and_another_is_asked_for_without_waiting_for_each_other,
     rows_that_cannot_be_are_corrupt,
     an_audit_row_goes_behind_the_head_only,
     long_audit_batches_are_whole,
@@ -1130,6 +1131,59 @@ async fn nothing_is_created_in_a_tenant_that_is_erased_meanwhile(db: Db) {
     key(&db, &other, "fine").await;
 }
 
+/// Both take the tenant's row first. In another order each would wait for what the other holds.
+async fn a_destruction_begins_and_another_is_asked_for_without_waiting_for_each_other(db: Db) {
+    let (acme, _) = with_tenants(&db).await;
+    let [asks, agrees] = ["asks", "agrees"].map(|name| a_principal(&acme, name));
+    for person in [&asks, &agrees] {
+        commit!(db, |tx| tx.insert_principal(person));
+    }
+    let ask = || TenantDestruction::request(acme.clone(), "gone".into(), asks.id, at(1));
+    let asked = ask().expect("asked");
+    commit!(db, |tx| tx.insert_tenant_destruction(&asked));
+    let approved = asked.approve(agrees.id, &acme, Duration::ZERO, at(2));
+    let approved = approved.expect("approved");
+    let requested = TenantDestructionState::Requested;
+    commit!(db, |tx| tx.update_tenant_destruction(&approved, requested));
+    let begun = approved.begin(at(3)).expect("due");
+
+    let mut asking = db.begin().await.expect("begun");
+    asking.hold_tenant(&acme).await.expect("not erased yet");
+    let beginning = tokio::spawn({
+        let db = db.clone();
+        async move {
+            let mut tx = db.begin().await?;
+            let done = tx.begin_tenant_destruction(&begun).await?;
+            tx.commit().await.map(|()| done)
+        }
+    });
+    if let Db::Postgres(_) = &db {
+        waits_for_a_lock(&db).await;
+    }
+    let second = ask().expect("asked");
+    let refused = asking.insert_tenant_destruction(&second).await;
+    assert!(matches!(refused, Err(StoreError::Exists(_))), "{refused:?}");
+    drop(asking);
+    let done = beginning.await.expect("no panic");
+    assert!(done.expect("no deadlock"), "it was SCHEDULED");
+    let erased = db.expect_unerased(&acme).await;
+    assert!(
+        matches!(erased, Err(StoreError::TenantErased)),
+        "{erased:?}"
+    );
+}
+
+/// Until somebody in this database waits for a row.
+async fn waits_for_a_lock(db: &Db) {
+    let waiting = "SELECT COUNT(*) FROM pg_stat_activity \
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    let until = std::time::Instant::now() + Duration::from_secs(30);
+    while number(db, waiting).await == 0 {
+        assert!(std::time::Instant::now() < until, "nobody waits");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 async fn rows_that_cannot_be_are_corrupt(db: Db) {
     let scene = scene(&db).await;
     let acme = &scene.key.tenant;
@@ -1919,6 +1973,142 @@ async fn the_database_answers_and_tells_the_time(db: Db) {
             assert!(setup(copied).contains("pg_dump"));
         }
     }
+}
+
+/// What the release before migration 0003 has written, and goes on writing beside this one.
+const EARLIER: [&str; 6] = [
+    "INSERT INTO tenants (name, created_at) VALUES ('acme', 1)",
+    "INSERT INTO keys (id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, rotation_period, \
+     next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace) VALUES \
+     ('0190a0f0-0000-7000-8000-000000000001', 'acme', 'signer', 'SIGNING', 'ES256', 0, 'hsm', 'payments', 5, 86400000000, \
+     6, 1, 'MANUAL', 1, 0, 0)",
+    "INSERT INTO keys (id, tenant, name, purpose, algorithm, rsa_bits, backend, owner, created_at, rotation_period, \
+     next_rotation_at, revision, rotation_mode, approvals_needed, standby, grace) VALUES \
+     ('0190a0f0-0000-7000-8000-000000000002', 'acme', 'vault', 'ENCRYPTION', 'A256GCM', 0, 'hsm', 'payments', 5, \
+     86400000000, 6, 1, 'MANUAL', 1, 0, 0)",
+    "INSERT INTO key_versions (kid, key_id, number, state, backend_ref, public_jwk, created_at, announced_at, \
+     activated_at, is_standby) VALUES ('pair-1', '0190a0f0-0000-7000-8000-000000000001', 1, 'ACTIVE', 'pkcs11:id=%01', \
+     '$JWK', 7, 8, 9, 0)",
+    "INSERT INTO key_versions (kid, key_id, number, state, kek_ref, wrapped_key, created_at, announced_at, activated_at, \
+     is_standby) VALUES ('data-1', '0190a0f0-0000-7000-8000-000000000002', 1, 'ACTIVE', 'pkcs11:id=%02', $BYTES, 7, 8, \
+     9, 0)",
+    "INSERT INTO replicas (name, seen_seq, seen_at, max_staleness) VALUES ('before/1', 3, 4, 5000000)",
+];
+
+/// Runs the migrations up to 0002, as the release before did.
+async fn migrated_to_lifecycle(db: &Db) {
+    let place = Scratch::new();
+    let engine = db.engine();
+    let from = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    for file in ["0001_initial.sql", "0002_lifecycle.sql"] {
+        let from = from.join(engine).join(file);
+        std::fs::copy(from, place.0.join(file)).expect("copied");
+    }
+    let migrator = sqlx::migrate::Migrator::new(place.0.as_path()).await;
+    let migrator = migrator.expect("two migrations");
+    match db {
+        Db::Sqlite { write, .. } => migrator.run(write).await,
+        Db::Postgres(pool) => migrator.run(pool).await,
+    }
+    .expect("migrated");
+    assert_eq!(db.schema_version().await.expect("read"), 2);
+}
+
+/// R-OPS-4: rows of the release before are there after the migration, and mean what they meant.
+async fn earlier_rows_read_well(db: Db) {
+    migrated_to_lifecycle(&db).await;
+    let jwk = "{\"crv\":\"P-256\",\"kty\":\"EC\",\"x\":\"f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU\",\
+               \"y\":\"x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0\"}";
+    let bytes = match db.engine() {
+        "sqlite" => "x'010203'",
+        _ => "'\\x010203'",
+    };
+    for text in EARLIER {
+        let text = text.replace("$JWK", jwk).replace("$BYTES", bytes);
+        assert_eq!(sql(&db, text).await, 1);
+    }
+    db.migrate().await.expect("migrated");
+    db.check_schema().await.expect("the schema fits");
+
+    let acme = tenant("acme");
+    let named = async |name: &str| {
+        let reference: KeyRef = name.parse().expect("a name");
+        let key = db.key(&acme, &reference).await.expect("read");
+        let key = key.unwrap_or_else(|| panic!("{name} is gone"));
+        let versions = db.versions(key.id).await.expect("read");
+        assert_eq!(versions.len(), 1);
+        (key, versions[0].clone())
+    };
+    let (signer, pair) = named("signer").await;
+    assert_eq!(
+        (signer.backend.as_str(), signer.purpose),
+        ("hsm", Purpose::Signing)
+    );
+    assert_eq!(signer.policy.standby_backend, None);
+    assert_eq!(
+        (pair.kid.as_str(), pair.state),
+        ("pair-1", VersionState::Active)
+    );
+    assert_eq!(pair.activated_at, Some(at(9)));
+    let Material::KeyPair {
+        backend, reference, ..
+    } = &pair.material
+    else {
+        panic!("{:?}", pair.material);
+    };
+    assert_eq!(
+        (backend.as_str(), reference.0.as_str()),
+        ("hsm", "pkcs11:id=%01")
+    );
+    let filled = "SELECT COUNT(*) FROM key_versions WHERE backend = 'hsm' AND kid = 'pair-1'";
+    assert_eq!(number(&db, filled).await, 1);
+    let (vault, data) = named("vault").await;
+    assert_eq!(vault.purpose, Purpose::Encryption);
+    let Material::DataKey {
+        kek,
+        wrapped,
+        sealed_secret,
+    } = &data.material
+    else {
+        panic!("{:?}", data.material);
+    };
+    assert_eq!(
+        (kek.0.as_str(), wrapped.as_slice()),
+        ("pkcs11:id=%02", &[1, 2, 3][..])
+    );
+    assert_eq!(*sealed_secret, None);
+    let empty = "SELECT COUNT(*) FROM key_versions WHERE backend IS NULL AND kid = 'data-1' AND made = 0 AND opened = 0";
+    assert_eq!(number(&db, empty).await, 1);
+    assert!(db.keks().await.expect("read").is_empty());
+    let counts = db.data_keys_by_kek().await.expect("read");
+    assert_eq!(counts, [(BackendRef("pkcs11:id=%02".into()), 1)]);
+    db.expect_unerased(&acme).await.expect("not erased");
+    let unknown = "SELECT COUNT(*) FROM replicas WHERE level IS NULL";
+    assert_eq!(number(&db, unknown).await, 1);
+
+    // It goes on writing while the replicas are replaced.
+    let late = EARLIER[3].replace("$JWK", jwk).replace("pair-1", "pair-2");
+    let late = late.replace("1, 'ACTIVE'", "2, 'PRE_ACTIVE'");
+    assert_eq!(sql(&db, late).await, 1);
+    let versions = db.versions(signer.id).await.expect("read");
+    let Material::KeyPair { backend, .. } = &versions[1].material else {
+        panic!("{:?}", versions[1].material);
+    };
+    assert_eq!(backend, "hsm");
+    db.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_the_release_before_read_well_after_the_migration_on_sqlite() {
+    let place = Scratch::new();
+    earlier_rows_read_well(place.open().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_of_the_release_before_read_well_after_the_migration_on_postgres() {
+    let url = Secret::new(crate::postgres::database().await);
+    let db = Db::open(&DatabaseConfig::of(url)).await;
+    earlier_rows_read_well(db.expect("the database opens")).await;
 }
 
 #[tokio::test]

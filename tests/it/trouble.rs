@@ -31,7 +31,7 @@ use tonic_types::StatusExt;
 use crate::{
     conformance::create,
     daemon::{Daemon, Engine, PATIENCE, Setup, reason},
-    softhsm::{alone, soon},
+    softhsm::{PIN, SoftHsm, alone, soon},
 };
 
 /// The promise: so long after the device is back, everything works.
@@ -374,6 +374,72 @@ async fn threads_that_never_come_back_are_replaced_within_bounds() {
         assert!(Clock::now() < until, "lost threads come back and end");
         sleep(Duration::from_millis(50)).await;
     }
+    site.daemon.stop().await;
+}
+
+/// R-ENV-2 wants the KEK's token at the start; another one may come later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_away_at_the_start_is_used_when_it_comes() {
+    let spare = format!(
+        "[backends.spare]\ntype = \"pkcs11\"\nmodule = {:?}\ntoken = \"spare\"\npin = \"{PIN}\"\n\n[kek]\n",
+        SoftHsm::library()
+    );
+    let setup = Setup::new(Engine::Sqlite).replace("[kek]\n", spare);
+    let site = Site::over(setup).await;
+    let create = async || {
+        let request = claviger::grpc::proto::CreateKeyRequest {
+            tenant: "acme".into(),
+            name: "there".into(),
+            purpose: KeyPurpose::Signing.into(),
+            algorithm: Algorithm::Es256.into(),
+            owner: "team".into(),
+            backend: "spare".into(),
+            ..Default::default()
+        };
+        let keys = || site.daemon.actor("issuer").keys();
+        keys().create_key(request).await
+    };
+    assert_away(&create().await.expect_err("it is not there"));
+    let until = Clock::now() + PATIENCE;
+    loop {
+        let (status, body) = site.readiness().await;
+        assert_eq!(
+            (status, &body["ready"]),
+            (200, &Value::from(true)),
+            "{body}"
+        );
+        let checks = body["checks"].as_array().expect("checks");
+        let of = |name| checks.iter().find(|check| check["name"] == name);
+        if of("backend spare").expect("a check")["ok"] == false
+            && of("backend hsm").expect("a check")["ok"] == true
+        {
+            break;
+        }
+        assert!(Clock::now() < until, "{body}");
+        sleep(Duration::from_millis(20)).await;
+    }
+    sign(&site.daemon, "orders")
+        .await
+        .expect("the other token works");
+
+    let made = site
+        .daemon
+        .foreign("softhsm2-util")
+        .args(["--init-token", "--free", "--label", "spare"])
+        .args(["--so-pin", PIN, "--pin", PIN])
+        .output()
+        .await
+        .expect("softhsm2-util");
+    assert!(made.status.success(), "{made:?}");
+    // A library with a token that works is initialised anew every 30 seconds at most.
+    let until = Clock::now() + Duration::from_secs(30) + PATIENCE;
+    while let Err(status) = create().await {
+        assert_away(&status);
+        assert!(Clock::now() < until, "{}", site.daemon.log());
+        sleep(Duration::from_millis(200)).await;
+    }
+    sign(&site.daemon, "there").await.expect("signed");
+    sign(&site.daemon, "orders").await.expect("signed");
     site.daemon.stop().await;
 }
 

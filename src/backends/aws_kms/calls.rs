@@ -20,6 +20,8 @@ use super::{
 use crate::backends::{BackendError, Priority};
 
 const ATTEMPTS: u32 = 4;
+/// A turn that comes within this has not been waited for.
+const AT_ONCE: Duration = Duration::from_millis(5);
 /// Upper end of the first pause; it doubles with each failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -66,13 +68,17 @@ impl Calls {
         let began = Instant::now();
         let deadline = plan.deadline.min(began + self.operation);
         let mut attempt = 1;
+        let mut is_held = false;
         loop {
-            if Instant::now() >= deadline {
-                return Err(self.late(plan));
+            let asked = Instant::now();
+            if asked >= deadline {
+                return Err(self.late(plan, is_held));
             }
             self.governor
                 .admit(plan.class, plan.priority, deadline)
                 .await?;
+            let sent = Instant::now();
+            is_held |= sent - asked > AT_ONCE;
             let until = match plan.repeat {
                 Repeat::Always => deadline.min(Instant::now() + self.attempt),
                 Repeat::Refused => deadline,
@@ -83,11 +89,16 @@ impl Calls {
                     return Ok(answer);
                 }
                 Ok(Err(error)) => judge(plan.name, error),
-                Err(_) if Instant::now() >= deadline => self.late(plan),
+                // An attempt that had all its time is AWS's.
+                Err(_) if Instant::now() >= deadline => {
+                    let was_short = deadline - sent < self.attempt;
+                    self.late(plan, is_held && was_short && plan.repeat == Repeat::Always)
+                }
                 Err(_) => Fault::Trouble(format!("{} did not answer in time", plan.name)),
             };
             if matches!(fault, Fault::Throttled) {
                 self.governor.throttled(plan.class);
+                is_held = true;
             }
             let pause = pause_after(attempt);
             let is_last = attempt >= ATTEMPTS || Instant::now() + pause >= deadline;
@@ -100,8 +111,11 @@ impl Calls {
         }
     }
 
-    /// The caller's time is over, or ours, which is AWS's fault.
-    fn late(&self, plan: Plan) -> Fault {
+    /// The caller's time is over, or ours, which is AWS's fault; or the time went by with waiting for a turn.
+    fn late(&self, plan: Plan, is_held: bool) -> Fault {
+        if is_held {
+            return BackendError::Overloaded.into();
+        }
         if Instant::now() >= plan.deadline {
             return BackendError::DeadlineExceeded.into();
         }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use thiserror::Error;
 
 use super::arn::is_account;
-use crate::backends::{BackendError, STALL_MS, VerifyAfterSign, default_stall_ms};
+use crate::backends::{BackendError, STALL_MS, VerifyAfterSign};
 
 /// Keys in AWS KMS, in one account and region.
 #[derive(Clone, Debug, Deserialize)]
@@ -38,9 +38,9 @@ pub struct AwsKmsConfig {
     #[serde(default)]
     pub quotas: QuotaConfig,
     /// How long no call may come back while calls wait before the device counts as hanging, in milliseconds, 100 to
-    /// 60,000. Default 800.
-    #[serde(default = "default_stall_ms")]
-    pub stall_ms: u64,
+    /// 60,000. Default: twice `attempt_timeout_ms` and half a second, so that one lost answer, which is asked for again,
+    /// is no stall.
+    pub stall_ms: Option<u64>,
     /// Which fresh signatures are verified before they leave. Default `always`.
     #[serde(default = "default_verify_after_sign")]
     pub verify_after_sign: VerifyAfterSign,
@@ -142,8 +142,11 @@ impl AwsKmsConfig {
         if !(self.attempt_timeout_ms..=300_000).contains(&self.operation_timeout_ms) {
             return Err(AwsKmsConfigError::Operation(self.operation_timeout_ms));
         }
-        if !STALL_MS.contains(&self.stall_ms) {
-            return Err(AwsKmsConfigError::Stall(self.stall_ms));
+        match self.stall_ms {
+            Some(stall) if !STALL_MS.contains(&stall) => {
+                return Err(AwsKmsConfigError::Stall(stall));
+            }
+            Some(_) | None => {}
         }
         self.quotas.validate()
     }
@@ -153,6 +156,14 @@ impl AwsKmsConfig {
         let url = self.endpoint.as_deref().unwrap_or_default();
         url.get(..5)
             .is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"))
+    }
+
+    /// How long no call may come back before KMS counts as hanging.
+    pub const fn stall(&self) -> Duration {
+        Duration::from_millis(match self.stall_ms {
+            Some(stall) => stall,
+            None => 2 * self.attempt_timeout_ms + 500,
+        })
     }
 
     pub(super) fn has_ed25519(&self) -> bool {
@@ -200,5 +211,26 @@ fn is_endpoint(text: &str) -> bool {
 impl From<AwsKmsConfigError> for BackendError {
     fn from(error: AwsKmsConfigError) -> Self {
         Self::Misconfigured(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A lost answer is asked for again before the breaker opens, however long an attempt may take.
+    #[test]
+    fn a_stall_is_longer_than_an_attempt() {
+        for attempt in [50, default_attempt(), 9000] {
+            let section = json!({ "region": "eu-west-1", "attempt_timeout_ms": attempt });
+            let config: AwsKmsConfig = serde_json::from_value(section).expect("a section");
+            config.validate().expect("valid");
+            assert!(config.stall() > 2 * config.attempt_timeout(), "{attempt}");
+        }
+        let told = json!({ "region": "eu-west-1", "stall_ms": 99 });
+        let told: AwsKmsConfig = serde_json::from_value(told).expect("a section");
+        assert_eq!(told.validate(), Err(AwsKmsConfigError::Stall(99)));
     }
 }

@@ -102,9 +102,11 @@ impl AwsKmsBackend {
         let mut marker = None;
         loop {
             let (keys, next) = self.page(marker, deadline).await?;
-            let unknown = keys
+            let (unknown, known): (Vec<_>, Vec<_>) = keys
                 .into_iter()
-                .filter(|arn| self.shared.surveyed.may_be(arn, intent));
+                .partition(|arn| self.shared.surveyed.may_be(arn, intent));
+            // They were looked at by a search before this one.
+            is_any_seen |= !known.is_empty();
             let seen: Vec<_> = stream::iter(unknown)
                 .map(|arn| async move { self.look(intent, &arn, deadline).await })
                 .buffer_unordered(SIDE_BY_SIDE)

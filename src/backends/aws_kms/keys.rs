@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use aws_sdk_kms::types::Tag;
+use aws_sdk_kms::{primitives::DateTime, types::Tag};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -18,8 +18,9 @@ use super::{
     specs, unfit,
 };
 use crate::{
-    backends::{BackendError, Created},
-    model::{IntentId, KeySpec, PublicKey, key::BackendRef},
+    backends::{BackendError, Created, Destroyed},
+    clock::Clock,
+    model::{IntentId, KeySpec, PublicKey, Timestamp, key::BackendRef},
 };
 
 /// Tag of every key that we make; its value is the intent.
@@ -177,11 +178,13 @@ impl AwsKmsBackend {
         &self,
         arn: &str,
         deadline: Instant,
-    ) -> Result<(), BackendError> {
+    ) -> Result<Destroyed, BackendError> {
         let key = self.describe(arn, deadline).await?;
         if is_gone(&key) {
+            let at = time(key.deletion_date());
+            let at = at.map(|at| format!(" at {at}")).unwrap_or_default();
             return Err(BackendError::Missing(format!(
-                "{arn}: it is scheduled for deletion"
+                "{arn}: its deletion is scheduled{at}"
             )));
         }
         if self.tag(arn, deadline).await?.is_none() {
@@ -196,15 +199,26 @@ impl AwsKmsBackend {
             schedule.pending_window_in_days(WINDOW_DAYS).send()
         });
         match scheduled.await {
-            Ok(_) => Ok(()),
+            Ok(answer) => Ok(destroyed(answer.deletion_date())),
             // An attempt whose answer was lost has done it.
             Err(fault @ Fault::State(_)) => match self.describe(arn, deadline).await {
-                Ok(key) if is_gone(&key) => Ok(()),
+                Ok(key) if is_gone(&key) => Ok(destroyed(key.deletion_date())),
                 _ => Err(fault.into_error()),
             },
             Err(fault) => Err(fault.into_error()),
         }
     }
+}
+
+/// KMS destroys nothing at once. A date that it does not tell is the earliest that it may be.
+fn destroyed(date: Option<&DateTime>) -> Destroyed {
+    let window = Duration::from_secs(WINDOW_DAYS.unsigned_abs().into()) * 24 * 60 * 60;
+    let earliest = || Clock::System.now().plus(window);
+    Destroyed::Scheduled(time(date).unwrap_or_else(earliest))
+}
+
+fn time(date: Option<&DateTime>) -> Option<Timestamp> {
+    Some(Timestamp::from_seconds(date?.secs()))
 }
 
 /// A KEK is made in AWS, by people: the daemon's role need not be able to.

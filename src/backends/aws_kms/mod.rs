@@ -5,8 +5,8 @@
 //! are made, and only keys with such a tag are ever deleted. Nothing here creates a key because another was
 //! not found, or undoes a creation: what a cut-off attempt left is found by its intent.
 //!
-//! Priorities: making, adopting and destroying keys and the probe are `Rotation`, `find` is `Batch`, and the uses of
-//! keys are what their caller says by `with_priority`.
+//! Priorities: making and destroying keys are `Rotation`, adopting them and the probe too unless their caller says that
+//! they are `Batch`, `find` is `Batch`, and the uses of keys are what their caller says by `with_priority`.
 
 mod arn;
 mod calls;
@@ -28,7 +28,8 @@ pub use config::{AwsKmsConfig, AwsKmsConfigError, QuotaConfig};
 
 use crate::{
     backends::{
-        Backend, BackendError, Call, Capabilities, Created, Priority, priority, with_priority,
+        Backend, BackendError, Call, Capabilities, Created, Destroyed, Priority, priority,
+        with_priority,
     },
     model::{
         Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
@@ -94,6 +95,14 @@ impl AwsKmsBackend {
     }
 }
 
+/// `usual`, unless the caller has said that this can wait.
+fn unless_batch(usual: Priority) -> Priority {
+    match priority::current() {
+        Priority::Batch => Priority::Batch,
+        Priority::Rotation | Priority::Interactive => usual,
+    }
+}
+
 fn unfit(why: &str) -> BackendError {
     BackendError::Unfit(why.into())
 }
@@ -116,7 +125,7 @@ impl Backend for AwsKmsBackend {
 
     fn adopt<'a>(&'a self, uri: &'a str, spec: KeySpec, deadline: Instant) -> Call<'a, Created> {
         let adopted = self.adopt_key(uri, spec, deadline);
-        Box::pin(with_priority(Priority::Rotation, adopted))
+        Box::pin(with_priority(unless_batch(Priority::Rotation), adopted))
     }
 
     fn public_key<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, PublicKey> {
@@ -165,7 +174,7 @@ impl Backend for AwsKmsBackend {
         })
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
         Box::pin(async move {
             let arn = self.pinned(key)?;
             let scheduled = self.schedule_deletion(arn, deadline);
@@ -180,6 +189,20 @@ impl Backend for AwsKmsBackend {
 
     fn ready(&self, deadline: Instant) -> Call<'_, ()> {
         let answered = self.answers(deadline);
-        Box::pin(with_priority(Priority::Rotation, answered))
+        Box::pin(with_priority(unless_batch(Priority::Rotation), answered))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_can_wait_waits_whatever_is_asked() {
+        let usual = async { unless_batch(Priority::Rotation) };
+        assert_eq!(usual.await, Priority::Rotation);
+        let waits = async { unless_batch(Priority::Rotation) };
+        let waits = with_priority(Priority::Batch, waits).await;
+        assert_eq!(waits, Priority::Batch);
     }
 }

@@ -42,6 +42,7 @@ impl AwsKmsBackend {
                     specs,
                     algorithms,
                     verify_after_sign: config.verify_after_sign,
+                    one_at_a_time: false,
                     longest_message: Some(specs::MAX_RAW),
                 },
                 surveyed: Surveyed::default(),

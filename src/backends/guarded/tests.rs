@@ -11,6 +11,7 @@ enum Mood {
     Fails,
     Rejects,
     IsFull,
+    IsLate,
     Hangs,
     RefusesPin,
 }
@@ -21,15 +22,22 @@ struct Fake {
     moods: Mutex<[Mood; 3]>,
     mended: Notify,
     asked: AtomicU32,
+    /// A key that fails always.
+    bad: Mutex<Option<BackendRef>>,
 }
 
 impl Fake {
     fn new() -> Arc<Self> {
+        Self::that_does(false)
+    }
+
+    fn that_does(one_at_a_time: bool) -> Arc<Self> {
         Arc::new(Self {
             capabilities: Capabilities {
                 name: "fake".into(),
                 device: "fake".into(),
                 specs: Vec::new(),
+                one_at_a_time,
                 longest_message: None,
                 algorithms: Vec::new(),
                 verify_after_sign: crate::backends::VerifyAfterSign::Off,
@@ -37,6 +45,7 @@ impl Fake {
             moods: Mutex::new([Mood::Works; 3]),
             mended: Notify::new(),
             asked: AtomicU32::new(0),
+            bad: Mutex::default(),
         })
     }
 
@@ -56,6 +65,7 @@ impl Fake {
                     Mood::Fails => return Err(BackendError::Unavailable("gone".into())),
                     Mood::Rejects => return Err(BackendError::Rejected("tampered".into())),
                     Mood::IsFull => return Err(BackendError::Overloaded),
+                    Mood::IsLate => return Err(BackendError::DeadlineExceeded),
                     Mood::RefusesPin => return Err(BackendError::WrongPin),
                     Mood::Hangs => mended.await,
                 }
@@ -99,11 +109,15 @@ impl Backend for Fake {
     }
     fn sign<'a>(
         &'a self,
-        _: &'a BackendRef,
+        key: &'a BackendRef,
         _: Algorithm,
         _: SignInput<'a>,
         _: Instant,
     ) -> Call<'a, Vec<u8>> {
+        if lock(&self.bad).as_ref() == Some(key) {
+            let bad = || Err(BackendError::Unavailable("CKR_FUNCTION_FAILED".into()));
+            return Box::pin(async move { bad() });
+        }
         self.act(0, Vec::new())
     }
     fn wrap<'a>(
@@ -124,8 +138,8 @@ impl Backend for Fake {
     ) -> Call<'a, DataKey> {
         self.act(0, Secret::new([0; 32]))
     }
-    fn destroy<'a>(&'a self, _: &'a BackendRef, _: Instant) -> Call<'a, ()> {
-        self.act(1, ())
+    fn destroy<'a>(&'a self, _: &'a BackendRef, _: Instant) -> Call<'a, Destroyed> {
+        self.act(1, Destroyed::Now)
     }
     fn find(&self, _: IntentId, _: Instant) -> Call<'_, Vec<String>> {
         self.act(1, Vec::new())
@@ -155,7 +169,11 @@ fn later() -> Instant {
 }
 
 async fn sign(guarded: &Guarded) -> Result<Vec<u8>, BackendError> {
-    let key = BackendRef("fake:1".into());
+    sign_with(guarded, "fake:1").await
+}
+
+async fn sign_with(guarded: &Guarded, key: &str) -> Result<Vec<u8>, BackendError> {
+    let key = BackendRef(key.into());
     let input = SignInput::Digest(&[0; 32]);
     guarded.sign(&key, Algorithm::Es256, input, later()).await
 }
@@ -363,4 +381,104 @@ async fn a_wrong_pin_is_never_tried_again() {
         assert!(matches!(sign(&guarded).await, Err(BackendError::WrongPin)));
     }
     assert_eq!(fake.asked(), asked, "neither calls nor probes");
+}
+
+/// One key of which the device knows nothing any more, called all the time, and others that work.
+#[tokio::test(start_paused = true)]
+async fn one_bad_key_keeps_nobody_out() {
+    let fake = Fake::new();
+    let guarded = watched(&fake);
+    *lock(&fake.bad) = Some(BackendRef("fake:bad".into()));
+    sign(&guarded).await.expect("works");
+    for _ in 0..200 {
+        assert!(sign_with(&guarded, "fake:bad").await.is_err());
+    }
+    assert_eq!(guarded.state(), State::Closed);
+    sign(&guarded).await.expect("works");
+
+    // After an outage it is the trial once, and then others are asked.
+    fake.set([Mood::Fails; 3]);
+    while guarded.state() != State::Open {
+        assert!(sign(&guarded).await.is_err());
+    }
+    fake.set(WORKS);
+    let back = Instant::now();
+    while sign(&guarded).await.is_err() {
+        let _ = sign_with(&guarded, "fake:bad").await;
+        assert!(back.elapsed() < Duration::from_secs(5), "it is kept out");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let _ = sign_with(&guarded, "fake:bad").await;
+    }
+    assert_eq!(guarded.state(), State::Closed);
+
+    // A device on which nothing but this key was used lately is given up.
+    tokio::time::sleep(2 * ROW).await;
+    for _ in 0..super::super::breaker::FAILURES {
+        assert!(sign_with(&guarded, "fake:bad").await.is_err());
+    }
+    assert_eq!(guarded.state(), State::Open);
+}
+
+/// Callers who wait for a while and leave, hours apart.
+#[tokio::test(start_paused = true)]
+async fn what_those_waited_for_who_left_is_not_added_up() {
+    let fake = Fake::new();
+    let guarded = watched(&fake);
+    fake.set([Mood::Hangs, Mood::Works, Mood::Works]);
+    for _ in 0..20 {
+        let patience = Duration::from_millis(500);
+        let left = tokio::time::timeout(patience, sign(&guarded)).await;
+        assert!(left.is_err());
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+    }
+    assert_eq!(guarded.state(), State::Closed);
+}
+
+/// A batch may wait for its turn on our side of the device.
+#[tokio::test(start_paused = true)]
+async fn a_batch_that_waits_is_no_stall() {
+    let fake = Fake::new();
+    let guarded = watched(&fake);
+    fake.set([Mood::Hangs, Mood::Works, Mood::Works]);
+    let batch = crate::backends::with_priority(Priority::Batch, unwrap(&guarded));
+    let waited = tokio::time::timeout(Duration::from_secs(60), batch).await;
+    assert!(waited.is_err());
+    assert_eq!(guarded.state(), State::Closed);
+}
+
+/// A pool of one thread makes a key, which takes long; whoever uses one waits.
+#[tokio::test(start_paused = true)]
+async fn a_device_of_one_thread_that_makes_a_key_does_not_hang() {
+    let fake = Fake::that_does(true);
+    let guarded = watched(&fake);
+    fake.set([Mood::Hangs, Mood::Hangs, Mood::Works]);
+    let creation = {
+        let guarded = Arc::clone(&guarded);
+        tokio::spawn(async move { guarded.adopt("fake:1", KeySpec::Kek, later()).await })
+    };
+    let waiting = {
+        let guarded = Arc::clone(&guarded);
+        tokio::spawn(async move { sign(&guarded).await })
+    };
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(guarded.state(), State::Closed);
+    fake.set([Mood::Hangs, Mood::Works, Mood::Works]);
+    creation.await.expect("no panic").expect("adopted");
+    // Now the thread is theirs, and nothing comes back.
+    let outcome = waiting.await.expect("no panic");
+    assert!(matches!(outcome, Err(BackendError::Unavailable(_))));
+    assert_eq!(guarded.state(), State::Open);
+}
+
+/// It takes as long as there are keys to look at.
+#[tokio::test(start_paused = true)]
+async fn searches_that_run_out_of_time_never_open_it() {
+    let fake = Fake::new();
+    let guarded = watched(&fake);
+    fake.set([Mood::Works, Mood::IsLate, Mood::Works]);
+    for _ in 0..20 {
+        let found = guarded.find(IntentId::random(), later()).await;
+        assert!(matches!(found, Err(BackendError::DeadlineExceeded)));
+    }
+    assert_eq!(guarded.state(), State::Closed);
 }

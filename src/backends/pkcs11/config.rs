@@ -10,7 +10,7 @@ use thiserror::Error;
 use zeroize::Zeroizing;
 
 use crate::{
-    backends::{BackendError, STALL_MS, VerifyAfterSign, default_stall_ms},
+    backends::{BackendError, STALL_MS, VerifyAfterSign},
     model::secret::{Secret, SecretString},
 };
 
@@ -71,6 +71,11 @@ const fn default_verify_after_sign() -> VerifyAfterSign {
     VerifyAfterSign::Sampled
 }
 
+/// So that callers of a token that hangs hear so within a second.
+pub(super) const fn default_stall_ms() -> u64 {
+    800
+}
+
 const fn default_queue() -> usize {
     1024
 }
@@ -96,6 +101,27 @@ impl Pkcs11Config {
             return Err(Pkcs11ConfigError::Stall(self.stall_ms));
         }
         Ok(())
+    }
+
+    /// A copy, also of the PIN, for a token that is opened later than at the start.
+    pub fn for_later(&self) -> Self {
+        let pin = self.pin.as_ref();
+        Self {
+            module: self.module.clone(),
+            token: self.token.clone(),
+            pin: pin.map(|pin| Secret::new(pin.expose_secret().clone())),
+            pin_file: self.pin_file.clone(),
+            threads: self.threads,
+            queue: self.queue,
+            stall_ms: self.stall_ms,
+            verify_after_sign: self.verify_after_sign,
+        }
+    }
+
+    /// As `validate`, and that the PIN can be read.
+    pub fn check(&self) -> Result<(), Pkcs11ConfigError> {
+        self.validate()?;
+        self.read_pin().map(drop)
     }
 
     /// Threads to start when the token sets no limit.

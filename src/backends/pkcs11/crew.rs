@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicU32, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
         mpsc::{self, RecvTimeoutError},
     },
     thread,
@@ -18,7 +18,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     module::lock,
-    pool::{Job, Worker},
+    pool::{Job, Waits, Worker},
     queue::Queue,
     session::Shared,
 };
@@ -36,10 +36,14 @@ pub(super) struct Crew {
     pub(super) queue: Queue<Box<dyn Job>>,
     pub(super) shared: Arc<Shared>,
     pub(super) troubles: AtomicU32,
+    /// Calls that came back from the library, well or not.
+    pub(super) served: AtomicU64,
     name: String,
-    size: usize,
+    pub(super) size: usize,
     hired: AtomicUsize,
     posts: Mutex<Vec<Arc<Post>>>,
+    /// The last look could not fill every place.
+    is_short: AtomicBool,
     /// Each thread has a clone; None when the pool ends.
     alive: Mutex<Option<mpsc::Sender<()>>>,
 }
@@ -48,7 +52,7 @@ pub(super) struct Crew {
 pub(super) struct Terms {
     pub(super) deadline: Instant,
     /// Alive while somebody waits for the call.
-    pub(super) caller: Weak<()>,
+    pub(super) caller: Weak<Waits>,
     /// Held while the call runs.
     pub(super) permit: Option<OwnedSemaphorePermit>,
 }
@@ -75,10 +79,12 @@ impl Crew {
             queue: Queue::new(queue),
             shared,
             troubles: AtomicU32::new(0),
+            served: AtomicU64::new(0),
             name: name.to_owned(),
             size,
             hired: AtomicUsize::new(0),
             posts: Mutex::default(),
+            is_short: AtomicBool::new(false),
             alive: Mutex::new(Some(alive)),
         });
         for _ in 0..size {
@@ -167,9 +173,11 @@ impl Crew {
         }
     }
 
-    /// Gives up threads that are lost, and fills their places.
+    /// Gives up threads that are lost, and fills empty places: theirs, and those of threads that panicked or that the
+    /// system did not let begin.
     fn look(self: &Arc<Self>, now: Instant) {
         let mut given_up = 0;
+        let empty;
         {
             let posts = lock(&self.posts);
             let lost = posts.iter().filter(|post| post.is_lost()).count();
@@ -183,6 +191,7 @@ impl Crew {
             if given_up > 0 {
                 self.count(&posts);
             }
+            empty = self.size.saturating_sub(at_work(&posts));
         }
         for _ in 0..given_up {
             tracing::warn!(
@@ -191,9 +200,12 @@ impl Crew {
             );
             metrics::counter!("claviger_pkcs11_threads_replaced_total", "backend" => self.name.clone())
                 .increment(1);
-            if let Err(error) = self.hire() {
-                tracing::error!(backend = self.name, %error, "a lost thread is not replaced");
-            }
+        }
+        let hired = (0..empty).try_for_each(|_| self.hire());
+        // Once, not with every look.
+        let was_short = self.is_short.swap(hired.is_err(), Ordering::Relaxed);
+        if let (Err(error), false) = (hired, was_short) {
+            tracing::error!(backend = self.name, %error, "a thread is not replaced; it is tried again");
         }
     }
 
@@ -269,6 +281,11 @@ impl Post {
     }
 }
 
+/// Threads that take calls.
+fn at_work(posts: &[Arc<Post>]) -> usize {
+    posts.iter().filter(|post| !post.is_lost()).count()
+}
+
 fn no_thread(error: &std::io::Error) -> BackendError {
     BackendError::Unavailable(format!("cannot start a thread: {error}"))
 }
@@ -279,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_thread_is_lost_when_nobody_waits_for_it_any_more() {
-        let (now, waits) = (Instant::now(), Arc::new(()));
+        let (now, waits) = (Instant::now(), Arc::new(Waits::default()));
         let terms = || Terms {
             deadline: now + Duration::from_secs(30),
             caller: Arc::downgrade(&waits),
@@ -307,5 +324,20 @@ mod tests {
         });
         assert!(!post.end(), "it came back in time");
         assert!(!post.give_up(after(1000)));
+    }
+
+    #[test]
+    fn places_of_the_lost_and_of_those_who_left_are_empty() {
+        let mut posts: Vec<_> = (0..4).map(|_| Arc::new(Post::default())).collect();
+        assert_eq!(at_work(&posts), 4);
+        posts[0].begin(Terms {
+            deadline: Instant::now(),
+            caller: Weak::new(),
+            permit: None,
+        });
+        assert!(posts[0].give_up(Instant::now() + 2 * ALONE));
+        assert_eq!(at_work(&posts), 3, "one hangs");
+        posts.remove(3);
+        assert_eq!(at_work(&posts), 2, "one panicked");
     }
 }

@@ -82,7 +82,10 @@ impl From<Error> for Fault {
                 Self::Failed(BackendError::Rejected(what))
             }
 
-            RvError::GeneralError
+            // A code that nobody knows may be the vendor's word for any trouble, also for one that only a new library mends.
+            RvError::VendorDefined(_)
+            | RvError::UnknownErrorCode(_)
+            | RvError::GeneralError
             | RvError::FunctionFailed
             | RvError::DeviceError
             | RvError::OperationActive
@@ -131,4 +134,27 @@ pub(super) const fn is_template_error(error: &Error) -> bool {
             _
         )
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_of_the_vendors_own_climbs_the_ladder() {
+        for code in [
+            RvError::VendorDefined(0x8000_0123),
+            RvError::UnknownErrorCode(0x1234),
+        ] {
+            let fault = Fault::from(Error::Pkcs11(code, Function::SignInit));
+            assert!(matches!(
+                fault,
+                Fault::Trouble(BackendError::Unavailable(_))
+            ));
+        }
+        // But for the one that says in 3.0 that a ciphertext was tampered with.
+        let tampered = RvError::UnknownErrorCode(AEAD_DECRYPT_FAILED);
+        let fault = Fault::from(Error::Pkcs11(tampered, Function::Decrypt));
+        assert!(matches!(fault, Fault::Failed(BackendError::Rejected(_))));
+    }
 }

@@ -2,7 +2,11 @@
 //!
 //! The order in `create` matters. The intent id is on the token before anything else is believed, so a crash
 //! leaves nothing without a name. What fails the checks is destroyed, and only because this very call made
-//! it: the id was unused when it began. Nothing else is ever deleted but by `destroy`.
+//! it: the id was unused when it began. So is what was finished when nobody waited for it any more, unless that was long
+//! ago: then it stays, the reconciler names it, and an operator may have taken it into use. Nothing else is ever deleted
+//! but by `destroy`.
+
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::{digest::digest, rand};
 use cryptoki::object::{Attribute, AttributeType, ObjectClass, ObjectHandle};
@@ -23,15 +27,24 @@ use crate::{
     },
 };
 
+/// How long after its deadline a call removes what it made. Later the reconciler may have shown it to somebody, who may
+/// have adopted it.
+const REMOVE_WITHIN: Duration = Duration::from_secs(20);
+
 impl Live {
     pub(super) fn create(
         &mut self,
         spec: KeySpec,
         intent: IntentId,
         label: &str,
+        deadline: Instant,
     ) -> Result<Created, Fault> {
         let shared = self.shared.clone();
         let _turn = shared.module.generating();
+        // The one before may have hung.
+        if Instant::now() >= deadline {
+            return Err(Fault::Refused(BackendError::DeadlineExceeded));
+        }
         let everything = KeyUri {
             id: Some(intent.as_bytes().to_vec()),
             ..KeyUri::default()
@@ -53,9 +66,24 @@ impl Live {
                 tag: Some(intent),
             })
             .map_err(|fault| {
-                self.undo(&everything);
+                self.undo(&everything, deadline);
                 fault.finally()
             })
+    }
+
+    /// Removes a key that was made for somebody who does not wait for it any more.
+    pub(super) fn take_back(&mut self, created: Created, deadline: Instant) {
+        let everything = KeyUri {
+            id: created.tag.map(|intent| intent.as_bytes().to_vec()),
+            ..KeyUri::default()
+        };
+        if everything.id.is_some() {
+            tracing::info!(
+                key = created.reference.0,
+                "a key was made after nobody waited for it any more"
+            );
+            self.undo(&everything, deadline);
+        }
     }
 
     fn generate(
@@ -87,7 +115,14 @@ impl Live {
     }
 
     /// Deletes what this call generated. Best effort: what stays has the intent's id and is found by it.
-    fn undo(&mut self, everything: &KeyUri) {
+    fn undo(&mut self, everything: &KeyUri, deadline: Instant) {
+        if Instant::now() > deadline + REMOVE_WITHIN {
+            tracing::warn!(
+                key = everything.canonical(),
+                "a creation ended long after its time; what it made stays, the reconciler sets it aside"
+            );
+            return;
+        }
         let outcome = self.renew().and_then(|()| {
             for object in self.find(everything)? {
                 self.session.destroy_object(object)?;
@@ -98,7 +133,7 @@ impl Live {
             tracing::warn!(
                 key = everything.canonical(),
                 error = %fault.into_error(),
-                "a key that failed its checks could not be removed; quarantine it"
+                "a key that failed its checks or came too late could not be removed; quarantine it"
             );
         }
     }

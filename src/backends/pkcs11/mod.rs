@@ -22,18 +22,20 @@ mod session;
 mod templates;
 pub mod uri;
 mod usage;
+mod verify_cost;
 
 pub use config::{Pkcs11Config, Pkcs11ConfigError};
 pub use facts::{Facts, facts};
 pub use module::{Module, Modules, Paused};
 pub use rate::raw_sign_rate;
+pub use verify_cost::{VerifyCost, verify_costs};
 
 use pool::Pool;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use crate::{
-    backends::{Backend, BackendError, Call, Capabilities, Created},
+    backends::{Backend, BackendError, Call, Capabilities, Created, Destroyed},
     model::{
         Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
         secret::DataKey,
@@ -63,8 +65,11 @@ impl Backend for Pkcs11Backend {
                 return Err(BackendError::Unsupported(format!("{spec:?} keys")));
             }
             let label = label.to_owned();
-            let work = move |live: &mut session::Live| live.create(spec, intent, &label);
-            self.pool.manage(deadline, work).await
+            let until = deadline.into_std();
+            let work = move |live: &mut session::Live| live.create(spec, intent, &label, until);
+            self.pool
+                .make(deadline, work, session::Live::take_back)
+                .await
         })
     }
 
@@ -133,12 +138,13 @@ impl Backend for Pkcs11Backend {
         })
     }
 
-    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, key: &'a BackendRef, deadline: Instant) -> Call<'a, Destroyed> {
         Box::pin(async move {
             let key = key.clone();
             let mut begun = false;
             let work = move |live: &mut session::Live| live.destroy(&key, &mut begun);
-            self.pool.manage(deadline, work).await
+            self.pool.manage(deadline, work).await?;
+            Ok(Destroyed::Now)
         })
     }
 

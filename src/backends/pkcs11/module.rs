@@ -21,6 +21,7 @@ use cryptoki::{
     error::{Error, RvError},
 };
 
+use super::config::default_stall_ms;
 use crate::backends::BackendError;
 
 /// Reinitialising ends every session of the process, so while any of its tokens works not more often than this.
@@ -29,8 +30,10 @@ const REINITIALISE_EVERY: Duration = Duration::from_secs(30);
 const REINITIALISE_IN_TROUBLE: Duration = Duration::from_secs(2);
 /// A token works if a call was answered within this time; probes come more often.
 const WORKS_FOR: Duration = Duration::from_secs(6);
-/// A call that hangs inside the library must not hang the others for longer than this.
-const PAUSE_WITHIN: Duration = Duration::from_secs(2);
+/// A call that hangs inside the library must not hang the others for longer than this: it would be taken for a stall of
+/// every token of the library.
+const PAUSE_WITHIN: Duration = Duration::from_millis(400);
+const _: () = assert!(PAUSE_WITHIN.as_millis() < default_stall_ms() as u128);
 
 /// Every library that is loaded, by path. Cloning shares it.
 #[derive(Clone, Default)]

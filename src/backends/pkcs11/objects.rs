@@ -147,38 +147,46 @@ impl Live {
         object: ObjectHandle,
         spec: KeySpec,
     ) -> Result<Option<PublicKey>, Fault> {
-        let session = &self.session;
-        let curve = match spec {
-            KeySpec::P256 => Curve::P256,
-            KeySpec::P384 => Curve::P384,
-            KeySpec::P521 => Curve::P521,
-            KeySpec::Ed25519 => {
-                let point = read(session, object, AttributeType::EcPoint)?;
-                let key = point.and_then(|point| unwrapped(&point, 32).try_into().ok());
-                return Ok(key.map(PublicKey::Ed25519));
-            }
-            KeySpec::Rsa(_) => {
-                let n = read(session, object, AttributeType::Modulus)?;
-                let e = read(session, object, AttributeType::PublicExponent)?;
-                let key = n.zip(e).map(|(n, e)| PublicKey::Rsa {
-                    n: trimmed(n),
-                    e: trimmed(e),
-                });
-                return Ok(key.filter(|key| key.key_spec() == spec));
-            }
-            KeySpec::Kek => return Ok(None),
-        };
-        let point = read(session, object, AttributeType::EcPoint)?.unwrap_or_default();
-        let width = curve.width();
-        Ok(match unwrapped(&point, 1 + 2 * width) {
-            [0x04, coordinates @ ..] if coordinates.len() == 2 * width => {
-                let (x, y) = coordinates.split_at(width);
-                let (x, y) = (x.to_vec(), y.to_vec());
-                Some(PublicKey::Ec { curve, x, y })
-            }
-            _compressed_or_absent => None,
-        })
+        read_public(&self.session, object, spec)
     }
+}
+
+/// The public key that this object, public or private, shows. None if it shows none of this spec.
+pub(super) fn read_public(
+    session: &Session,
+    object: ObjectHandle,
+    spec: KeySpec,
+) -> Result<Option<PublicKey>, Fault> {
+    let curve = match spec {
+        KeySpec::P256 => Curve::P256,
+        KeySpec::P384 => Curve::P384,
+        KeySpec::P521 => Curve::P521,
+        KeySpec::Ed25519 => {
+            let point = read(session, object, AttributeType::EcPoint)?;
+            let key = point.and_then(|point| unwrapped(&point, 32).try_into().ok());
+            return Ok(key.map(PublicKey::Ed25519));
+        }
+        KeySpec::Rsa(_) => {
+            let n = read(session, object, AttributeType::Modulus)?;
+            let e = read(session, object, AttributeType::PublicExponent)?;
+            let key = n.zip(e).map(|(n, e)| PublicKey::Rsa {
+                n: trimmed(n),
+                e: trimmed(e),
+            });
+            return Ok(key.filter(|key| key.key_spec() == spec));
+        }
+        KeySpec::Kek => return Ok(None),
+    };
+    let point = read(session, object, AttributeType::EcPoint)?.unwrap_or_default();
+    let width = curve.width();
+    Ok(match unwrapped(&point, 1 + 2 * width) {
+        [0x04, coordinates @ ..] if coordinates.len() == 2 * width => {
+            let (x, y) = coordinates.split_at(width);
+            let (x, y) = (x.to_vec(), y.to_vec());
+            Some(PublicKey::Ec { curve, x, y })
+        }
+        _compressed_or_absent => None,
+    })
 }
 
 /// The bytes of an attribute; None when the object does not have or show it.

@@ -41,6 +41,7 @@ impl Pkcs11Backend {
             specs,
             algorithms: algorithms.clone(),
             verify_after_sign: config.verify_after_sign,
+            one_at_a_time: threads == 1,
             longest_message: None,
         };
         let shared = Arc::new(Shared {
@@ -61,6 +62,25 @@ impl Pkcs11Backend {
             pool: Pool::start(shared, threads, config.queue, name)?,
             capabilities,
         })
+    }
+}
+
+impl Pkcs11Backend {
+    /// As `open`, for a token that was away: many libraries see one that returned only when they are initialised anew,
+    /// which costs other tokens of the library their sessions and happens as seldom as for a token that vanished.
+    pub fn open_again(
+        name: &str,
+        config: &Pkcs11Config,
+        modules: &Modules,
+    ) -> Result<Self, BackendError> {
+        let module = modules.load(&config.module)?;
+        let epoch = module.enter().epoch();
+        match Self::open(name, config, modules) {
+            Ok(backend) => Ok(backend),
+            Err(BackendError::WrongPin) => Err(BackendError::WrongPin),
+            Err(error) if module.reinitialise(epoch).is_err() => Err(error),
+            Err(_) => Self::open(name, config, modules),
+        }
     }
 }
 

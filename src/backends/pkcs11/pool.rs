@@ -9,7 +9,11 @@
 //! one takes its place (`crew.rs`), and it ends by itself when the library lets it go.
 
 use std::{
-    sync::{Arc, Mutex, Weak, atomic::Ordering, mpsc},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -38,6 +42,9 @@ pub(super) struct Pool {
     _watch: Watch,
 }
 
+/// Given the deadline of the call that nobody waits for.
+pub(super) type Unclaimed<T> = fn(&mut Live, T, Instant);
+
 /// A call on its way through the queue.
 pub(super) trait Job: Send {
     /// What the watch must know about it.
@@ -45,17 +52,31 @@ pub(super) trait Job: Send {
     /// Nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool;
     fn deadline(&self) -> Instant;
+    /// The device is about to be asked.
+    fn begin(&self);
     /// Runs the work and delivers its result, if there is one.
     fn attempt(&mut self, live: &mut Live) -> Result<(), Fault>;
     fn fail(&mut self, error: BackendError);
 }
 
+/// Alive while somebody waits for a call.
+#[derive(Default)]
+pub(super) struct Waits(AtomicBool);
+
+impl Waits {
+    /// Has the device been asked?
+    fn is_begun(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 struct Call<T, F> {
     work: F,
+    /// What becomes of a result that came when nobody waited for it any more.
+    unclaimed: Unclaimed<T>,
     deadline: Instant,
     reply: Option<oneshot::Sender<Result<T, BackendError>>>,
-    /// Alive while somebody waits.
-    caller: Weak<()>,
+    caller: Weak<Waits>,
     /// Of management.
     permit: Option<OwnedSemaphorePermit>,
 }
@@ -92,7 +113,7 @@ impl Pool {
         T: Send + 'static,
         F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
     {
-        self.send(deadline, None, work).await
+        self.send(deadline, None, work, |_, _, _| {}).await
     }
 
     /// The same for management, which never takes the last thread of several.
@@ -105,9 +126,23 @@ impl Pool {
         T: Send + 'static,
         F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
     {
+        self.make(deadline, work, |_, _, _| {}).await
+    }
+
+    /// The same for what leaves something behind: `unclaimed` is given what nobody waits for any more.
+    pub(super) async fn make<T, F>(
+        &self,
+        deadline: tokio::time::Instant,
+        work: F,
+        unclaimed: Unclaimed<T>,
+    ) -> Result<T, BackendError>
+    where
+        T: Send + 'static,
+        F: FnMut(&mut Live) -> Result<T, Fault> + Send + 'static,
+    {
         let turn = Arc::clone(&self.managing).acquire_owned();
         match tokio::time::timeout_at(deadline, turn).await {
-            Ok(Ok(permit)) => self.send(deadline, Some(permit), work).await,
+            Ok(Ok(permit)) => self.send(deadline, Some(permit), work, unclaimed).await,
             // Closed, which it never is, or out of time.
             Ok(Err(_)) | Err(_) => Err(BackendError::Overloaded),
         }
@@ -118,6 +153,7 @@ impl Pool {
         deadline: tokio::time::Instant,
         permit: Option<OwnedSemaphorePermit>,
         work: F,
+        unclaimed: Unclaimed<T>,
     ) -> Result<T, BackendError>
     where
         T: Send + 'static,
@@ -127,9 +163,11 @@ impl Pool {
             return Err(BackendError::DeadlineExceeded);
         }
         let (reply, answer) = oneshot::channel();
-        let waits = Arc::new(());
+        let waits = Arc::new(Waits::default());
+        let served = self.crew.served.load(Ordering::Relaxed);
         let call = Call {
             work,
+            unclaimed,
             deadline: deadline.into_std(),
             reply: Some(reply),
             caller: Arc::downgrade(&waits),
@@ -145,8 +183,19 @@ impl Pool {
             Ok(Err(_dropped)) => Err(ended()),
             Err(_elapsed) => Err(BackendError::DeadlineExceeded),
         };
-        drop(waits);
-        outcome
+        match outcome {
+            Err(BackendError::DeadlineExceeded) if !waits.is_begun() && self.is_busy(served) => {
+                Err(BackendError::Overloaded)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Has the device answered calls since `served` were counted, or does its only thread make a key? Then a call that was
+    /// not begun was one too many; else the device may hang.
+    fn is_busy(&self, served: u64) -> bool {
+        self.crew.served.load(Ordering::Relaxed) != served
+            || (self.crew.size == 1 && self.managing.available_permits() == 0)
     }
 }
 
@@ -187,10 +236,18 @@ where
         self.deadline
     }
 
+    fn begin(&self) {
+        if let Some(waits) = self.caller.upgrade() {
+            waits.0.store(true, Ordering::Relaxed);
+        }
+    }
+
     fn attempt(&mut self, live: &mut Live) -> Result<(), Fault> {
         let value = (self.work)(live)?;
-        if let Some(reply) = self.reply.take() {
-            let _ = reply.send(Ok(value));
+        if let Some(reply) = self.reply.take()
+            && let Err(Ok(value)) = reply.send(Ok(value))
+        {
+            (self.unclaimed)(live, value, self.deadline);
         }
         Ok(())
     }
@@ -220,7 +277,9 @@ impl Worker {
                 return job.fail(BackendError::DeadlineExceeded);
             };
             let epoch = inside.epoch();
+            job.begin();
             let (outcome, was_fresh) = self.attempt(job, epoch);
+            self.crew.served.fetch_add(1, Ordering::Relaxed);
             let troubles = &self.crew.troubles;
             let Err(fault) = outcome else {
                 shared.module.works();

@@ -9,7 +9,11 @@ use std::{
 };
 
 use cryptoki::{
-    mechanism::Mechanism, object::Attribute, session::UserType, slot::Slot, types::AuthPin,
+    mechanism::Mechanism,
+    object::Attribute,
+    session::{Session, UserType},
+    slot::Slot,
+    types::AuthPin,
 };
 
 use super::{
@@ -26,18 +30,10 @@ pub fn raw_sign_rate(
     threads: usize,
     duration: Duration,
 ) -> Result<f64, BackendError> {
-    let pin = config.read_pin()?;
     let module = modules.load(&config.module)?;
     let _inside = module.enter();
     let slot = slot(&module, &config.token)?;
-    let keeper = module.context().open_ro_session(slot).map_err(trouble)?;
-    let auth = AuthPin::from(pin.expose_secret().as_str());
-    match keeper.login(UserType::User, Some(&auth)) {
-        Ok(()) => {}
-        // Login belongs to the token, so another backend of this process may have done it.
-        Err(cryptoki::error::Error::Pkcs11(cryptoki::error::RvError::UserAlreadyLoggedIn, _)) => {}
-        Err(e) => return Err(trouble(e)),
-    }
+    let _keeper = logged_in(config, &module, slot)?;
     let start = Barrier::new(threads);
     thread::scope(|scope| {
         let workers: Vec<_> = (0..threads)
@@ -51,6 +47,25 @@ pub fn raw_sign_rate(
         }
         Ok(total)
     })
+}
+
+/// A session that keeps the login for as long as it is held.
+pub(super) fn logged_in(
+    config: &Pkcs11Config,
+    module: &Module,
+    slot: Slot,
+) -> Result<Session, BackendError> {
+    let pin = config.read_pin()?;
+    let keeper = module.context().open_ro_session(slot).map_err(trouble)?;
+    let auth = AuthPin::from(pin.expose_secret().as_str());
+    match keeper.login(UserType::User, Some(&auth)) {
+        Ok(()) => Ok(keeper),
+        // Login belongs to the token, so another backend of this process may have done it.
+        Err(cryptoki::error::Error::Pkcs11(cryptoki::error::RvError::UserAlreadyLoggedIn, _)) => {
+            Ok(keeper)
+        }
+        Err(e) => Err(trouble(e)),
+    }
 }
 
 fn signatures(

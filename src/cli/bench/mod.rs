@@ -19,9 +19,10 @@ use super::{
     output,
 };
 use crate::{
-    backends::pkcs11::{Modules, raw_sign_rate},
+    backends::pkcs11::{Modules, Pkcs11Config, raw_sign_rate, verify_costs},
     config::{BackendConfig, Config},
     grpc::proto::{DecryptRequest, EncryptRequest, IssueTokenRequest, SignRequest, sign_request},
+    keys::SAMPLED_ONE_IN,
 };
 use load::{Load, Measured};
 
@@ -46,7 +47,8 @@ pub struct Args {
     /// Calls in flight on each connection
     #[arg(long, value_name = "N", default_value_t = 64)]
     in_flight: usize,
-    /// Also measure the raw token of this configuration's first PKCS#11 backend, in this process
+    /// Also measure the raw token of this configuration's first PKCS#11 backend, and what it costs to verify after it has
+    /// signed, in this process
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// MiB through EncryptStream, and through EncryptStream and DecryptStream; 0 leaves them out
@@ -72,11 +74,13 @@ pub async fn run(args: Args, options: &Options) -> Result<Exit> {
         in_flight: args.in_flight.max(1),
         duration,
     };
+    // A PKCS#11 library is loaded once per process.
+    let modules = Modules::new();
     // Before the daemon is warm, and again after it: the machine may not be the same all along.
     let raw = args
         .config
         .as_deref()
-        .map(|config| raw(config, &args, duration));
+        .map(|config| raw(config, &modules, &args, duration));
     let raw = raw.transpose()?;
 
     let echo = load.run(echo).await?;
@@ -178,7 +182,47 @@ pub async fn run(args: Args, options: &Options) -> Result<Exit> {
         ["operation", "rate", "p50", "p99", "ratio"],
         rows,
     ))?;
+    if let Some(config) = args.config.as_deref() {
+        output::print(&verify_after_sign(config, &modules, duration)?)?;
+    }
     Ok(Exit::Ok)
+}
+
+/// What `verify_after_sign` adds to a signature, by algorithm: the ratios of docs/backends.md.
+fn verify_after_sign(
+    path: &std::path::Path,
+    modules: &Modules,
+    duration: Duration,
+) -> Result<String> {
+    let pkcs11 = token(path)?;
+    let costs = || verify_costs(&pkcs11, modules, duration);
+    let costs = tokio::task::block_in_place(costs).map_err(Failure::other)?;
+    let micros = |time: Duration| format!("{:.0} us", time.as_secs_f64() * 1e6);
+    let rows = costs.iter().map(|cost| {
+        let ratio = cost.verify.as_secs_f64() / cost.sign.as_secs_f64();
+        let name = match cost.rsa_bits {
+            0 => cost.algorithm.to_string(),
+            bits => format!("{}, {bits} bits", cost.algorithm),
+        };
+        let added = |share: f64| format!("{:+.1} %", 100.0 * ratio * share);
+        [
+            name,
+            micros(cost.sign),
+            micros(cost.verify),
+            added(1.0),
+            added(1.0 / f64::from(SAMPLED_ONE_IN)),
+        ]
+    });
+    Ok(output::table(
+        [
+            "raw token, one thread",
+            "sign",
+            "verify",
+            "always",
+            "sampled",
+        ],
+        rows,
+    ))
 }
 
 fn stream_rows(m: &streams::Measured, mib: usize) -> [[String; 5]; 4] {
@@ -208,19 +252,23 @@ async fn echo(connection: Connection) -> Result<(), tonic::Status> {
         .map(drop)
 }
 
-fn raw(path: &std::path::Path, args: &Args, duration: Duration) -> Result<f64> {
+fn raw(path: &std::path::Path, modules: &Modules, args: &Args, duration: Duration) -> Result<f64> {
+    let pkcs11 = token(path)?;
+    let threads = args.token_threads.max(1);
+    tokio::task::block_in_place(|| raw_sign_rate(&pkcs11, modules, threads, duration))
+        .map_err(Failure::other)
+}
+
+/// The first PKCS#11 backend of a configuration.
+fn token(path: &std::path::Path) -> Result<Pkcs11Config> {
     let config = Config::load(path).map_err(Failure::usage)?;
     let mut tokens = config
         .backends
-        .values()
+        .into_values()
         .filter_map(|backend| match backend {
             BackendConfig::Pkcs11(pkcs11) => Some(pkcs11),
             BackendConfig::AwsKms(_) => None,
         });
-    let Some(pkcs11) = tokens.next() else {
-        return Err(Failure::usage("the configuration has no PKCS#11 backend"));
-    };
-    let threads = args.token_threads.max(1);
-    tokio::task::block_in_place(|| raw_sign_rate(pkcs11, &Modules::new(), threads, duration))
-        .map_err(Failure::other)
+    let first = tokens.next();
+    first.ok_or_else(|| Failure::usage("the configuration has no PKCS#11 backend"))
 }

@@ -2,23 +2,31 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::Report;
 use crate::{
+    app::START_PATIENCE,
     backends::{
-        Capabilities,
+        Backend,
         pkcs11::{Facts, Modules, Pkcs11Config, facts, raw_sign_rate},
     },
     cli::exit::Result,
     config::{BackendConfig, Config},
     keys::Backends,
     model::{Algorithm, KeySpec},
+    store::{Db, Needed},
 };
 
 /// How long signatures are counted. Short, because the device may be at work.
 const MEASURE_FOR: Duration = Duration::from_millis(250);
 
-/// What the device says it can do.
-pub(super) fn check(name: &str, can: &Capabilities, report: &Report) -> Result<()> {
+/// What the device says it can do, and whether it answers.
+pub(super) async fn check(name: &str, device: &dyn Backend, report: &mut Report) -> Result<()> {
+    let can = device.capabilities();
+    if let Err(error) = device.ready(Instant::now() + START_PATIENCE).await {
+        return report.fail(&format!("backend {name}"), error);
+    }
     let algorithms: Vec<_> = can.algorithms.iter().map(|a| a.as_str()).collect();
     let kek = match can.specs.contains(&KeySpec::Kek) {
         true => "; wraps data keys",
@@ -94,39 +102,87 @@ fn measure(
     report.ok(&what, format!("{} threads", rates.join(", ")))
 }
 
-/// R-LIFE-4, R-ENV-2: a configuration that needs what its devices lack is refused here, not at three in the morning.
-pub(super) fn expect_what_the_configuration_needs(
+/// R-LIFE-4, R-ENV-2: what devices lack that the configuration or a key needs is said here, not at three in the morning.
+pub(super) async fn expect_what_is_needed(
     config: &Config,
+    db: Option<&Db>,
     devices: &Backends,
     report: &mut Report,
 ) -> Result<()> {
-    let has = |name: &str, spec: KeySpec| {
-        let device = devices.get(name);
-        device.is_some_and(|device| device.capabilities().specs.contains(&spec))
-    };
-    let kek = &config.kek.backend;
-    if !has(kek, KeySpec::Kek) {
-        report.fail(
+    let mut lacking = lacked_by_configuration(config, devices);
+    match db {
+        Some(db) => match db.needed().await {
+            Ok(needed) => lacking.extend(needed.iter().filter_map(|need| lacked(need, devices))),
+            Err(error) => lacking.push(error.to_string()),
+        },
+        None => report.note(
             "needs",
-            format!("kek.backend {kek} cannot wrap data keys: it lacks AES-256-GCM; name another backend"),
-        )?;
+            "those of the keys are not known without the database",
+        )?,
+    }
+    for text in &lacking {
+        report.fail("needs", text)?;
     }
     let pairs = config.default_backend();
-    let signs = devices
-        .get(pairs)
-        .is_some_and(|device| !device.capabilities().algorithms.is_empty());
-    match signs {
-        false => report.fail(
-            "needs",
-            format!("keys.default_backend {pairs} has no signature algorithm that the daemon knows"),
-        ),
-        true if !has(pairs, KeySpec::P256) => report.warn(
+    if lacking.is_empty() && !has(devices, pairs, KeySpec::P256) {
+        return report.warn(
             "needs",
             format!(
                 "keys.default_backend {pairs} lacks {}, the usual choice; CreateKey must name another algorithm",
                 Algorithm::Es256
             ),
-        ),
-        true => report.ok("needs", "every configured backend can do what it is configured for"),
+        );
     }
+    match lacking.is_empty() {
+        true => report.ok("needs", "every backend can do what it is needed for"),
+        false => Ok(()),
+    }
+}
+
+fn has(devices: &Backends, name: &str, spec: KeySpec) -> bool {
+    let device = devices.get(name);
+    device.is_some_and(|device| device.capabilities().specs.contains(&spec))
+}
+
+fn lacked_by_configuration(config: &Config, devices: &Backends) -> Vec<String> {
+    let mut lacking = Vec::new();
+    let kek = &config.kek.backend;
+    if !has(devices, kek, KeySpec::Kek) {
+        lacking.push(format!(
+            "kek.backend {kek} cannot wrap data keys: it lacks AES-256-GCM; name another backend"
+        ));
+    }
+    let pairs = config.default_backend();
+    let signs = devices
+        .get(pairs)
+        .is_some_and(|device| !device.capabilities().algorithms.is_empty());
+    if !signs {
+        lacking.push(format!(
+            "keys.default_backend {pairs} has no signature algorithm that the daemon knows"
+        ));
+    }
+    lacking
+}
+
+/// Why the next version of some key cannot be made.
+fn lacked(need: &Needed, devices: &Backends) -> Option<String> {
+    let Needed {
+        backend, algorithm, ..
+    } = need;
+    let Some(device) = devices.get(backend) else {
+        return Some(format!(
+            "keys are to be made in backend {backend}, which is not configured; configure it, or move them with \
+             `claviger key update`"
+        ));
+    };
+    let can = device.capabilities();
+    let spec = algorithm.key_spec(need.rsa_bits);
+    let makes = spec.is_some_and(|spec| can.specs.contains(&spec));
+    (!makes || !can.algorithms.contains(algorithm)).then(|| {
+        let bits = match need.rsa_bits {
+            0 => String::new(),
+            bits => format!(" of {bits} bits"),
+        };
+        format!("{algorithm} keys{bits} are to be made in backend {backend}, which cannot; move them with `claviger key update`")
+    })
 }

@@ -7,7 +7,6 @@ use tokio::time::Instant;
 
 use super::Report;
 use crate::{
-    backends::{Priority, with_priority},
     cli::exit::Result,
     keys::Backends,
     store::{Db, StoredPair},
@@ -24,7 +23,7 @@ const SHOWN: usize = 20;
 
 /// Looks at every key pair that is not destroyed, as adoption would: attributes, type, and a signature that verifies.
 pub(super) async fn check(db: &Db, devices: &Backends, report: &mut Report) -> Result<()> {
-    let (mut looked_at, mut bad) = (0_usize, Vec::new());
+    let (mut looked_at, mut going, mut bad) = (0_usize, 0_usize, Vec::new());
     let mut after = String::new();
     loop {
         let page = match db.pairs(&after, PAGE).await {
@@ -34,10 +33,21 @@ pub(super) async fn check(db: &Db, devices: &Backends, report: &mut Report) -> R
         let Some(last) = page.last() else { break };
         after = last.kid.to_string();
         looked_at += page.len();
-        let looks =
-            stream::iter(&page).map(|pair| with_priority(Priority::Batch, look(pair, devices)));
+        let looks = stream::iter(&page).map(async |pair| Some((pair, look(pair, devices).await?)));
         let found: Vec<_> = looks.buffer_unordered(AT_ONCE).collect().await;
-        bad.extend(found.into_iter().flatten());
+        for (pair, text) in found.into_iter().flatten() {
+            match db.is_going(&pair.kid).await {
+                Ok(false) => bad.push(text),
+                Ok(true) => going += 1,
+                Err(error) => return report.fail("managed keys", error),
+            }
+        }
+    }
+    if going > 0 {
+        report.note(
+            "managed keys",
+            format!("{going} key pairs are being destroyed"),
+        )?;
     }
     for text in bad.iter().take(SHOWN) {
         report.fail("managed key", text)?;
@@ -45,7 +55,10 @@ pub(super) async fn check(db: &Db, devices: &Backends, report: &mut Report) -> R
     match bad.len() {
         0 => report.ok(
             "managed keys",
-            format!("{looked_at} key pairs; each sensitive, not extractable, and signing"),
+            format!(
+                "{} key pairs; each sensitive, not extractable, and signing",
+                looked_at - going
+            ),
         ),
         n => report.fail(
             "managed keys",

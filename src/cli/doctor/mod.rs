@@ -1,11 +1,13 @@
 //! `claviger doctor`: checks a configuration against the live devices, database and certificates.
 //!
 //! Every check is printed, and the first failure does not hide the others. `FAIL` is what the daemon cannot work with, or
-//! what no keeper of keys should; `WARN` is what somebody should look at before it fails. It changes nothing: the key
+//! what no keeper of keys should; `WARN` is what somebody should look at before it fails; `note` is
+//! what is under way. It changes nothing: the key
 //! pair that the signing rate is measured with lives in a session only.
 
 mod backends;
 mod database;
+mod kek;
 mod keys;
 
 use std::{
@@ -23,7 +25,7 @@ use super::{
 use crate::{
     app,
     authn::{self, ClientCertificate, Manner, ReloadableTls, TlsConfig},
-    backends::pkcs11::Modules,
+    backends::{Priority, pkcs11::Modules, with_priority},
     clock::Clock,
     config::Config,
 };
@@ -61,7 +63,8 @@ pub async fn run(args: Args) -> Result<Exit> {
     let policies = policies.map(|p| format!("{} policies", p.sources().len()));
     report.check("policies", policies)?;
     if !args.config_only {
-        live(&config, &args, &mut report).await?;
+        // A daemon may be at work with the same devices.
+        with_priority(Priority::Batch, live(&config, &args, &mut report)).await?;
     }
     Ok(match report.failures {
         0 => Exit::Ok,
@@ -80,15 +83,13 @@ async fn live(config: &Config, args: &Args, report: &mut Report) -> Result<()> {
         Err(error) => return report.check("backends", Err::<&str, _>(error)),
     };
     for (name, device) in &devices {
-        backends::check(name, device.capabilities(), report)?;
+        backends::check(name, &**device, report).await?;
     }
     for (name, section) in &config.backends {
         backends::inspect(name, section, &modules, !args.no_measure, report)?;
     }
-    backends::expect_what_the_configuration_needs(config, &devices, report)?;
-    let kek = app::find_kek(&devices, &config.kek).await;
-    let kek = kek.map(|kek| format!("{}; wraps and unwraps", kek.reference));
-    report.check("key-encryption key", kek)?;
+    backends::expect_what_is_needed(config, db.as_ref(), &devices, report).await?;
+    kek::check(config, db.as_ref(), &devices, report).await?;
     match db {
         Some(db) => keys::check(&db, &devices, report).await,
         None => Ok(()),
@@ -145,6 +146,10 @@ impl Report {
 
     fn ok(&self, what: &str, text: impl Display) -> Result<()> {
         output::print(&format!("ok    {what}: {text}"))
+    }
+
+    fn note(&self, what: &str, text: impl Display) -> Result<()> {
+        output::print(&format!("note  {what}: {text}"))
     }
 
     fn warn(&self, what: &str, text: impl Display) -> Result<()> {

@@ -39,7 +39,7 @@ pub enum Command {
     Deploy(ById),
     /// Turn a rotation down
     Reject(End),
-    /// Take a request back
+    /// Take a request back, or end a deployed rotation that only undecryptable data keys are left of
     Cancel(End),
     /// Show a rotation with its progress; the newest when ID is left out
     Rotation(Show),

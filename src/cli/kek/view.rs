@@ -56,7 +56,10 @@ pub fn details(rotation: &KekRotation, people: People<'_>) -> String {
         .collect();
     let undecryptable = match rotation.undecryptable {
         0 => String::new(),
-        n => format!("{n}; they keep the rotation open, see docs/runbook.md"),
+        n if rotation.state() == RotationState::Deployed => {
+            format!("{n}; they keep the rotation open, see docs/runbook.md")
+        }
+        n => format!("{n}; the old KEK is kept for them, see docs/runbook.md"),
     };
     output::details([
         ("rotation", rotation.id.clone()),
@@ -111,6 +114,9 @@ fn next(rotation: &KekRotation) -> String {
     match rotation.state() {
         RotationState::Requested => "waits for approval (key-approver)".to_owned(),
         RotationState::Approved => "deployable now (key-deployer)".to_owned(),
+        RotationState::Deployed if rotation.remaining == 0 => {
+            "unwraps every data key under the new KEK (the daemon)".to_owned()
+        }
         RotationState::Deployed => format!("rewraps {} more (the daemon)", rotation.remaining),
         RotationState::Unspecified
         | RotationState::Completed

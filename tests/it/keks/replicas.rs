@@ -55,3 +55,40 @@ async fn two_first_starts_record_one_kek() {
     two.stop().await;
     one.stop().await;
 }
+
+/// A release that does not know the table `keks` writes what it read before the rewrapping.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_deployed_while_a_replica_of_an_earlier_release_lives() {
+    let daemon = Setup::new(Engine::Postgres).append(QUICK).start().await;
+    vault(&daemon, "one").await;
+    let now = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
+    let insert = "INSERT INTO replicas (name, seen_seq, seen_at, max_staleness) VALUES";
+    // One looks again and again, for as long as this test takes; the other has not for an hour.
+    let rows = format!(
+        "('before/1', 0, {now} + 3600000000, 5000000), ('gone/1', 0, {now} - 3600000000, 5000000)"
+    );
+    daemon.execute(&format!("{insert} {rows}")).await;
+    let next = create(&daemon, "kek-2").await;
+    let rotation = request(&daemon, &next).await.expect("RotateKek");
+    let approved = approve(&daemon, "approver", &rotation).await;
+    approved.expect("ApproveKekRotation");
+    let refused = deploy(&daemon, "deployer", &rotation.id).await;
+    let message = refused
+        .as_ref()
+        .err()
+        .map(|status| status.message().to_owned());
+    fails(refused, Code::FailedPrecondition, "ROTATION_STATE");
+    let message = message.expect("a message");
+    assert!(message.contains("replica before/1"), "{message}");
+    assert_eq!(
+        get(&daemon, &rotation.id).await.state(),
+        RotationState::Approved
+    );
+    daemon
+        .execute("DELETE FROM replicas WHERE name = 'before/1'")
+        .await;
+    let deployed = deploy(&daemon, "deployer", &rotation.id).await;
+    deployed.expect("DeployKekRotation");
+    until(&daemon, &rotation.id, completed).await;
+    daemon.stop().await;
+}

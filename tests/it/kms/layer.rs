@@ -159,7 +159,7 @@ pub fn config(region: &str, endpoint: Option<String>) -> AwsKmsConfig {
             read_per_second: 100_000,
             share_percent: 100,
         },
-        stall_ms: 800,
+        stall_ms: Some(800),
         verify_after_sign: VerifyAfterSign::Always,
     }
 }

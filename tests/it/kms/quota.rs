@@ -12,6 +12,7 @@ use claviger::{
 };
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::layer::{Kms, alone};
 use crate::{conformance::create, softhsm::soon};
@@ -79,6 +80,31 @@ fn batches_do_not_starve_callers() {
         let (work, ()) = tokio::join!(work, callers);
         let done = work.iter().filter(|outcome| outcome.is_ok()).count();
         assert_eq!(done, 100, "each has its turn in the end");
+    });
+}
+
+/// What comes too late because it had to wait for its turn was one too many, and no sign of trouble in AWS: answers take
+/// longer here than what is left after the wait.
+#[test]
+fn a_batch_that_runs_out_of_time_is_no_trouble_of_aws() {
+    alone(async |kms: Kms| {
+        let mut config = kms.config();
+        config.quotas.symmetric_per_second = 4;
+        let backend = kms.open(&config).await.expect("KMS opens");
+        let kek = create(&backend, KeySpec::Kek).await.reference;
+        kms.faults(json!({"latency_ms": 2000})).await;
+        let key = Secret::new([7; 32]);
+        let deadline = Instant::now() + std::time::Duration::from_secs(3);
+        let work = join_all((0..40).map(|_| backend.wrap(&kek, &key, b"a", deadline)));
+        let outcomes = with_priority(Priority::Batch, work).await;
+        let late = outcomes.iter().filter_map(|outcome| outcome.as_ref().err());
+        let late: Vec<_> = late.collect();
+        assert!(late.len() > 10, "{late:?}");
+        // Two have their turn at once; whatever becomes of those is not because of a wait.
+        let counted = late
+            .iter()
+            .filter(|e| !matches!(e, BackendError::Overloaded));
+        assert!(counted.count() <= 2, "{late:?}");
     });
 }
 

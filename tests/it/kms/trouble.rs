@@ -4,7 +4,7 @@ use std::time::{Duration, Instant as Clock};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use claviger::{
-    backends::{Backend, BackendError, aws_kms::AwsKmsBackend},
+    backends::{Backend, BackendError, Destroyed, aws_kms::AwsKmsBackend},
     model::{Algorithm, KeySpec, Secret, SignInput, key::BackendRef},
 };
 use futures_util::future::join_all;
@@ -182,10 +182,18 @@ fn a_deletion_whose_answer_is_lost_is_done() {
         kms.faults(json!({"lose": {"ScheduleKeyDeletion": 1}}))
             .await;
         let destroyed = backend.destroy(&pair, soon()).await;
-        destroyed.expect("destroyed");
+        // Never at once: until then people may take it back.
+        let Destroyed::Scheduled(at) = destroyed.expect("destroyed") else {
+            panic!("destroyed at once");
+        };
+        let days = at.since(claviger::clock::Clock::System.now()).as_secs() / 86_400;
+        assert!((6..=7).contains(&days), "{at}");
         assert_eq!(kms.asked("ScheduleKeyDeletion").await, 2);
         let again = backend.destroy(&pair, soon()).await;
-        assert!(matches!(again, Err(BackendError::Missing(_))), "{again:?}");
+        let Err(BackendError::Missing(words)) = again else {
+            panic!("{again:?}");
+        };
+        assert!(words.contains(&format!("scheduled at {at}")), "{words}");
     });
 }
 

@@ -185,6 +185,27 @@ async fn an_imported_key_rotates_to_the_secret_that_people_bring() {
     daemon.stop().await;
 }
 
+/// A row that cannot be compared must not keep the key from ever rotating again.
+#[tokio::test]
+async fn an_imported_key_rotates_although_an_old_version_is_damaged() {
+    let mut daemon = setup(Engine::Sqlite).start().await;
+    let key = imported(&daemon, "hooks", Algorithm::Hs256, SECRET).await;
+    rotated_to(&daemon, "hooks", NEXT).await;
+    let spoil = format!(
+        "UPDATE key_versions SET wrapped_key = x'00' WHERE kid = '{}'",
+        key.active_kid
+    );
+    daemon.execute(&spoil).await;
+    // So that nothing of it is in memory.
+    daemon.restart().await;
+    rotate_refused(&daemon, "hooks", NEXT).await;
+    let third = b"whsec the third of them";
+    let rotation = rotated_to(&daemon, "hooks", third).await;
+    let made = computed(&daemon, "hooks", b"m").await;
+    assert_eq!(made.kid, rotation.new_kid);
+    daemon.stop().await;
+}
+
 // R-LIFE-3
 #[tokio::test]
 async fn an_imported_key_never_rotates_by_itself_but_is_overdue() {

@@ -83,3 +83,50 @@ async fn a_standby_version_is_kept_announced(engine: Engine) {
     assert_eq!(kept.count(), 3, "{rows:?}");
     daemon.stop().await;
 }
+
+/// A key that wants its standby version elsewhere gets one there, and the one that it had goes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_standby_version_follows_its_backend() {
+    // The same token under another name will do.
+    let spare = |text: String| {
+        let begin = text.find("[backends.hsm]\n").expect("a backend");
+        let end = begin + text[begin..].find("\n[kek]").expect("its end");
+        let section = text[begin..end].replace("[backends.hsm]", "[backends.spare]");
+        format!("{text}\n{section}\n")
+    };
+    let daemon = setup(Engine::Sqlite).edit(spare).start().await;
+    let create = CreateKeyRequest {
+        tenant: "acme".into(),
+        name: "jwt".into(),
+        purpose: KeyPurpose::TokenSigning.into(),
+        algorithm: Algorithm::Es256.into(),
+        owner: "team-e2e".into(),
+        standby: true,
+        ..Default::default()
+    };
+    let issuer = daemon.actor("issuer");
+    issuer.keys().create_key(create).await.expect("CreateKey");
+    let kept = |backend: &str| {
+        format!(
+            "SELECT COUNT(*) FROM key_versions WHERE state = 'PRE_ACTIVE' AND is_standby = 1 AND backend = '{backend}'"
+        )
+    };
+    until(&daemon, &kept("hsm"), "1").await;
+    let move_to = |backend: &str| UpdateKeyRequest {
+        tenant: "acme".into(),
+        key: "jwt".into(),
+        standby_backend: Some(backend.into()),
+        ..Default::default()
+    };
+    for (to, from) in [("spare", "hsm"), ("", "spare")] {
+        let updated = issuer.keys().update_key(move_to(to)).await;
+        updated.expect("UpdateKey");
+        let to = if to.is_empty() { "hsm" } else { to };
+        until(&daemon, &kept(to), "1").await;
+        until(&daemon, &kept(from), "0").await;
+    }
+    looked(&daemon).await;
+    // Each move one withdrawal and one generation, and then no more.
+    assert_eq!(get_key(&daemon, "jwt").await.versions.len(), 4);
+    daemon.stop().await;
+}
