@@ -13,12 +13,23 @@ use crate::daemon::{Actor, Daemon, Engine, PATIENCE, Setup, reason};
 
 /// A daemon that lets callers in without a certificate, with a key to encrypt with.
 async fn open(engine: Engine) -> Daemon {
+    with_section(engine, "").await
+}
+
+/// As `open`, and takes keys for changes too, which is not the default.
+async fn wide_open() -> Daemon {
+    let section = "[authn.accept]\nadmin = [\"certificate\", \"api_key\"]";
+    with_section(Engine::Sqlite, section).await
+}
+
+async fn with_section(engine: Engine, section: &str) -> Daemon {
     let setup = match engine {
         Engine::Sqlite => Setup::new(engine),
         Engine::Postgres => Setup::new(engine).for_two(),
     };
     let d = setup
         .replace("[grpc]\n", "[grpc]\nclient_certificate = \"optional\"\n")
+        .append(section)
         .start()
         .await;
     let (purpose, algorithm) = (KeyPurpose::Encryption, Algorithm::A256gcm);
@@ -85,7 +96,17 @@ async fn a_key_calls_as_its_owner_with_what_it_brings_along_and_the_log_says_so(
         .await;
     let used = vec![owner, id, r#"{"action":"Encrypt"}"#.to_owned()];
     assert_eq!(rows, [used.clone(), used]);
-    // What is labelled admin takes certificates.
+    // Changes take certificates only: whoever finds a key must not be able to make a second one of it.
+    let another = CreateApiKeyRequest {
+        name: "another".into(),
+        expire_time: soon(60),
+        ..Default::default()
+    };
+    let refused = nobody.api_keys().create_api_key(with(another, &key)).await;
+    assert_eq!(
+        reason(&refused.expect_err("a change")),
+        "CREDENTIAL_NOT_ACCEPTED"
+    );
     let tenant = CreateTenantRequest { name: "new".into() };
     let refused = nobody.principals().create_tenant(with(tenant, &key)).await;
     let refused = refused.expect_err("an admin call");
@@ -96,7 +117,7 @@ async fn a_key_calls_as_its_owner_with_what_it_brings_along_and_the_log_says_so(
 // R-OAUTH-4
 #[tokio::test]
 async fn a_rotation_fails_no_call_and_a_revocation_ends_them() {
-    let d = open(Engine::Sqlite).await;
+    let d = wide_open().await;
     let nobody = d.actor_with(None);
     let (id, old) = key_for(&d, &CRYPTO, 3600).await;
     call(&nobody, &old).await.expect("valid");
@@ -188,7 +209,7 @@ async fn refusals(d: &Daemon) -> Vec<String> {
 // R-OAUTH-2
 #[tokio::test]
 async fn nobody_climbs_with_a_key_of_somebody() {
-    let d = open(Engine::Sqlite).await;
+    let d = wide_open().await;
     let nobody = d.actor_with(None);
     let (_, weak) = key_for(&d, &[], 3600).await;
     let (strong_id, _) = key_for(&d, &CRYPTO, 3600).await;
@@ -288,7 +309,7 @@ async fn what_ends_a_key_here_ends_it_on_every_replica() {
 // R-OAUTH-2
 #[tokio::test]
 async fn what_the_owner_loses_its_keys_lose() {
-    let d = open(Engine::Sqlite).await;
+    let d = wide_open().await;
     let nobody = d.actor_with(None);
     let admin = d.actor("admin");
     let owner = d.id_of("service").await;
