@@ -693,3 +693,31 @@ async fn an_admin_of_one_tenant_binds_no_identities() {
     assert_eq!(reason(&refused.expect_err("globex")), "PRINCIPAL_NOT_FOUND");
     d.stop().await;
 }
+
+// R-LIFE-7: a principal-admin gets no second role by making credentials in somebody's name.
+#[tokio::test]
+async fn nobody_else_makes_a_key_that_brings_a_persons_roles_along() {
+    let d = Daemon::start(Engine::Sqlite).await;
+    let (admin, approver) = (d.actor("admin"), d.actor("approver"));
+    let owner = d.id_of("approver").await;
+    let role = ["claviger:key-approver"];
+    let refused = create(&admin, wanted(&owner, &role)).await;
+    let refused = refused.expect_err("the approver's role");
+    assert_eq!(reason(&refused), "SEPARATION_OF_DUTIES");
+    let own = create(&approver, wanted("", &role)).await;
+    let own = own.expect("its own key").api_key.expect("a key");
+    // Nor by following one that the person has made.
+    let request = RotateApiKeyRequest {
+        api_key_id: own.id,
+        ..Default::default()
+    };
+    let refused = admin.api_keys().rotate_api_key(request).await;
+    let refused = refused.expect_err("the approver's role");
+    assert_eq!(reason(&refused), "SEPARATION_OF_DUTIES");
+    // Without the role it may, and a service's roles it may pass on.
+    create(&admin, wanted(&owner, &[])).await.expect("a key");
+    let service = d.id_of("service").await;
+    let made = create(&admin, wanted(&service, &["claviger:crypto-user"])).await;
+    made.expect("the service's key");
+    d.stop().await;
+}

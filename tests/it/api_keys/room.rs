@@ -370,6 +370,7 @@ impl Default for Safe {
             verify_after_sign: VerifyAfterSign::Off,
             one_at_a_time: false,
             longest_message: None,
+            one_at_a_time: false,
         })
     }
 }
