@@ -368,7 +368,6 @@ impl Default for Safe {
             specs: vec![KeySpec::Kek],
             algorithms: Vec::new(),
             verify_after_sign: VerifyAfterSign::Off,
-            one_at_a_time: false,
             longest_message: None,
             one_at_a_time: false,
         })
