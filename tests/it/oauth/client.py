@@ -63,7 +63,7 @@ def main():
     auth = HTTPBasicAuth(given["secret"]["id"], given["secret"]["secret"])
     seen["requests_oauthlib"] = dict(oauthlib.fetch_token(token_url, auth=auth, verify=ca))
 
-    token = seen["authlib_basic"]["access_token"]
+    token = basic.fetch_token(token_url, grant_type="client_credentials")["access_token"]
     seen["introspected"] = basic.introspect_token(url + "/oauth/introspect", token=token).json()
     seen["revoked"] = basic.revoke_token(url + "/oauth/revoke", token=token).status_code
     seen["introspected_again"] = basic.introspect_token(url + "/oauth/introspect", token=token).json()
