@@ -19,6 +19,7 @@ async fn equal_requests_share_a_token_and_others_do_not() {
     let realm = Realm::new().await;
     let (id, secret) = coalescing(&realm).await;
     let who = (id.as_str(), secret.as_str());
+    realm.settled().await;
     let token = realm.token(who, &[]).await.token();
     assert_eq!(realm.token(who, &[]).await.token(), token);
     let asked = realm
@@ -62,13 +63,14 @@ async fn a_shared_token_goes_with_a_change_of_client_key_or_owner_and_when_it_is
     let realm = Realm::new().await;
     let (id, secret) = coalescing(&realm).await;
     let who = (id.as_str(), secret.as_str());
+    realm.settled().await;
     let mut last = realm.token(who, &[]).await.token();
     let mut differs = async |what: &str, who: (&str, &str)| {
+        realm.settled().await;
         let token = realm.token(who, &[]).await.token();
         assert_ne!(token, last, "{what}");
         assert_eq!(realm.token(who, &[]).await.token(), token, "{what}");
-        last = token.clone();
-        token
+        last = token;
     };
 
     let token = realm.token(who, &[]).await.token();
