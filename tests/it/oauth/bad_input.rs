@@ -29,7 +29,8 @@ async fn malformed_requests_are_refused_at_every_endpoint_and_recorded() {
     );
     let twice = |parameter: &str| format!("{good}&{parameter}");
     let basic = "Basic bWU6c2VjcmV0";
-    let bodies: Vec<(&str, Vec<(&str, &str)>, String)> = vec![
+    type Body<'a> = (&'a str, Vec<(&'a str, &'a str)>, String);
+    let bodies: Vec<Body<'_>> = vec![
         ("no content type", vec![("content-type", "")], good.clone()),
         (
             "JSON",
