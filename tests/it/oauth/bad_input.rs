@@ -9,6 +9,9 @@ use crate::daemon::{Engine, Setup};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 
+/// What is wrong, the headers, the body.
+type Shape<'a> = (&'a str, Vec<(&'a str, &'a str)>, String);
+
 // Refused without effect: no token is signed for any of them.
 #[tokio::test]
 async fn malformed_requests_are_refused_at_every_endpoint_and_recorded() {
@@ -29,8 +32,7 @@ async fn malformed_requests_are_refused_at_every_endpoint_and_recorded() {
     );
     let twice = |parameter: &str| format!("{good}&{parameter}");
     let basic = "Basic bWU6c2VjcmV0";
-    type Body<'a> = (&'a str, Vec<(&'a str, &'a str)>, String);
-    let bodies: Vec<Body<'_>> = vec![
+    let bodies: Vec<Shape<'_>> = vec![
         ("no content type", vec![("content-type", "")], good.clone()),
         (
             "JSON",
