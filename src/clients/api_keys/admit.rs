@@ -100,8 +100,8 @@ impl ApiKeys {
         Ok(admitted)
     }
 
-    /// The right to ask the database. None for those who need none.
-    async fn turn(&self, may_look: bool) -> Option<SemaphorePermit<'_>> {
+    /// The right to ask the database about somebody who is not known in memory. None for those who need none.
+    pub(in crate::clients) async fn turn(&self, may_look: bool) -> Option<SemaphorePermit<'_>> {
         match may_look {
             true => None,
             // An error only when somebody closed the semaphore, which nobody does.
