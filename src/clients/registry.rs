@@ -188,6 +188,8 @@ impl Clients {
         let gives = change.jwks.is_some()
             || change.identity.is_some()
             || change.scopes.is_some()
+            || change.audiences.is_some()
+            || change.ttl.is_some()
             || change.state == Some(ClientState::Active);
         apply(&mut client, change)?;
         self.check(&client)?;
