@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod coalescing;
+mod ends;
 mod introspection;
 mod metadata;
 mod methods;

@@ -724,3 +724,38 @@ async fn nobody_else_makes_a_key_that_brings_a_persons_roles_along() {
     made.expect("the service's key");
     d.stop().await;
 }
+
+// R-ACL-3: who is principal-admin in tenant system alone gets no role in another tenant through a service that has one.
+#[tokio::test]
+async fn an_admin_of_one_tenant_passes_on_no_role_in_another() {
+    let d = Daemon::start(Engine::Sqlite).await;
+    let admin = d.actor("admin");
+    let principal = async |name: &str, identities: &[&str], role: &str, tenant: &str| {
+        let request = CreatePrincipalRequest {
+            tenant: "system".into(),
+            name: name.into(),
+            r#type: PrincipalType::Service.into(),
+            identities: identities.iter().map(ToString::to_string).collect(),
+            ..Default::default()
+        };
+        let made = admin.principals().create_principal(request).await;
+        let made = made.expect("CreatePrincipal").into_inner();
+        let id = made.principal.expect("a principal").id;
+        let grant = GrantRoleRequest {
+            principal_id: id.clone(),
+            role: role.into(),
+            tenant: tenant.into(),
+        };
+        let granted = admin.principals().grant_role(grant).await;
+        granted.expect("GrantRole");
+        id
+    };
+    let stranger = "spiffe://claviger.test/stranger";
+    principal("local", &[stranger], "principal-admin", "system").await;
+    let reacher = principal("reacher", &[], "crypto-user", "acme").await;
+    let wanted_key = || wanted(&reacher, &["claviger:crypto-user"]);
+    let refused = create(&d.actor("stranger"), wanted_key()).await;
+    assert_eq!(reason(&refused.expect_err("acme's")), "PERMISSION_DENIED");
+    create(&admin, wanted_key()).await.expect("of all tenants");
+    d.stop().await;
+}
