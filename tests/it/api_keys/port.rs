@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use claviger::grpc::proto::{
     Algorithm, ApiKey, ApiKeyState, ComputeMacRequest, CreateApiKeyRequest, CreateApiKeyResponse,
-    CreatePrincipalRequest, GetApiKeyRequest, GetPrincipalRequest, KeyPurpose, ListApiKeysRequest,
-    ListPeppersRequest, Principal, PrincipalState, PrincipalType, ResumePrincipalRequest,
-    RevokeApiKeyRequest, RotateApiKeyRequest, SuspendPrincipalRequest, UpdatePrincipalRequest,
-    VerifyMacRequest,
+    CreatePrincipalRequest, GetApiKeyRequest, GetPrincipalRequest, GrantRoleRequest, KeyPurpose,
+    ListApiKeysRequest, ListPeppersRequest, Principal, PrincipalState, PrincipalType,
+    ResumePrincipalRequest, RevokeApiKeyRequest, RotateApiKeyRequest, SuspendPrincipalRequest,
+    UpdatePrincipalRequest, VerifyMacRequest,
 };
 use tokio::time::{Instant, sleep};
 use tonic::{Request, Status};
