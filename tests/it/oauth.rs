@@ -5,7 +5,7 @@ mod coalescing;
 mod introspection;
 mod metadata;
 mod methods;
-mod realm;
+pub mod realm;
 mod registry;
 mod smuggling;
 mod stock;
