@@ -2,7 +2,7 @@
 //!
 //! Only failures are counted and only failures are throttled: a credential that counts is never refused here, so nobody
 //! can lock its owner out by failing in its name or from its network. Over the bound a failure is answered with
-//! TOO_MANY_FAILURES, is counted and not recorded on its own, and costs no look-up in the database. The state is this
+//! TOO_MANY_FAILURES, is counted and not recorded on its own, and the database is asked about few of them at a time. The state is this
 //! replica's own, and bounded. 256-bit secrets need no throttle against guessing; it keeps the log readable and the
 //! database free.
 

@@ -314,6 +314,10 @@ impl Authn {
         may_look: bool,
     ) -> std::result::Result<Known, Unknown> {
         match self.api_keys.admit(text, may_look).await? {
+            // It knows no scopes but its own, and not those of its client.
+            Ok(admitted) if admitted.key.client.is_some() => {
+                Err(Refusal::ApiKey(clients::Rejection::OfClient).into())
+            }
             Ok(admitted) => {
                 let credential = Credential::ApiKey(admitted.key.id);
                 Ok((admitted.principal, credential))

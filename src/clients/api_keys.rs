@@ -13,6 +13,7 @@ mod uses;
 use std::{sync::Arc, time::Duration};
 
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 
 pub use admit::{Admitted, Rejection};
 pub use change::{CreateApiKey, RotateApiKey, Rotated};
@@ -62,6 +63,9 @@ impl Default for ApiKeysConfig {
         }
     }
 }
+
+/// Reads of the database at the same time for those who come from where many failures come.
+const TURNS: usize = 2;
 
 /// Longest overlap of a key and its successor.
 const MAX_OVERLAP: Duration = Duration::from_secs(7 * DAY);
@@ -125,6 +129,8 @@ pub struct ApiKeys {
     pepper: Pepper,
     known: Arc<known::Known>,
     uses: uses::Uses,
+    /// Turns of those who look from where many failures come.
+    crowded: Semaphore,
 }
 
 impl ApiKeys {
@@ -144,6 +150,7 @@ impl ApiKeys {
             config,
             known: Arc::default(),
             uses: uses::Uses::default(),
+            crowded: Semaphore::new(TURNS),
         })
     }
 

@@ -13,6 +13,11 @@ mod exchange;
 mod jwks;
 mod registry;
 
+use crate::{
+    error::{Error, Reason, Result},
+    model::{Caller, Principal, PrincipalKind, Scopes},
+};
+
 pub use api_keys::{
     Admitted, ApiKeys, ApiKeysConfig, CreateApiKey, Pepper, Progress, Rejection, RotateApiKey,
     Rotated,
@@ -22,3 +27,20 @@ pub use config::{ClientMethod, OauthConfig};
 pub use exchange::{Denial, Granted, Wanted};
 pub use jwks::assertion_algorithms;
 pub use registry::{ClientChange, Clients, CreateClient};
+
+/// A person's roles come along with credentials only that the person has made. Whoever could make one for them would hold
+/// two of the duties of a rotation (R-LIFE-7). Entitlements, and the roles of services, anybody may pass on who may make
+/// credentials at all.
+///
+/// Errors: SEPARATION_OF_DUTIES.
+fn expect_own_roles(caller: &Caller, owner: &Principal, scopes: &Scopes) -> Result<()> {
+    let is_somebody_elses = owner.kind == PrincipalKind::User && caller.principal.id != owner.id;
+    match is_somebody_elses && scopes.allows_a_role() {
+        true => Err(Error::new(
+            Reason::SeparationOfDuties,
+            "a credential that brings along the roles of a person is made by that person alone; leave out the scopes \
+             that begin with claviger:",
+        )),
+        false => Ok(()),
+    }
+}

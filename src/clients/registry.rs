@@ -18,6 +18,7 @@ use super::{
     ApiKeys, OauthConfig,
     coalesce::Recent,
     config::{MAX_AUDIENCES, is_audience},
+    expect_own_roles,
     jwks::ClientKeys,
 };
 use crate::{
@@ -359,8 +360,9 @@ fn apply(client: &mut Client, change: ClientChange) -> Result<()> {
     Ok(())
 }
 
-/// Errors: SCOPE_EXCEEDED.
+/// Errors: SCOPE_EXCEEDED, SEPARATION_OF_DUTIES.
 fn check_reach(caller: &Caller, owner: &Principal, scopes: &Scopes) -> Result<()> {
+    expect_own_roles(caller, owner, scopes)?;
     let exceeded = |missing: Scopes, who: &str| {
         Error::new(
             Reason::ScopeExceeded,

@@ -4,6 +4,7 @@
 //! everything it leaves open is set below. TLS, if any, is done before.
 
 use std::{
+    convert::Infallible,
     io,
     pin::{Pin, pin},
     sync::{
@@ -16,7 +17,7 @@ use std::{
 
 use axum::{Router, body::Body, response::IntoResponse};
 use futures_util::{Stream, StreamExt, stream};
-use http::{Request, StatusCode};
+use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Limited;
 use hyper::body::Incoming;
 use hyper_util::{
@@ -110,16 +111,12 @@ where
         request.extensions_mut().insert(info.clone());
         let router = router.clone();
         async move {
-            let request = request.map(|body| Body::new(Limited::new(body, limits.max_body_bytes)));
-            match timeout(limits.request_timeout, router.oneshot(request)).await {
-                Ok(answer) => answer,
-                Err(_) => Ok(Problem::new(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    Reason::DeadlineExceeded,
-                    "the request's time is over",
-                )
-                .into_response()),
-            }
+            let framing = Framing::of(&request);
+            let answer = match framing {
+                Framing::Ambiguous => two_lengths(),
+                Framing::Plain | Framing::Chunked => answer(router, request, limits).await,
+            };
+            Ok::<_, Infallible>(framing.ended(answer))
         }
     });
     // hyper's header timeout does not cover the bytes that tell HTTP/1.1 from HTTP/2, nor HTTP/2's preface.
@@ -144,6 +141,60 @@ where
     };
     if let Err(e) = result {
         tracing::debug!(error = e, "HTTP connection failed");
+    }
+}
+
+async fn answer(router: Router, request: Request<Incoming>, limits: HttpLimits) -> Response<Body> {
+    let request = request.map(|body| Body::new(Limited::new(body, limits.max_body_bytes)));
+    match timeout(limits.request_timeout, router.oneshot(request)).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(never)) => match never {},
+        Err(_) => Problem::new(
+            StatusCode::GATEWAY_TIMEOUT,
+            Reason::DeadlineExceeded,
+            "the request's time is over",
+        )
+        .into_response(),
+    }
+}
+
+fn two_lengths() -> Response<Body> {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        Reason::MalformedRequest,
+        "the request has a Content-Length and a Transfer-Encoding",
+    )
+    .into_response()
+}
+
+/// How the end of an HTTP/1.1 request's body is found. Where a proxy in front of us could find another end, what follows
+/// could be a request that it never saw (RFC 9112 section 11.2): nothing that follows is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// By its length, or as a stream of HTTP/2.
+    Plain,
+    /// By Transfer-Encoding. hyper hides a Content-Length that comes after it, so there may have been one.
+    Chunked,
+    /// By both.
+    Ambiguous,
+}
+
+impl Framing {
+    fn of<B>(request: &Request<B>) -> Self {
+        let has = |name| request.headers().contains_key(name);
+        match (has(header::TRANSFER_ENCODING), has(header::CONTENT_LENGTH)) {
+            (false, _) => Self::Plain,
+            (true, false) => Self::Chunked,
+            (true, true) => Self::Ambiguous,
+        }
+    }
+
+    fn ended(self, mut answer: Response<Body>) -> Response<Body> {
+        if self != Self::Plain {
+            let close = HeaderValue::from_static("close");
+            answer.headers_mut().insert(header::CONNECTION, close);
+        }
+        answer
     }
 }
 

@@ -36,8 +36,7 @@ impl Scopes {
     /// As `from_list`, for what is given to somebody by name. Errors: INVALID_FIELD also for the scope of a role.
     pub fn entitlements<S: AsRef<str>>(list: &[S]) -> Result<Self, Error> {
         let scopes = Self::from_list(list)?;
-        let is_of_a_role = scopes.iter().any(|token| token.starts_with(ROLE_PREFIX));
-        match is_of_a_role {
+        match scopes.allows_a_role() {
             true => Err(Error::new(
                 Reason::InvalidField,
                 "scopes that begin with claviger: come with a role; grant the role instead",
@@ -64,6 +63,11 @@ impl Scopes {
     /// Is this one of them?
     pub fn contains(&self, token: &str) -> bool {
         self.0.contains(token)
+    }
+
+    /// Does it bring any role along?
+    pub fn allows_a_role(&self) -> bool {
+        self.iter().any(|token| token.starts_with(ROLE_PREFIX))
     }
 
     /// Does it bring this role along?

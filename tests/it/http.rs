@@ -4,7 +4,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     Router,
-    routing::{get, post},
+    routing::{self, post},
 };
 use bytes::Bytes;
 use claviger::{
@@ -59,7 +59,7 @@ impl Site {
             Box::pin(async move { Ok(document) }) as _
         };
         let source: JwksSource = Arc::new(source);
-        let jwks = get(jwks::answer).with_state(source);
+        let jwks = routing::get(jwks::answer).with_state(source);
         let router = public::dressed(Router::new().route(JWKS, jwks).merge(others));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
         let addr = listener.local_addr().expect("address");

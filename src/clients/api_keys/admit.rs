@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use tokio::sync::SemaphorePermit;
+
 use super::{ApiKeys, known::KnownKey, pepper::Checked, uses::Moved};
 use crate::{
     error::{Error, Reason, Result},
@@ -42,6 +44,8 @@ pub enum Rejection {
     OwnerGone,
     /// The client whose secret it is is suspended.
     ClientSuspended,
+    /// It is the secret of a client, which proves the client at the OAuth endpoints and nobody elsewhere.
+    OfClient,
     /// The version of the pepper that it is hashed under does not verify any more: it was declared compromised.
     PepperUnusable,
 }
@@ -57,6 +61,7 @@ impl Rejection {
             Self::OwnerSuspended => "API_KEY_OWNER_SUSPENDED",
             Self::OwnerGone => "API_KEY_OWNER_GONE",
             Self::ClientSuspended => "API_KEY_CLIENT_SUSPENDED",
+            Self::OfClient => "API_KEY_OF_CLIENT",
             Self::PepperUnusable => "API_KEY_PEPPER_UNUSABLE",
         }
     }
@@ -68,8 +73,10 @@ impl Rejection {
 }
 
 impl ApiKeys {
-    /// Who shows this key, or why it does not count. A valid key that is known costs no read of the database. One that is
-    /// not in memory is looked for only if `may_look` says so.
+    /// Who shows this key, or why it does not count. A valid key that is known costs no read of the database.
+    ///
+    /// `may_look` is false for a source of many failures. Then the database is asked for few such keys at a time, the others
+    /// wait: a valid key is never refused for what others did, and the database has room for everybody else.
     ///
     /// Errors: DATABASE_UNAVAILABLE, and the KEK backend's: nobody knows then whether it is valid.
     pub async fn admit(
@@ -85,12 +92,21 @@ impl ApiKeys {
             Ok(admitted) => self.uses.note(admitted.key.id, self.clock.now()),
             // Its own read of the database has found nothing already.
             Err(Rejection::Unknown) => {}
-            Err(_) if !may_look => {}
             Err(_) => {
+                let _turn = self.turn(may_look).await;
                 self.db.api_key(ApiKeyId::random()).await?;
             }
         }
         Ok(admitted)
+    }
+
+    /// The right to ask the database. None for those who need none.
+    async fn turn(&self, may_look: bool) -> Option<SemaphorePermit<'_>> {
+        match may_look {
+            true => None,
+            // An error only when somebody closed the semaphore, which nobody does.
+            false => self.crowded.acquire().await.ok(),
+        }
     }
 
     /// The key that was shown, if the secret is right.
@@ -107,10 +123,9 @@ impl ApiKeys {
             // Another replica may have moved it to a newer version of the pepper, of which no row tells.
             self.known.forget(shown.id());
         }
-        let loaded = match may_look {
-            true => self.known.load(&self.db, shown.id()).await?,
-            false => None,
-        };
+        let turn = self.turn(may_look).await;
+        let loaded = self.known.load(&self.db, shown.id()).await?;
+        drop(turn);
         let hash = loaded.as_ref().map(|known| &known.key.hash);
         let checked = self.pepper.check(shown, hash).await?;
         match loaded {

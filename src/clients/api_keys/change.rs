@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::{ApiKeys, MAX_OVERLAP, conflict};
+use super::{super::expect_own_roles, ApiKeys, MAX_OVERLAP, conflict};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded, not_found},
@@ -52,7 +52,8 @@ pub struct Rotated {
 impl ApiKeys {
     /// Records a key with this text for `owner`. Nothing stored tells the text.
     ///
-    /// Errors: PRINCIPAL_NOT_FOUND; INVALID_FIELD for the end or for a job; SCOPE_EXCEEDED; CLIENT_NOT_FOUND;
+    /// Errors: PRINCIPAL_NOT_FOUND; INVALID_FIELD for the end or for a job; SCOPE_EXCEEDED; SEPARATION_OF_DUTIES for the roles of
+    /// a person who is not the caller; CLIENT_NOT_FOUND;
     /// API_KEY_STATE for a suspended owner, or one with too many keys; TENANT_ERASED; CONFLICT, and the KEK backend's.
     pub async fn create(
         &self,
@@ -70,6 +71,7 @@ impl ApiKeys {
         let now = self.clock.now();
         self.check_end(request.expires_at, now)?;
         check_held(&owner, &request.scopes)?;
+        expect_own_roles(permit.caller(), &owner, &request.scopes)?;
         check_brought(permit.caller(), &request.scopes, None)?;
         let key = ApiKey {
             id: text.id(),
@@ -128,6 +130,9 @@ impl ApiKeys {
         }
         check_rotatable(&key, now)?;
         check_brought(permit.caller(), &key.scopes, Some(key.id))?;
+        if let Some(owner) = self.directory.principal(key.owner).await? {
+            expect_own_roles(permit.caller(), &owner, &key.scopes)?;
+        }
         let expires_at = match request.expires_at {
             Some(at) => at,
             None => now.plus(key.term.min(self.config.max_ttl())),

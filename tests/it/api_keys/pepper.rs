@@ -112,12 +112,7 @@ async fn a_key_that_another_replica_has_moved_is_known_again() {
         ApiKeysConfig::default(),
     );
     let twin = twin.expect("API keys");
-    assert!(
-        twin.admit(super::room::shown(&key))
-            .await
-            .expect("an answer")
-            .is_ok()
-    );
+    assert!(twin.admit(&key, true).await.expect("an answer").is_ok());
     let rotation = room.rotate_pepper().await;
     assert!(room.worth(&key).await.is_ok());
     room.api_keys.flush_uses().await.expect("written");
@@ -133,10 +128,7 @@ async fn a_key_that_another_replica_has_moved_is_known_again() {
     assert!(tx.update_version(&old, before).await.expect("written"));
     tx.commit().await.expect("committed");
     room.keys.forget(pepper.key.id);
-    let admitted = twin
-        .admit(super::room::shown(&key))
-        .await
-        .expect("an answer");
+    let admitted = twin.admit(&key, true).await.expect("an answer");
     assert!(
         admitted.is_ok(),
         "it still has the old hash in memory: {admitted:?}"

@@ -251,7 +251,7 @@ async fn a_repeated_call_makes_one_key_and_shows_no_secret() {
     let service = d.actor("service");
     let again = |request: CreateApiKeyRequest| {
         let mut request = Request::new(request);
-        let key = "the same".parse().expect("metadata");
+        let key = "the-same".parse().expect("metadata");
         request.metadata_mut().insert("idempotency-key", key);
         request
     };
@@ -314,20 +314,26 @@ async fn nothing_that_is_kept_tells_a_key() {
     let mut d = Daemon::start(Engine::Sqlite).await;
     let service = d.actor("service");
     let mut secrets = Vec::new();
-    let made = service.api_keys().create_api_key({
-        let mut request = Request::new(wanted("", &[]));
-        let key = "kept".parse().expect("metadata");
-        request.metadata_mut().insert("idempotency-key", key);
-        request
-    });
-    let made = made.await.expect("made").into_inner();
+    let made = service
+        .api_keys()
+        .create_api_key({
+            let mut request = Request::new(wanted("", &[]));
+            let key = "kept".parse().expect("metadata");
+            request.metadata_mut().insert("idempotency-key", key);
+            request
+        })
+        .await;
+    let made = made.expect("made").into_inner();
     let id = made.api_key.expect("a key").id;
     secrets.push(made.secret);
-    let rotated = service.api_keys().rotate_api_key(RotateApiKeyRequest {
-        api_key_id: id,
-        ..Default::default()
-    });
-    secrets.push(rotated.await.expect("rotated").into_inner().secret);
+    let rotated = service
+        .api_keys()
+        .rotate_api_key(RotateApiKeyRequest {
+            api_key_id: id,
+            ..Default::default()
+        })
+        .await;
+    secrets.push(rotated.expect("rotated").into_inner().secret);
     let metrics = d.ops_get("/metrics").await.text();
     drop(service);
     assert!(d.terminate().await.success());
@@ -429,8 +435,9 @@ async fn the_pepper_is_made_once_and_its_progress_is_a_call() {
     let listed = d
         .actor("admin")
         .api_keys()
-        .list_peppers(ListPeppersRequest {});
-    let peppers = listed.await.expect("listed").into_inner().peppers;
+        .list_peppers(ListPeppersRequest {})
+        .await;
+    let peppers = listed.expect("listed").into_inner().peppers;
     let [pepper] = &peppers[..] else {
         panic!("{peppers:?}");
     };
@@ -443,14 +450,17 @@ async fn the_pepper_is_made_once_and_its_progress_is_a_call() {
 async fn nobody_computes_anything_with_the_pepper() {
     let d = Daemon::start(Engine::Sqlite).await;
     let admin = d.actor("admin");
-    let made = admin.principals().create_principal(CreatePrincipalRequest {
-        tenant: "system".into(),
-        name: "curious".into(),
-        r#type: PrincipalType::User.into(),
-        identities: vec!["spiffe://claviger.test/stranger".into()],
-        ..Default::default()
-    });
-    let made = made.await.expect("made").into_inner().principal;
+    let made = admin
+        .principals()
+        .create_principal(CreatePrincipalRequest {
+            tenant: "system".into(),
+            name: "curious".into(),
+            r#type: PrincipalType::User.into(),
+            identities: vec!["spiffe://claviger.test/stranger".into()],
+            ..Default::default()
+        })
+        .await;
+    let made = made.expect("made").into_inner().principal;
     let grant = claviger::grpc::proto::GrantRoleRequest {
         principal_id: made.expect("a principal").id,
         role: "crypto-user".into(),
@@ -458,35 +468,39 @@ async fn nobody_computes_anything_with_the_pepper() {
     };
     admin.principals().grant_role(grant).await.expect("granted");
     let curious = d.actor("stranger");
-    let computed = curious.macs().compute_mac(ComputeMacRequest {
-        tenant: "system".into(),
-        key: "api-key-pepper".into(),
-        message: "anything".into(),
-    });
-    assert_eq!(
-        reason(&computed.await.expect_err("refused")),
-        "KEY_RESERVED"
-    );
-    let verified = curious.macs().verify_mac(VerifyMacRequest {
-        tenant: "system".into(),
-        key: "api-key-pepper".into(),
-        message: "anything".into(),
-        mac: vec![0; 32].into(),
-        ..Default::default()
-    });
-    assert_eq!(
-        reason(&verified.await.expect_err("refused")),
-        "KEY_RESERVED"
-    );
+    let computed = curious
+        .macs()
+        .compute_mac(ComputeMacRequest {
+            tenant: "system".into(),
+            key: "api-key-pepper".into(),
+            message: "anything".into(),
+        })
+        .await;
+    assert_eq!(reason(&computed.expect_err("refused")), "KEY_RESERVED");
+    let verified = curious
+        .macs()
+        .verify_mac(VerifyMacRequest {
+            tenant: "system".into(),
+            key: "api-key-pepper".into(),
+            message: "anything".into(),
+            mac: vec![0; 32].into(),
+            ..Default::default()
+        })
+        .await;
+    assert_eq!(reason(&verified.expect_err("refused")), "KEY_RESERVED");
     // A key of the same name in another tenant is none of ours.
     let (purpose, algorithm) = (KeyPurpose::Mac, Algorithm::Hs256);
     d.key("acme", "api-key-pepper", purpose, algorithm).await;
-    let computed = d.actor("service").macs().compute_mac(ComputeMacRequest {
-        tenant: "acme".into(),
-        key: "api-key-pepper".into(),
-        message: "anything".into(),
-    });
-    computed.await.expect("computed");
+    let computed = d
+        .actor("service")
+        .macs()
+        .compute_mac(ComputeMacRequest {
+            tenant: "acme".into(),
+            key: "api-key-pepper".into(),
+            message: "anything".into(),
+        })
+        .await;
+    computed.expect("computed");
     d.stop().await;
 }
 
@@ -661,20 +675,49 @@ async fn an_admin_of_one_tenant_binds_no_identities() {
         .update_principal(update(&ann.id))
         .await
         .expect("her own tenant");
-    let refused = boss.principals().update_principal(UpdatePrincipalRequest {
-        add_identities: vec!["cn:ann".into()],
-        ..update(&ann.id)
-    });
+    let refused = boss
+        .principals()
+        .update_principal(UpdatePrincipalRequest {
+            add_identities: vec!["cn:ann".into()],
+            ..update(&ann.id)
+        })
+        .await;
     assert_eq!(
-        reason(&refused.await.expect_err("identities")),
+        reason(&refused.expect_err("identities")),
         "PERMISSION_DENIED"
     );
     let refused = boss
         .principals()
-        .update_principal(update(&d.id_of("other").await));
-    assert_eq!(
-        reason(&refused.await.expect_err("globex")),
-        "PRINCIPAL_NOT_FOUND"
-    );
+        .update_principal(update(&d.id_of("other").await))
+        .await;
+    assert_eq!(reason(&refused.expect_err("globex")), "PRINCIPAL_NOT_FOUND");
+    d.stop().await;
+}
+
+// R-LIFE-7: a principal-admin gets no second role by making credentials in somebody's name.
+#[tokio::test]
+async fn nobody_else_makes_a_key_that_brings_a_persons_roles_along() {
+    let d = Daemon::start(Engine::Sqlite).await;
+    let (admin, approver) = (d.actor("admin"), d.actor("approver"));
+    let owner = d.id_of("approver").await;
+    let role = ["claviger:key-approver"];
+    let refused = create(&admin, wanted(&owner, &role)).await;
+    let refused = refused.expect_err("the approver's role");
+    assert_eq!(reason(&refused), "SEPARATION_OF_DUTIES");
+    let own = create(&approver, wanted("", &role)).await;
+    let own = own.expect("its own key").api_key.expect("a key");
+    // Nor by following one that the person has made.
+    let request = RotateApiKeyRequest {
+        api_key_id: own.id,
+        ..Default::default()
+    };
+    let refused = admin.api_keys().rotate_api_key(request).await;
+    let refused = refused.expect_err("the approver's role");
+    assert_eq!(reason(&refused), "SEPARATION_OF_DUTIES");
+    // Without the role it may, and a service's roles it may pass on.
+    create(&admin, wanted(&owner, &[])).await.expect("a key");
+    let service = d.id_of("service").await;
+    let made = create(&admin, wanted(&service, &["claviger:crypto-user"])).await;
+    made.expect("the service's key");
     d.stop().await;
 }

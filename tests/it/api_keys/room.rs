@@ -8,7 +8,7 @@ use aws_lc_rs::digest;
 use claviger::{
     audit::{AccessConfig, AccessLog, AccessMode, Receipt},
     authz::{Authz, Policies},
-    backends::{Backend, BackendError, Call, Capabilities, Created, VerifyAfterSign},
+    backends::{Backend, BackendError, Call, Capabilities, Created, Destroyed, VerifyAfterSign},
     clients::{ApiKeys, ApiKeysConfig, CreateApiKey, Rejection, RotateApiKey, Rotated},
     clock::Clock,
     directory::{Directory, StateChange, UpdatePrincipal},
@@ -80,8 +80,17 @@ impl Room {
         let keks = Keks::open(db.clone(), backends.clone(), named, now, HOUR);
         let keks = Arc::new(keks.await.expect("a KEK"));
         let (safe, defaults) = ("safe".to_owned(), KeysConfig::default());
-        let keys = Keys::new(db.clone(), backends, safe, keks, clock.clone(), defaults);
-        let keys = Arc::new(keys.with_pepper(config.pepper().expect("a name")));
+        let reserved = vec![config.pepper().expect("a name")];
+        let keys = Keys::new(
+            db.clone(),
+            backends,
+            safe,
+            reserved,
+            keks,
+            clock.clone(),
+            defaults,
+        );
+        let keys = Arc::new(keys);
         let (soak, rotation) = (Duration::ZERO, RotationConfig::default());
         let rotations = Rotations::new(db.clone(), keys.clone(), clock.clone(), soak, rotation);
         let (keys_too, people) = (Arc::clone(&keys), Arc::clone(&directory));
@@ -210,7 +219,7 @@ impl Room {
 
     /// What a key is worth: the roles and entitlements it brings along.
     pub async fn worth(&self, text: &ApiKeyText) -> Result<Scopes, Rejection> {
-        let admitted = self.api_keys.admit(shown(text)).await.expect("an answer");
+        let admitted = self.api_keys.admit(text, true).await.expect("an answer");
         admitted.map(|admitted| {
             assert_eq!(admitted.key.id, text.id());
             assert_eq!(admitted.principal.held(), admitted.scopes);
@@ -360,6 +369,7 @@ impl Default for Safe {
             algorithms: Vec::new(),
             verify_after_sign: VerifyAfterSign::Off,
             longest_message: None,
+            one_at_a_time: false,
         })
     }
 }
@@ -446,7 +456,7 @@ impl Backend for Safe {
         })
     }
 
-    fn destroy<'a>(&'a self, _: &'a BackendRef, _: tokio::time::Instant) -> Call<'a, ()> {
+    fn destroy<'a>(&'a self, _: &'a BackendRef, _: tokio::time::Instant) -> Call<'a, Destroyed> {
         never()
     }
 

@@ -15,6 +15,7 @@ from authlib.integrations.base_client.errors import OAuthError
 from authlib.integrations.requests_client import OAuth2Session
 from authlib.oauth2.rfc7523 import PrivateKeyJWT
 from authlib.oauth2.rfc8414 import AuthorizationServerMetadata
+from joserfc.jwk import ECKey
 from oauthlib.oauth2 import BackendApplicationClient
 from requests.auth import HTTPBasicAuth
 from requests_oauthlib import OAuth2Session as OauthlibSession
@@ -40,14 +41,15 @@ def main():
     key = session(given["api_key"], "client_secret_basic")
     seen["authlib_api_key"] = dict(key.fetch_token(token_url, grant_type="client_credentials"))
 
-    # What signs is the audience that the daemon expects, which a test reaches under another address.
+    # The daemon's name for itself is not the address that a test reaches it by. The library's own hour is too long.
     signer = PrivateKeyJWT(
         given["issuer"] + "/oauth/token",
         claims={"exp": int(time.time()) + 60},
         headers={"kid": "one"},
         alg="ES256",
     )
-    asserting = OAuth2Session(given["assertion"]["id"], given["assertion"]["pem"], token_endpoint_auth_method=signer)
+    pair = ECKey.import_key(given["assertion"]["pem"])
+    asserting = OAuth2Session(given["assertion"]["id"], pair, token_endpoint_auth_method=signer)
     asserting.verify = ca
     seen["authlib_private_key_jwt"] = dict(asserting.fetch_token(token_url, grant_type="client_credentials"))
 

@@ -46,13 +46,16 @@ impl World {
     /// A new key of a new service.
     async fn api_key(&self) -> String {
         let admin = self.daemon.actor("admin");
-        let made = admin.api_keys().create_api_key(CreateApiKeyRequest {
-            owner_id: self.account().await,
-            name: "test".into(),
-            expire_time: hours(1),
-            ..Default::default()
-        });
-        let made = made.await.expect("CreateApiKey").into_inner().api_key;
+        let made = admin
+            .api_keys()
+            .create_api_key(CreateApiKeyRequest {
+                owner_id: self.account().await,
+                name: "test".into(),
+                expire_time: hours(1),
+                ..Default::default()
+            })
+            .await;
+        let made = made.expect("CreateApiKey").into_inner().api_key;
         made.expect("a key").id
     }
 
