@@ -153,7 +153,7 @@ async fn clients(realm: &Realm, seen: &mut Seen) -> String {
     let (client, secret) = realm.secret("web").await;
     let secret = secret.as_str();
     seen.plant_key("a client's secret", secret);
-    let who = (client.id.as_str(), secret.as_str());
+    let who = (client.id.as_str(), secret);
     let token = realm.token(who, &[]).await.token();
     seen.plant_token("an access token", &token);
     let introspected = realm.basic(INTROSPECT, who, &[("token", &token)]).await;
@@ -273,7 +273,7 @@ async fn calls(realm: &Realm, seen: &mut Seen, key: &str) {
     let mut tokens = d.actor("service").tokens();
     for token in [&token[..], key, &token[..token.len() - 1]] {
         let answer = tokens.verify_token(verify(token)).await;
-        seen.said += &format!("{:?}\n", answer.map(|a| a.into_inner().reason));
+        seen.said += &format!("{:?}\n", answer.map(|a| a.into_inner().rejection));
     }
     let nobody = d.actor_with(None);
     let bearer = format!("Bearer {token}");
