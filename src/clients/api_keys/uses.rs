@@ -12,6 +12,9 @@ use crate::{
     model::{ApiKeyHash, ApiKeyId, Kid, Timestamp},
 };
 
+/// Keys that one transaction writes.
+const AT_ONCE: usize = 100;
+
 /// Uses that no row has yet.
 #[derive(Default)]
 pub struct Uses {
@@ -61,7 +64,8 @@ impl Uses {
     }
 
     fn take(&self) -> Taken<'_> {
-        let left = self.lock().drain().collect();
+        let mut left: Vec<_> = self.lock().drain().collect();
+        left.sort_unstable_by_key(|(id, _)| *id.as_bytes());
         Taken { uses: self, left }
     }
 
@@ -92,35 +96,47 @@ impl Drop for Taken<'_> {
 }
 
 impl ApiKeys {
-    /// Writes what was noted since the last time, each key in a transaction of its own: one that held several rows could
-    /// wait for a change that waits for it. What cannot be written is kept for the next time.
+    /// Writes what was noted since the last time. What cannot be written is kept for the next time.
     ///
     /// Errors: DATABASE_UNAVAILABLE.
     pub async fn flush_uses(&self) -> Result<()> {
         let _turn = self.uses.flushing.lock().await;
         let mut taken = self.uses.take();
-        while let Some((id, noted)) = taken.left.last() {
-            self.write_use(*id, noted).await?;
-            taken.left.pop();
+        while !taken.left.is_empty() {
+            let from = taken.left.len().saturating_sub(AT_ONCE);
+            self.write_uses(taken.left.get(from..).unwrap_or_default())
+                .await?;
+            taken.left.truncate(from);
         }
         Ok(())
     }
 
-    async fn write_use(&self, id: ApiKeyId, noted: &Use) -> Result<()> {
-        if let Some(moved) = &noted.moved {
-            let mut tx = self.db.begin().await?;
-            tx.rehash_api_key(id, &moved.from, &moved.to).await?;
-            // A version that was superseded meanwhile takes no more rows: it could be retired with them under it. The next
-            // use moves the key to the version after that.
-            if tx.hold_active(&moved.to.pepper).await? {
-                tx.commit().await?;
+    /// In the order of the ids, on every replica: nobody who holds one of these rows waits for another of them.
+    async fn write_uses(&self, noted: &[(ApiKeyId, Use)]) -> Result<()> {
+        for (id, noted) in noted {
+            if let Some(moved) = &noted.moved {
+                self.write_move(*id, moved).await?;
             }
-            self.forget(id);
         }
-        let Some(at) = noted.at else { return Ok(()) };
         let mut tx = self.db.begin().await?;
-        tx.note_api_key_use(id, at).await?;
+        for (id, noted) in noted {
+            if let Some(at) = noted.at {
+                tx.note_api_key_use(*id, at).await?;
+            }
+        }
         Ok(tx.commit().await?)
+    }
+
+    async fn write_move(&self, id: ApiKeyId, moved: &Moved) -> Result<()> {
+        let mut tx = self.db.begin().await?;
+        tx.rehash_api_key(id, &moved.from, &moved.to).await?;
+        // A version that was superseded meanwhile takes no more rows: it could be retired with them under it. The next use
+        // moves the key to the version after that.
+        if tx.hold_active(&moved.to.pepper).await? {
+            tx.commit().await?;
+        }
+        self.forget(id);
+        Ok(())
     }
 }
 

@@ -20,6 +20,7 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use uuid::Uuid;
+use zeroize::Zeroize;
 
 pub use metadata::Metadata;
 
@@ -108,7 +109,13 @@ impl Oauth {
             let body = body.collect().await.map_err(|_| {
                 Refused::invalid_request("the body cannot be read, or is longer than the limit")
             })?;
-            let mut form = Form::parse(&body.to_bytes())?;
+            let body = body.to_bytes();
+            let form = Form::parse(&body);
+            // What the connection has copied is out of reach.
+            if let Ok(mut body) = body.try_into_mut() {
+                body.zeroize();
+            }
+            let mut form = form?;
             let shown = Shown::read(&head.headers, &mut form, &peer)?;
             Ok((form, shown))
         };

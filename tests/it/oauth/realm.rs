@@ -1,6 +1,6 @@
 //! A daemon with a token key, a partner with entitlements, and clients that act as the partner.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::Bytes;
@@ -11,11 +11,14 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use crate::{
-    daemon::{Daemon, Engine, Setup},
+    daemon::{Daemon, Engine, PATIENCE, Setup},
     jwt_attacks::forge::{Signer, now},
     pki::Leaf,
 };
@@ -259,6 +262,16 @@ impl Realm {
         let answer = answer.expect("VerifyToken").into_inner();
         assert!(answer.valid, "{answer:?}");
         answer.claims.expect("claims")
+    }
+
+    /// Waits until the daemon has seen every change in its feed: what comes by it forgets shared tokens once more.
+    pub async fn settled(&self) {
+        let behind = "SELECT name FROM replicas WHERE seen_seq < (SELECT MAX(seq) FROM audit_events WHERE stream = 'admin')";
+        let until = Instant::now() + PATIENCE;
+        while !self.daemon.rows(behind).await.is_empty() {
+            assert!(Instant::now() < until, "the feed is not followed");
+            sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// How many rows of the audit log have this action, outcome and text in their details.
