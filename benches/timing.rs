@@ -1,9 +1,10 @@
 //! Does the time that a refusal takes tell what is wrong with an API key?
 //!
-//! `timing DIR [TRIES]` tries three keys in random order, one at a time over one open connection, against a daemon of
+//! `timing DIR [TRIES]` tries keys in random order, one at a time over one open connection, against a daemon of
 //! `claviger dev` in DIR: one with an id that nobody has, one with a known id and another secret, and one that is right but
 //! for the last character of its secret, checksum included. First at the token endpoint, then with Encrypt and `x-api-key`
-//! over gRPC. Welch's t-test compares each two; it ends with 1 when |t| is 4.5 or more.
+//! over gRPC. Welch's t-test compares each two; it ends with 1 when |t| is 4.5 or more. A fourth key, whose checksum is
+//! wrong, is refused unseen and is the control: a measurement that does not tell it apart sees nothing, and fails too.
 //!
 //! Most tries are answered by the throttle of failures, whose bound is far below what a test needs. They count: the key
 //! is looked up and hashed before the throttle is asked, and an attacker sees such answers, too. Each of the three
@@ -46,8 +47,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
 const TENANT: &str = "acme";
-/// Names of the three keys, and their order everywhere below.
-const NAMES: [&str; 3] = ["unknown id", "wrong secret", "right prefix"];
+/// Names of the keys, and their order everywhere below.
+const NAMES: [&str; 4] = ["unknown id", "wrong secret", "right prefix", "control"];
+/// Those that must not be told apart.
+const PAIRS: [(usize, usize); 3] = [(0, 1), (0, 2), (1, 2)];
 /// From which on a difference is taken for one.
 const BOUND: f64 = 4.5;
 /// A kind of answer that came more seldom for one of the keys is not compared.
@@ -87,7 +90,7 @@ async fn run() -> Fallible<bool> {
 }
 
 /// Seconds by kind of answer, and by key.
-type Times = BTreeMap<String, [Vec<f64>; 3]>;
+type Times = BTreeMap<String, [Vec<f64>; 4]>;
 
 async fn measure(
     tries: usize,
@@ -97,7 +100,7 @@ async fn measure(
     for _ in 0..tries / 20 {
         try_key(draw()?).await?;
     }
-    let mut counts = [0; 3];
+    let mut counts = [0; 4];
     while counts.iter().any(|count| *count < tries) {
         let which = draw()?;
         let (kind, took) = try_key(which).await?;
@@ -107,18 +110,14 @@ async fn measure(
     Ok(times)
 }
 
-/// 0, 1 or 2, each as likely.
+/// The number of a key, each as likely.
 fn draw() -> Fallible<usize> {
-    loop {
-        let mut byte = [0];
-        rand::fill(&mut byte).map_err(|_| "no randomness")?;
-        if byte[0] < 255 {
-            return Ok(usize::from(byte[0] % 3));
-        }
-    }
+    let mut byte = [0];
+    rand::fill(&mut byte).map_err(|_| "no randomness")?;
+    Ok(usize::from(byte[0]) % NAMES.len())
 }
 
-/// Prints a table. True when no two keys can be told apart.
+/// Prints a table. True when no two keys can be told apart, and the control can.
 fn report(what: &str, times: &Times) -> bool {
     let mut alike = true;
     for (kind, times) in times {
@@ -142,17 +141,25 @@ fn report(what: &str, times: &Times) -> bool {
             let calm = times.iter().copied().filter(|time| *time <= limit);
             calm.collect::<Vec<_>>()
         });
-        for (one, other) in [(0, 1), (0, 2), (1, 2)] {
+        let differ = |one: usize, other: usize| {
             let whole = welch(&times[one], &times[other]);
             let calm = welch(&calm[one], &calm[other]);
             let differ = whole.abs() >= BOUND || calm.abs() >= BOUND;
-            alike &= !differ;
-            let verdict = if differ { "TOLD APART" } else { "alike" };
+            let verdict = if differ { "told apart" } else { "alike" };
+            let (one, other) = (NAMES[one], NAMES[other]);
             println!(
-                "  {:<14} - {:<14} t = {whole:>6.2}, without the slowest {calm:>6.2}  {verdict}",
-                NAMES[one], NAMES[other]
+                "  {one:<14} - {other:<14} t = {whole:>8.2}, without the slowest {calm:>8.2}  {verdict}"
             );
+            differ
+        };
+        for (one, other) in PAIRS {
+            alike &= !differ(one, other);
         }
+        let sees = differ(0, 3);
+        if !sees {
+            println!("  the control is not told apart: more tries are needed");
+        }
+        alike &= sees;
     }
     alike
 }
@@ -199,9 +206,10 @@ impl Site {
         Ok(found.ok_or("addresses.json names no such listener")?)
     }
 
-    /// Makes two keys, uses them so that the daemon knows them, and spoils them. The third is nobody's.
-    async fn keys(&self) -> Fallible<[Key; 3]> {
+    /// Makes two keys, uses them so that the daemon knows them, and spoils them. The others are nobody's.
+    async fn keys(&self) -> Fallible<[Key; 4]> {
         let unknown = ApiKeyText::generate(ApiKeyId::random())?;
+        let control = ApiKeyText::generate(ApiKeyId::random())?;
         let (one, two) = (self.make().await?, self.make().await?);
         let id = one.api_key.unwrap_or_default().id;
         let wrong = ApiKeyText::generate(id.parse()?)?;
@@ -218,6 +226,10 @@ impl Site {
             Key {
                 id: two.api_key.unwrap_or_default().id,
                 text: nearly(&two.secret)?,
+            },
+            Key {
+                id: control.id().to_string(),
+                text: control.expose_secret().replace("cvk_", "cvk_0"),
             },
         ])
     }
@@ -307,7 +319,7 @@ struct TokenEndpoint {
 }
 
 impl TokenEndpoint {
-    async fn open(site: &Site, keys: &[Key; 3]) -> Fallible<Self> {
+    async fn open(site: &Site, keys: &[Key; 4]) -> Fallible<Self> {
         let address = site.address("public")?;
         let tls = connect(tls(&site.dir, None, b"http/1.1")?, address).await?;
         let (sender, connection) = http1::handshake(TokioIo::new(tls)).await?;
@@ -347,7 +359,7 @@ struct GrpcPort {
 }
 
 impl GrpcPort {
-    async fn open(site: &Site, keys: &[Key; 3]) -> Fallible<Self> {
+    async fn open(site: &Site, keys: &[Key; 4]) -> Fallible<Self> {
         Ok(Self {
             client: CryptoServiceClient::new(site.channel(None)?),
             vault: site.vault().await?,

@@ -182,6 +182,10 @@ clock_skew_seconds = 0
 [oauth]
 audiences = ["https://api.acme.test", "claviger"]
 
+# For `make timing`. In production it is 30.
+[authn]
+failures_per_minute = 10000
+
 [bootstrap]
 tenants = ["acme", "globex"]
 "#,
