@@ -215,23 +215,23 @@ pub async fn run(
         config.tokens.clone(),
         Duration::from_secs(config.jwks.max_age_seconds),
     ));
-    let authn = Arc::new(Authn::new(
-        (
-            Arc::clone(&directory),
-            Arc::clone(&api_keys),
-            Arc::clone(&tokens),
-            Arc::clone(&gate),
-        ),
-        Arc::clone(&issuers),
-        clock.clone(),
-        config.authn.clone(),
-    ));
     let clients = Arc::new(Clients::new(
         db.clone(),
         clock.clone(),
         (Arc::clone(&directory), Arc::clone(&api_keys)),
         (Arc::clone(&keys), Arc::clone(&tokens)),
         config.oauth.clone(),
+    ));
+    let authn = Arc::new(Authn::new(
+        (
+            Arc::clone(&directory),
+            Arc::clone(&tokens),
+            Arc::clone(&gate),
+        ),
+        (Arc::clone(&api_keys), Arc::clone(&clients)),
+        Arc::clone(&issuers),
+        clock.clone(),
+        config.authn.clone(),
     ));
     let oauth = Arc::new(Oauth {
         clients: Arc::clone(&clients),
@@ -299,12 +299,6 @@ pub async fn run(
     uses.keks().reload().await.map_err(AppError::new)?;
     // Nobody is let in before the lease has begun.
     feed.round().await.map_err(AppError::new)?;
-    if let Err(error) = api_keys.make_pepper(&gate).await {
-        tracing::error!(
-            ?error,
-            "API keys cannot be used: no pepper; the scheduler tries again to make one"
-        );
-    }
     let watched = guarded
         .into_iter()
         .map(|(name, backend)| {

@@ -61,7 +61,7 @@ pub fn link(stream: &str, head: &Head, at: i64, records: Vec<Record>) -> Vec<Aud
                 entity_id: record.entity_id,
                 outcome: record.outcome.as_str().to_owned(),
                 request_id: record.request_id,
-                data: record.data,
+                data: with_credential(record.data, record.credential),
                 prev_hash: std::mem::take(&mut prev_hash),
                 hash: Vec::new(),
             };
@@ -70,6 +70,15 @@ pub fn link(stream: &str, head: &Head, at: i64, records: Vec<Record>) -> Vec<Aud
             row
         })
         .collect()
+}
+
+/// The data with member `credential`: which API key or token somebody came with.
+fn with_credential(data: String, credential: Option<String>) -> String {
+    match (credential, data.strip_prefix('{')) {
+        (Some(credential), Some("}")) => format!(r#"{{"credential":"{credential}"}}"#),
+        (Some(credential), Some(rest)) => format!(r#"{{"credential":"{credential}",{rest}"#),
+        (_, _) => data,
+    }
 }
 
 /// The head of a stream that has no rows.

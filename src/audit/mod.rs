@@ -68,6 +68,8 @@ pub struct Record {
     pub request_id: String,
     /// JSON object; never a secret.
     pub data: String,
+    /// What the actor showed, where that was no certificate: member `credential` of the row's data.
+    pub credential: Option<String>,
 }
 
 /// Proof that a mutation was recorded.

@@ -14,8 +14,9 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
 
-use self::keys::Keys;
+use self::keys::{Jwk, Keys};
 use crate::{
+    error::{Error, Reason},
     model::{Algorithm, Identity, SignInput, Timestamp},
     tokens::is_plain_object,
 };
@@ -59,9 +60,9 @@ const LEEWAY: i64 = 30;
 pub enum NotFromIssuer {
     /// No issuer of this name is configured.
     UnknownIssuer,
-    /// The header is malformed, or names more than `alg`, `kid` and `typ`.
+    /// The header is malformed, is of another kind of token, or names other keys or rules.
     BadHeader,
-    /// The issuer has no such key, or cannot be asked.
+    /// The issuer has no such key.
     UnknownKey,
     /// The signature does not verify under the key that the token names.
     BadSignature,
@@ -127,9 +128,17 @@ struct Parsed<'a> {
 struct Header {
     alg: String,
     kid: String,
-    #[serde(default, rename = "typ")]
-    _typ: String,
+    #[serde(default)]
+    typ: Option<String>,
+    /// Thumbprints of a certificate, which some issuers add: never read.
+    #[serde(default, rename = "x5t")]
+    _x5t: Option<String>,
+    #[serde(default, rename = "x5t#S256")]
+    _x5t_s256: Option<String>,
 }
+
+/// Kinds of tokens that are meant to be shown to a service. A `logout+jwt`, say, is not.
+const TYPES: [&str; 3] = ["jwt", "at+jwt", "application/at+jwt"];
 
 #[derive(Deserialize)]
 struct Claims {
@@ -232,16 +241,45 @@ impl Issuers {
     }
 
     /// What a token that says it is from `iss` proves at `now`.
+    ///
+    /// Errors: BACKEND_UNAVAILABLE when the issuer's keys cannot be read, so that nobody can tell.
     pub async fn prove(
         &self,
         iss: &str,
         token: &str,
         now: Timestamp,
+    ) -> Result<Result<Proven, NotFromIssuer>, Error> {
+        let Some(issuer) = self.0.get(iss) else {
+            return Ok(Err(NotFromIssuer::UnknownIssuer));
+        };
+        let Some(parsed) = parse(token) else {
+            return Ok(Err(NotFromIssuer::BadHeader));
+        };
+        let key = issuer.keys.find(&parsed.kid).await.map_err(|why| {
+            Error::new(
+                Reason::BackendUnavailable,
+                format!(
+                    "the keys of issuer {} cannot be read; retry later",
+                    issuer.name
+                ),
+            )
+            .retry_after(Duration::from_secs(1))
+            .because(why)
+        })?;
+        let proven = key
+            .ok_or(NotFromIssuer::UnknownKey)
+            .and_then(|key| issuer.verify(&parsed, &key, now));
+        Ok(proven)
+    }
+}
+
+impl Issuer {
+    fn verify(
+        &self,
+        parsed: &Parsed<'_>,
+        key: &Jwk,
+        now: Timestamp,
     ) -> Result<Proven, NotFromIssuer> {
-        let issuer = self.0.get(iss).ok_or(NotFromIssuer::UnknownIssuer)?;
-        let parsed = parse(token).ok_or(NotFromIssuer::BadHeader)?;
-        let key = issuer.keys.find(&parsed.kid).await;
-        let key = key.ok_or(NotFromIssuer::UnknownKey)?;
         let verifier = key
             .verifier(parsed.algorithm)
             .ok_or(NotFromIssuer::BadHeader)?;
@@ -254,11 +292,9 @@ impl Issuers {
         }
         let claims: Claims =
             serde_json::from_slice(&parsed.claims).map_err(|_| NotFromIssuer::BadClaim)?;
-        issuer.judge(claims, now.seconds())
+        self.judge(claims, now.seconds())
     }
-}
 
-impl Issuer {
     /// `iss` need not be looked at again: it chose this issuer, and the signature covers it.
     fn judge(&self, claims: Claims, now: i64) -> Result<Proven, NotFromIssuer> {
         if now >= claims.exp.saturating_add(LEEWAY) {
@@ -304,6 +340,10 @@ fn parse(token: &str) -> Option<Parsed<'_>> {
         true => serde_json::from_slice(&header).ok()?,
         false => return None,
     };
+    let typ = header.typ.unwrap_or_else(|| "JWT".to_owned());
+    if !TYPES.contains(&typ.to_ascii_lowercase().as_str()) {
+        return None;
+    }
     let algorithm: Algorithm = header.alg.parse().ok()?;
     Some(Parsed {
         kid: header.kid,

@@ -18,12 +18,14 @@ use super::{
     issuers::NotFromIssuer, throttle::RETRY_AFTER,
 };
 use crate::{
-    clients::{self, ApiKeys},
+    clients::{self, ApiKeys, Clients},
     clock::Clock,
     directory::Directory,
     error::{Error, Reason, Result},
     gate::{Gate, Stranger},
-    model::{Action, ApiKeyText, Caller, Credential, Principal, PrincipalState, Timestamp},
+    model::{
+        Action, ApiKeyText, Caller, Credential, Principal, PrincipalId, PrincipalState, Timestamp,
+    },
     tokens::{Rejection, Tokens},
 };
 
@@ -90,8 +92,6 @@ pub enum Refusal {
     Foreign(NotFromIssuer),
     /// The token's subject is no principal, or not the one that it says.
     UnknownSubject,
-    /// The token is bound to another certificate, or the connection has none.
-    NotBound,
     /// The principal is suspended.
     Suspended,
 }
@@ -109,27 +109,25 @@ impl Refusal {
             Self::Token(rejection) => rejection.as_str(),
             Self::Foreign(why) => why.as_str(),
             Self::UnknownSubject => "UNKNOWN_SUBJECT",
-            Self::NotBound => "NOT_BOUND",
             Self::Suspended => "SUSPENDED",
         }
     }
 
-    /// Was it an attempt with something that could be guessed or stolen? A certificate's holder has proved a private key,
+    /// Was it an attempt that costs whoever makes it nothing? A certificate's holder has proved a private key,
     /// and somebody who is known and may not come like this was no failure to authenticate.
-    const fn is_of_a_secret(self) -> bool {
+    const fn is_cheap(self) -> bool {
         match self {
-            Self::Nothing
-            | Self::NobodysCertificate
+            Self::NobodysCertificate
             | Self::CertificateExpired
             | Self::NotAccepted
             | Self::Suspended => false,
-            Self::Ambiguous
+            Self::Nothing
+            | Self::Ambiguous
             | Self::Malformed
             | Self::ApiKey(_)
             | Self::Token(_)
             | Self::Foreign(_)
-            | Self::UnknownSubject
-            | Self::NotBound => true,
+            | Self::UnknownSubject => true,
         }
     }
 }
@@ -137,7 +135,8 @@ impl Refusal {
 /// The parts that authentication needs.
 pub struct Authn {
     pub(super) directory: Arc<Directory>,
-    api_keys: Arc<ApiKeys>,
+    pub(super) api_keys: Arc<ApiKeys>,
+    pub(super) clients: Arc<Clients>,
     pub(super) tokens: Arc<Tokens>,
     pub(super) issuers: Arc<Issuers>,
     gate: Arc<Gate>,
@@ -151,8 +150,8 @@ pub(super) type Known = (Arc<Principal>, Credential);
 
 /// A failure to say who somebody is.
 pub(super) enum Unknown {
-    /// They are nobody.
-    Refused(Refusal),
+    /// They are nobody; or the one with this id, who may not come now, or not like this.
+    Refused(Refusal, Option<PrincipalId>),
     /// Nobody can tell: a part that is needed does not answer.
     Error(Error),
 }
@@ -165,14 +164,15 @@ impl From<Error> for Unknown {
 
 impl From<Refusal> for Unknown {
     fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+        Self::Refused(refusal, None)
     }
 }
 
 impl Authn {
     /// Authentication by these parts.
     pub fn new(
-        (directory, api_keys, tokens, gate): (Arc<Directory>, Arc<ApiKeys>, Arc<Tokens>, Arc<Gate>),
+        (directory, tokens, gate): (Arc<Directory>, Arc<Tokens>, Arc<Gate>),
+        (api_keys, clients): (Arc<ApiKeys>, Arc<Clients>),
         issuers: Arc<Issuers>,
         clock: Clock,
         config: AuthnConfig,
@@ -181,6 +181,7 @@ impl Authn {
         Self {
             directory,
             api_keys,
+            clients,
             tokens,
             issuers,
             gate,
@@ -220,9 +221,9 @@ impl Authn {
         let (principal, credential) = match known {
             Ok(known) => known,
             Err(Unknown::Error(error)) => return Err(error),
-            Err(Unknown::Refused(refusal)) => {
+            Err(Unknown::Refused(refusal, who)) => {
                 return Err(self
-                    .refused(credentials, &request_id, action, refusal)
+                    .refused(credentials, &request_id, action, (refusal, who))
                     .await);
             }
         };
@@ -251,8 +252,8 @@ impl Authn {
                 idempotency: None,
             }),
             Err(Unknown::Error(error)) => Err(error),
-            Err(Unknown::Refused(refusal)) => Err(self
-                .refused(credentials, &request_id, action, refusal)
+            Err(Unknown::Refused(refusal, who)) => Err(self
+                .refused(credentials, &request_id, action, (refusal, who))
                 .await),
         }
     }
@@ -272,16 +273,22 @@ impl Authn {
                     self.by_api_key(text, may_look).await,
                 )
             }
-            Some(Shown::Token(text)) => (CredentialKind::Token, self.by_token(text, peer).await),
+            Some(Shown::Token(text)) => (
+                CredentialKind::Token,
+                self.by_token(text, peer, self.throttle.may_look(source(peer)))
+                    .await,
+            ),
         };
         let (principal, credential) = known?;
         // Asked last: whoever shows something that does not count learns nothing about what would.
         if !self.config.accept.accepts(action, kind) {
-            return Err(Refusal::NotAccepted.into());
+            return Err(Unknown::Refused(Refusal::NotAccepted, Some(principal.id)));
         }
         match principal.state {
             PrincipalState::Active => Ok((principal, credential)),
-            PrincipalState::Suspended => Err(Refusal::Suspended.into()),
+            PrincipalState::Suspended => {
+                Err(Unknown::Refused(Refusal::Suspended, Some(principal.id)))
+            }
         }
     }
 
@@ -332,7 +339,7 @@ impl Authn {
         credentials: &Credentials,
         request_id: &str,
         action: Action,
-        refusal: Refusal,
+        (refusal, who): (Refusal, Option<PrincipalId>),
     ) -> Error {
         let peer = credentials.peer().map(|peer| &*peer.0);
         let id = match credentials.shown() {
@@ -342,7 +349,7 @@ impl Authn {
         metrics::counter!("claviger_authentication_failures_total", "reason" => refusal.as_str())
             .increment(1);
         let bytes = id.map(|id| *id.as_bytes());
-        if refusal.is_of_a_secret() && !self.throttle.failed(source(peer), bytes) {
+        if refusal.is_cheap() && !self.throttle.failed(source(peer), bytes) {
             return Error::new(
                 Reason::TooManyFailures,
                 "too many credentials that do not count came from here; wait, and check the credential",
@@ -350,7 +357,11 @@ impl Authn {
             .retry_after(RETRY_AFTER);
         }
         let stranger = Stranger {
-            named: id.map_or_else(|| named(peer), |id| format!("api_key:{id}")),
+            named: match (who, id) {
+                (Some(who), _) => who.to_string(),
+                (None, Some(id)) => format!("api_key:{id}"),
+                (None, None) => named(peer),
+            },
             source: source(peer),
             reason: refusal.as_str(),
         };
@@ -384,8 +395,7 @@ impl Authn {
             | Refusal::ApiKey(_)
             | Refusal::Token(_)
             | Refusal::Foreign(_)
-            | Refusal::UnknownSubject
-            | Refusal::NotBound => {
+            | Refusal::UnknownSubject => {
                 Error::new(Reason::CredentialInvalid, "the credential is not valid")
             }
         }

@@ -73,6 +73,9 @@ pub struct Verify {
     /// Scope that must be present; repeatable
     #[arg(long)]
     scope: Vec<String>,
+    /// x5t#S256 of the client certificate that the token came with: base64url of its SHA-256
+    #[arg(long, default_value = "", hide_default_value = true)]
+    certificate_thumbprint: String,
 }
 
 #[derive(Args, Debug)]
@@ -141,6 +144,7 @@ async fn verify(args: Verify, session: &Session) -> Result<Exit> {
         token: token.trim().to_owned(),
         audience: args.audience,
         required_scopes: args.scope,
+        certificate_thumbprint: args.certificate_thumbprint,
     };
     let answer = session.tokens().verify_token(request).await?.into_inner();
     session.show(&answer, verdict)?;

@@ -203,10 +203,13 @@ impl ApiKeys {
     /// A version that does neither is named as long as keys are hashed under it.
     ///
     /// Errors: NO_USABLE_VERSION when there is no pepper key, DATABASE_UNAVAILABLE.
-    pub async fn peppers(&self, permit: &Permit) -> Result<Vec<Progress>> {
+    pub async fn peppers(self: &Arc<Self>, permit: &Permit) -> Result<Vec<Progress>> {
         permit.covers_tenant(Action::ListPeppers, &TenantName::system())?;
-        // What this replica is about to move counts as moved.
-        self.flush_uses().await?;
+        // What this replica is about to move counts as moved. In a task of its own: a caller who leaves must not leave a
+        // transaction half begun.
+        let api_keys = Arc::clone(self);
+        let flushed = tokio::spawn(async move { api_keys.flush_uses().await });
+        flushed.await.map_err(Error::internal)??;
         let counts = self.db.api_keys_by_pepper().await?;
         self.pepper.progress(&counts).await
     }

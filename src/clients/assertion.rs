@@ -1,8 +1,9 @@
 //! Client assertions (RFC 7523 section 3): a JWT that the client signs to prove itself, once.
 //!
-//! Decided where the standards leave a choice: `aud` is our issuer or our token endpoint and nothing beside it, so that
-//! an assertion that was made for somebody else is worth nothing here; `exp` is at most five minutes ahead; `jti` is
-//! required. The header may hold `alg`, `kid` and `typ`: embedded keys, key URLs and `crit` are refused unseen.
+//! Decided where the standards leave a choice: `aud` is our issuer or an endpoint of ours and nothing beside them, so that
+//! an assertion that was made for somebody else is worth nothing here; `exp` is at most an hour ahead; `jti` is
+//! required. The header may hold `alg`, `kid`, `typ` and, unread, thumbprints: embedded keys, key URLs and `crit` are
+//! refused unseen.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,8 +20,8 @@ use crate::{
 
 /// Longest assertion that is looked at, in bytes.
 const MAX_LENGTH: usize = 8 * 1024;
-/// How far ahead `exp` may be.
-const LONGEST: Duration = Duration::from_secs(300);
+/// How far ahead `exp` may be: as long as stock libraries make it. What is used is used up, whatever its `exp`.
+const LONGEST: Duration = Duration::from_secs(3600);
 /// How long a `jti` is kept beyond its `exp`: the clocks of replicas and database may differ.
 const KEEP: Duration = Duration::from_secs(600);
 /// Characters of a `jti` at most.
@@ -42,6 +43,11 @@ struct Header {
     kid: Option<String>,
     #[serde(default)]
     typ: Option<String>,
+    /// Thumbprints of a certificate, which some libraries add: never read.
+    #[serde(default, rename = "x5t")]
+    _x5t: Option<String>,
+    #[serde(default, rename = "x5t#S256")]
+    _x5t_s256: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -117,7 +123,13 @@ impl Clients {
         let proved = signed(registered, assertion).and_then(|()| {
             let client = registered.client.id.to_string();
             let (issuer, leeway) = (self.tokens.issuer(), self.tokens.leeway());
-            let aud = [issuer.to_owned(), self.tokens.endpoint("/oauth/token")];
+            let endpoint = |path: &str| self.tokens.endpoint(path);
+            let aud = [
+                issuer.to_owned(),
+                endpoint("/oauth/token"),
+                endpoint("/oauth/introspect"),
+                endpoint("/oauth/revoke"),
+            ];
             check(&assertion.claims, &client, &aud, now, leeway)
         });
         if let Err(refusal) = proved {
@@ -165,16 +177,14 @@ fn check(
     if claims.iss != client || claims.sub != client {
         return Err(Refusal::WrongIssuer);
     }
-    let aud = match &claims.aud {
-        Value::String(aud) => Some(aud.as_str()),
+    let is_ours = |aud: &Value| audiences.iter().any(|own| aud == own);
+    let is_meant = match &claims.aud {
+        aud @ Value::String(_) => is_ours(aud),
         // Whoever else is named could have been given the same assertion.
-        Value::Array(several) => match several.as_slice() {
-            [Value::String(aud)] => Some(aud.as_str()),
-            _ => None,
-        },
-        _ => None,
+        Value::Array(several) => !several.is_empty() && several.iter().all(is_ours),
+        _ => false,
     };
-    if !aud.is_some_and(|aud| audiences.iter().any(|own| own == aud)) {
+    if !is_meant {
         return Err(Refusal::WrongAudience);
     }
     let at = Timestamp::from_seconds;
@@ -236,7 +246,11 @@ mod tests {
             &[("aud", json!(["https://issuer.test"]))],
             &[("iat", Value::Null)],
             &[("nbf", json!(NOW))],
-            &[("exp", json!(NOW + 300))],
+            &[("exp", json!(NOW + 3600))],
+            &[(
+                "aud",
+                json!(["https://issuer.test", "https://issuer.test/oauth/token"]),
+            )],
             &[("exp", json!(NOW - 4)), ("iat", json!(NOW - 60))],
         ] {
             assert_eq!(verdict(change), None, "{change:?}");
@@ -251,7 +265,7 @@ mod tests {
             ("aud", json!("https://issuer.test/"), Refusal::WrongAudience),
             (
                 "aud",
-                json!("https://issuer.test/oauth/introspect"),
+                json!("https://issuer.test/oauth/other"),
                 Refusal::WrongAudience,
             ),
             (
@@ -263,7 +277,7 @@ mod tests {
             ("aud", json!(1), Refusal::WrongAudience),
             ("exp", json!(NOW - 5), Refusal::Expired),
             ("exp", json!(i64::MIN), Refusal::Expired),
-            ("exp", json!(NOW + 306), Refusal::TooLong),
+            ("exp", json!(NOW + 3606), Refusal::TooLong),
             ("exp", json!(i64::MAX), Refusal::TooLong),
             ("exp", json!("soon"), Refusal::BadClaims),
             ("exp", json!(1.5), Refusal::BadClaims),

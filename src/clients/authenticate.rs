@@ -10,8 +10,9 @@ use crate::{
     error::Result,
     model::{
         ApiKeyId, ApiKeyText, Client, ClientId, ClientProof, ClientState, Credential, Identity,
-        Principal, PrincipalState, Scopes, Secret, Timestamp,
+        Principal, PrincipalId, PrincipalState, Scopes, Secret, Timestamp,
     },
+    tokens::Claims,
 };
 
 /// What a request shows to prove which client makes it.
@@ -65,6 +66,8 @@ pub struct Authenticated {
     pub(super) client: Option<Arc<Registered>>,
     /// The API key.
     pub(super) api_key: Option<ApiKeyId>,
+    /// When the API key ends.
+    pub(super) expires_at: Option<Timestamp>,
     /// The certificate that its tokens are bound to.
     pub(super) bound_to: Option<String>,
 }
@@ -199,6 +202,7 @@ impl Clients {
                     scopes,
                     client: None,
                     api_key: Some(key.id),
+                    expires_at: Some(key.expires_at),
                     bound_to: None,
                 }),
                 false => Err(Refusal::ForeignSecret),
@@ -221,6 +225,7 @@ impl Clients {
         Ok(
             acts_as(&client, &principal, &scopes, credential).map(|client| Authenticated {
                 api_key: Some(key.id),
+                expires_at: Some(key.expires_at),
                 ..client
             }),
         )
@@ -285,6 +290,27 @@ impl Clients {
         }))
     }
 
+    /// Does the credential behind verified claims still count: is the subject, if it is a principal, not suspended, and the
+    /// client, if it is one of ours, neither suspended nor revoked? Tokens that are out end with those, on every replica
+    /// within `max_staleness`.
+    pub async fn still_counts(&self, claims: &Claims) -> Result<bool> {
+        if let Ok(subject) = claims.sub.parse::<PrincipalId>()
+            && let Some(principal) = self.directory.principal(subject).await?
+            && principal.state == PrincipalState::Suspended
+        {
+            return Ok(false);
+        }
+        if let Ok(id) = claims.client_id.parse::<ClientId>()
+            && claims.gty.is_some()
+        {
+            return match self.registered(id, true).await? {
+                Some(registered) => Ok(registered.client.state == ClientState::Active),
+                None => self.api_keys.is_unrevoked(ApiKeyId::of(id)).await,
+            };
+        }
+        Ok(true)
+    }
+
     async fn of_id(
         &self,
         client_id: &str,
@@ -329,6 +355,7 @@ fn acts_as(
         scopes,
         client: Some(Arc::clone(registered)),
         api_key: None,
+        expires_at: None,
         bound_to: None,
     })
 }

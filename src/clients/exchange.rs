@@ -129,18 +129,23 @@ impl Clients {
                 format!("tenant {tenant} has no TOKEN_SIGNING key {name} (oauth.key)"),
             )
         })?;
+        let began = self.clock.now();
         let ttl = who.client.as_ref().and_then(|r| r.client.ttl);
+        let ttl = ttl.unwrap_or(self.tokens.default_ttl());
+        // No longer than the API key that it was given for.
+        let left = who.expires_at.map_or(Duration::MAX, |at| left(at, began));
+        let ttl = ttl.min(self.tokens.longest_ttl()).min(left);
         let request = IssueToken {
             subject: who.principal.id.to_string(),
             principal_type: who.principal.kind,
             audience: vec![wanted.audience.clone()],
             scope: wanted.scopes.iter().map(str::to_owned).collect(),
             // The bound may have been lowered since the client was registered.
-            ttl: ttl.map(|ttl| ttl.min(self.tokens.longest_ttl())),
+            ttl: Some(ttl.max(Duration::from_secs(1))),
+            is_own: true,
             client_id: who.client_id.clone(),
             bound_to: who.bound_to.clone(),
         };
-        let began = self.clock.now();
         let issued = self.tokens.issue(permit, key, request).await?;
         let half = issued.expires_at.since(began) / 2;
         Ok(Held {

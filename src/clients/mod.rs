@@ -15,7 +15,7 @@ mod registry;
 
 use crate::{
     error::{Error, Reason, Result},
-    model::{Caller, Principal, PrincipalKind, Scopes},
+    model::{Caller, Principal, PrincipalKind, Role, Scopes},
 };
 
 pub use api_keys::{
@@ -32,9 +32,21 @@ pub use registry::{ClientChange, Clients, CreateClient};
 /// two of the duties of a rotation (R-LIFE-7). Entitlements, and the roles of services, anybody may pass on who may make
 /// credentials at all.
 ///
-/// Errors: SEPARATION_OF_DUTIES.
+/// Errors: SEPARATION_OF_DUTIES; PERMISSION_DENIED for a role in a tenant where the caller is not principal-admin.
 fn expect_own_roles(caller: &Caller, owner: &Principal, scopes: &Scopes) -> Result<()> {
-    let is_somebody_elses = owner.kind == PrincipalKind::User && caller.principal.id != owner.id;
+    let me = &caller.principal;
+    if me.id == owner.id {
+        return Ok(());
+    }
+    let mut brought = owner.grants.iter().filter(|g| scopes.allows(g.role));
+    if !brought.all(|grant| me.holds(Role::PrincipalAdmin, &grant.scope)) {
+        return Err(Error::new(
+            Reason::PermissionDenied,
+            "the owner holds a role in a tenant where you are not principal-admin; the owner or an admin of that tenant \
+             must do this",
+        ));
+    }
+    let is_somebody_elses = owner.kind == PrincipalKind::User;
     match is_somebody_elses && scopes.allows_a_role() {
         true => Err(Error::new(
             Reason::SeparationOfDuties,

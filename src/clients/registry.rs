@@ -188,6 +188,8 @@ impl Clients {
         let gives = change.jwks.is_some()
             || change.identity.is_some()
             || change.scopes.is_some()
+            || change.audiences.is_some()
+            || change.ttl.is_some()
             || change.state == Some(ClientState::Active);
         apply(&mut client, change)?;
         self.check(&client)?;
@@ -256,7 +258,8 @@ impl Clients {
         self.recent.forget();
     }
 
-    /// The client with this id, from memory if it is there. When it is not and `may_look` says no, nobody is asked.
+    /// The client with this id, from memory if it is there. `may_look` as for `ApiKeys::admit`: who comes from where many
+    /// fail waits for a turn, and is not refused for what others did.
     pub(super) async fn registered(
         &self,
         id: ClientId,
@@ -266,9 +269,7 @@ impl Clients {
         if let Some(found) = known.by_id.get(&id) {
             return Ok(Some(found));
         }
-        if !may_look {
-            return Ok(None);
-        }
+        let _turn = self.api_keys.turn(may_look).await;
         metrics::counter!("claviger_cache_loads_total", "cache" => "clients").increment(1);
         let generation = known.generation.load(Ordering::SeqCst);
         let Some(client) = self.db.client(id).await? else {

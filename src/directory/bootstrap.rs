@@ -231,6 +231,7 @@ impl Directory {
             outcome: Outcome::Success,
             request_id: "start-up".to_owned(),
             data: details.to_string(),
+            credential: None,
         };
         admin::append(&mut tx, record).await?;
         Ok(tx.commit().await?)

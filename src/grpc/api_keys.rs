@@ -63,8 +63,12 @@ impl ApiKeyApi {
             receipt: convert::receipt(receipt),
         };
         let (api_keys, new) = (Arc::clone(&self.0.api_keys), Arc::clone(&text));
-        let act = async move |permit| api_keys.create(permit, owner, request, &new).await;
         let gate = &self.0.gate;
+        let door = Arc::clone(gate);
+        let act = async move |permit| {
+            api_keys.make_pepper(&door).await?;
+            api_keys.create(permit, owner, request, &new).await
+        };
         let made = gate.mutate(&caller, Action::CreateApiKey, resource, answer, act);
         let mut answer = made.await?;
         answer.secret = shown(&text, answer.api_key.as_ref());

@@ -223,21 +223,6 @@ impl Parts {
         }
     }
 
-    /// What is not built yet says so, also in the log.
-    pub async fn unfinished<M: Message + Clone, T>(
-        &self,
-        request: Request<M>,
-        action: Action,
-    ) -> Result<tonic::Response<T>, Status> {
-        let act = async |_, _| {
-            Err(Error::new(
-                Reason::UnknownMethod,
-                "this call is not built yet",
-            ))
-        };
-        self.call(request, action, act).await
-    }
-
     /// Every call of a known caller leaves a row, also one that failed before the gate.
     pub async fn recorded<T>(
         &self,

@@ -57,6 +57,7 @@ impl TokenApi {
             scope: scopes(r.scope)?,
             ttl: convert::duration("ttl", r.ttl)?,
             client_id: or_own("client_id", r.client_id)?,
+            is_own: false,
             bound_to: None,
         };
         let target = self.0.keys.find(&tenant, &key).await?;
@@ -86,6 +87,7 @@ impl TokenApi {
             tenant: convert::tenant(&r.tenant, &caller)?,
             audience: convert::text("audience", r.audience, 255)?,
             scopes: scopes(r.required_scopes)?,
+            certificate: convert::filter("certificate_thumbprint", r.certificate_thumbprint)?,
         };
         if r.token.is_empty() {
             return Err(convert::invalid("token is required"));
@@ -108,8 +110,14 @@ impl TokenApi {
         expected: &Expectation,
     ) -> Result<proto::VerifyTokenResponse> {
         let act = async |permit| {
-            let tokens = &self.0.tokens;
-            Ok(match tokens.verify(&permit, token, expected).await? {
+            let verified = self.0.tokens.verify(&permit, token, expected).await?;
+            let verified = match verified {
+                Ok((claims, _)) if !self.0.clients.still_counts(&claims).await? => {
+                    Err(Rejection::Revoked)
+                }
+                verified => verified,
+            };
+            Ok(match verified {
                 Ok((claims, kid)) => {
                     // Signed by the key, but an adopted key may have signed anything: escape it.
                     let jti = serde_json::Value::from(claims.jti.as_str());
@@ -215,6 +223,7 @@ fn claims_message(claims: Claims, kid: String) -> proto::TokenClaims {
         principal_type: kind.map_or(0, convert::principal_kind_number),
         tenant: claims.tenant,
         kid,
+        certificate_thumbprint: claims.cnf.map(|cnf| cnf.certificate).unwrap_or_default(),
     }
 }
 
@@ -237,6 +246,7 @@ const fn rejection_number(rejection: Rejection) -> i32 {
         Rejection::NotYetValid => P::NotYetValid,
         Rejection::InsufficientScope => P::InsufficientScope,
         Rejection::Revoked => P::Revoked,
+        Rejection::NotBound => P::NotBound,
     };
     number as i32
 }

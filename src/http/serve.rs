@@ -45,6 +45,9 @@ const MAX_AGE: Duration = Duration::from_secs(600);
 const MAX_HEADER_BYTES: usize = 16 << 10;
 const MAX_HEADERS: usize = 64;
 const MAX_STREAMS: u32 = 64;
+/// Flow control: what one client can make us hold is a connection's window, not a body per stream.
+const STREAM_WINDOW: u32 = 32 << 10;
+const CONNECTION_WINDOW: u32 = 64 << 10;
 const MAX_RESETS: usize = 64;
 
 /// Bounds of one listener.
@@ -211,6 +214,8 @@ fn builder(limits: HttpLimits) -> Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(limits.header_timeout)
         .keep_alive_timeout(limits.header_timeout)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_local_error_reset_streams(MAX_RESETS)

@@ -1,5 +1,4 @@
-//! API keys and time: those that end soon are announced, those whose time is over are EXPIRED (R-OAUTH-4). And the pepper
-//! that they are hashed under, if it could not be made at the start.
+//! API keys and time: those that end soon are announced, those whose time is over are EXPIRED (R-OAUTH-4).
 
 use std::sync::Arc;
 
@@ -60,9 +59,4 @@ pub async fn warn(work: &Work, term: &Term) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Makes the pepper if there is none.
-pub async fn pepper(work: &Work, _term: &Term) -> Result<()> {
-    work.api_keys.make_pepper(&work.gate).await
 }

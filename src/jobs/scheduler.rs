@@ -155,9 +155,6 @@ fn jobs() -> Vec<Job> {
         job("warn_api_keys", at_every_look, |work, term| {
             Box::pin(expire_api_keys::warn(work, term))
         }),
-        job("make_pepper", Duration::from_secs(60), |work, term| {
-            Box::pin(expire_api_keys::pepper(work, term))
-        }),
         job("reconcile", Duration::from_secs(5), |work, term| {
             Box::pin(reconcile::run(work, term))
         }),

@@ -150,6 +150,11 @@ impl PrincipalId {
 }
 
 impl ApiKeyId {
+    /// The same bytes: a `client_id` is a client's id, or that of an API key without one.
+    pub const fn of(client: ClientId) -> Self {
+        Self(client.0)
+    }
+
     /// 32 lower-case hex digits, without hyphens.
     pub fn simple(&self) -> String {
         self.0.simple().to_string()

@@ -39,8 +39,7 @@ const REHASH: &str = "UPDATE api_keys SET hash = $3, hash_scheme = $4, pepper_ki
      WHERE id = $1 AND pepper_kid = $2 AND state = 'ACTIVE'";
 const NOTE_USE: &str = "UPDATE api_keys SET last_used_at = $2 \
      WHERE id = $1 AND (last_used_at IS NULL OR last_used_at < $2)";
-const COUNT_OF_OWNER: &str =
-    "SELECT CAST(COUNT(*) AS BIGINT) FROM api_keys WHERE owner = $1 AND state = 'ACTIVE'";
+const COUNT_OF_OWNER: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM api_keys WHERE owner = $1 AND state = 'ACTIVE' AND replaced_by IS NULL";
 const COUNT_UNDER: &str =
     "SELECT CAST(COUNT(*) AS BIGINT) FROM api_keys WHERE pepper_kid = $1 AND state = 'ACTIVE'";
 const COUNTS: &str = "SELECT pepper_kid, CAST(COUNT(*) AS BIGINT) FROM api_keys WHERE state = 'ACTIVE' \

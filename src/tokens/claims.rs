@@ -27,6 +27,10 @@ pub struct Claims {
     pub principal_type: String,
     /// Tenant of the signing key.
     pub tenant: String,
+    /// `client_credentials` for a token of the token endpoint, whose subject is who asked for it. IssueToken's have none: its
+    /// caller chooses the subject.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gty: Option<String>,
     /// What the bearer must prove to hold; none for a plain bearer token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cnf: Option<Confirmation>,

@@ -28,6 +28,8 @@ pub struct IssueToken {
     pub ttl: Option<Duration>,
     /// `client_id`.
     pub client_id: String,
+    /// True for the token endpoint: the subject is who asked.
+    pub is_own: bool,
     /// `x5t#S256` of the certificate that the token is bound to.
     pub bound_to: Option<String>,
 }
@@ -44,6 +46,9 @@ pub struct Issued {
     /// `exp`.
     pub expires_at: Timestamp,
 }
+
+/// `gty` of tokens whose subject is who asked for them.
+pub(super) const OWN_GRANT: &str = "client_credentials";
 
 /// Scheme of a signature appended to a signing input of typical length, to allocate once.
 const SIGNATURE_ROOM: usize = 700;
@@ -79,6 +84,7 @@ impl Tokens {
             scope: request.scope.join(" "),
             principal_type: request.principal_type.as_str().to_owned(),
             tenant: key.key.tenant.to_string(),
+            gty: request.is_own.then(|| OWN_GRANT.to_owned()),
             cnf: request
                 .bound_to
                 .map(|certificate| Confirmation { certificate }),

@@ -64,6 +64,11 @@ impl TokensConfig {
         if !self.issuer.starts_with("https://") {
             return Err("tokens.issuer must be an https:// URL".into());
         }
+        if self.issuer.contains(['?', '#']) {
+            return Err(
+                "tokens.issuer must have no query and no fragment (RFC 8414 section 2)".into(),
+            );
+        }
         if !(1..=LONGEST_TTL).contains(&self.max_ttl_seconds) {
             return Err("tokens.max_ttl_seconds must be 1 to 86400".into());
         }
@@ -121,6 +126,11 @@ impl Tokens {
     /// The URL of a path of the public listener, as others see it.
     pub fn endpoint(&self, path: &str) -> String {
         format!("{}{path}", self.config.issuer.trim_end_matches('/'))
+    }
+
+    /// The lifetime when nobody names one.
+    pub const fn default_ttl(&self) -> Duration {
+        Duration::from_secs(self.config.default_ttl_seconds)
     }
 
     /// The longest lifetime.

@@ -18,7 +18,7 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{Claims, LONGEST_TTL, Tokens, TokensConfig, json::is_plain_object};
+use super::{Claims, LONGEST_TTL, Tokens, TokensConfig, issue::OWN_GRANT, json::is_plain_object};
 use crate::{
     error::Result,
     gate::Permit,
@@ -65,8 +65,10 @@ pub enum Rejection {
     NotYetValid,
     /// A required scope is missing.
     InsufficientScope,
-    /// The `jti` was revoked.
+    /// The `jti` was revoked, or the subject or client does not count any more.
     Revoked,
+    /// It is bound to a certificate, and came without it.
+    NotBound,
 }
 
 /// What the caller requires of a token.
@@ -78,12 +80,18 @@ pub struct Expectation {
     pub audience: String,
     /// Scopes that must be present.
     pub scopes: Vec<String>,
+    /// `x5t#S256` of the certificate that it came with; empty for none.
+    pub certificate: String,
 }
 
 impl Expectation {
     fn meets(&self, claims: &Claims) -> Result<(), Rejection> {
         if !claims.aud.values().contains(&self.audience) {
             return Err(Rejection::WrongAudience);
+        }
+        let bound = claims.cnf.as_ref();
+        if bound.is_some_and(|cnf| cnf.certificate != self.certificate) {
+            return Err(Rejection::NotBound);
         }
         let mut required = self.scopes.iter();
         match required.all(|scope| claims.scope.split(' ').any(|held| held == scope)) {
@@ -123,6 +131,7 @@ impl Rejection {
             Self::NotYetValid => "NOT_YET_VALID",
             Self::InsufficientScope => "INSUFFICIENT_SCOPE",
             Self::Revoked => "REVOKED",
+            Self::NotBound => "NOT_BOUND",
         }
     }
 }
@@ -197,13 +206,15 @@ impl Tokens {
         (claims, kid)
     }
 
-    /// The claims of a token that authenticates a call to this daemon, whose `aud` is `audience`. The tenant is the one that
+    /// The claims of a token that authenticates a call to this daemon, whose `aud` is `audience`, and
+    /// that came with the certificate of this thumbprint. The tenant is the one that
     /// the token names: it must be that of the key that signed it. Whoever acts on the claims goes through the gate, which
     /// looks at the freshness of this replica. Errors only when nothing can be said.
     pub async fn authenticate(
         &self,
         token: &str,
         audience: &str,
+        certificate: Option<String>,
     ) -> Result<Result<Claims, Rejection>> {
         let parsed = match parse(token) {
             Ok(parsed) => parsed,
@@ -216,8 +227,14 @@ impl Tokens {
             tenant,
             audience: audience.to_owned(),
             scopes: Vec::new(),
+            certificate: certificate.unwrap_or_default(),
         };
-        let meets = |claims: &Claims| expected.meets(claims);
+        // Whoever may IssueToken chooses its subject, so such a token says nothing about who calls.
+        let is_own = |claims: &Claims| claims.gty.as_deref() == Some(OWN_GRANT);
+        let meets = |claims: &Claims| match is_own(claims) {
+            true => expected.meets(claims),
+            false => Err(Rejection::BadClaim),
+        };
         let judged = self.judge(&parsed, &expected.tenant, meets).await?;
         Ok(judged.map(|verified| verified.claims))
     }

@@ -188,7 +188,7 @@ impl Stage {
             assert!(now.contains(&version[0]), "{point}: {version:?} is lost");
         }
         let keys = "SELECT k.name, COUNT(*) FROM keys k JOIN key_versions v ON v.key_id = k.id \
-                    WHERE v.state = 'ACTIVE' GROUP BY k.name";
+                    WHERE v.state = 'ACTIVE' AND k.tenant = 'acme' GROUP BY k.name";
         for key in self.daemon.rows(keys).await {
             assert_eq!(key[1], "1", "{point}: {key:?}");
             let sign = SignRequest {

@@ -96,7 +96,7 @@ pub fn verify(token: &str) -> VerifyTokenRequest {
         tenant: "acme".into(),
         token: token.into(),
         audience: AUDIENCE.into(),
-        required_scopes: Vec::new(),
+        ..Default::default()
     }
 }
 

@@ -171,6 +171,7 @@ impl World {
                 token: self.token.clone(),
                 audience: "api".into(),
                 required_scopes: Vec::new(),
+                ..Default::default()
             }),
             "GenerateDataKey"
             | "GenerateDataKeyWithoutPlaintext"

@@ -348,6 +348,7 @@ fn record(actor: &str) -> Record {
         outcome: Outcome::Success,
         request_id: "r".into(),
         data: "{}".into(),
+        credential: None,
     }
 }
 

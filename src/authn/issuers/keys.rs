@@ -3,17 +3,12 @@
 //! What cannot be used is left out: other kinds of keys, keys for encryption, keys without a kid. A key is parsed when a
 //! token first names an algorithm for it. Reading is paced, so that tokens with made-up kids cannot make us ask for ever.
 
-use std::{
-    collections::HashMap,
-    path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{IssuerConfig, fetch::Fetcher};
 use crate::model::{Algorithm, PublicKey, Verifier};
@@ -29,6 +24,7 @@ const PACE: Duration = Duration::from_secs(10);
 pub(super) struct Keys {
     source: Source,
     known: ArcSwap<HashMap<String, Arc<Jwk>>>,
+    /// When the set was last read because a kid was unknown; held while it is.
     asked: Mutex<Option<Instant>>,
 }
 
@@ -79,17 +75,28 @@ impl Keys {
         })
     }
 
-    /// The key with this kid; reads the set again when it has none and was not read a moment ago.
-    pub(super) async fn find(&self, kid: &str) -> Option<Arc<Jwk>> {
+    /// The key with this kid; reads the set again when it has none and was not read a moment ago. Who comes while it is
+    /// being read waits for it. Errors: it cannot be read, and never could be.
+    pub(super) async fn find(&self, kid: &str) -> Result<Option<Arc<Jwk>>, String> {
         if let Some(found) = self.known.load().get(kid) {
-            return Some(Arc::clone(found));
+            return Ok(Some(Arc::clone(found)));
         }
-        if self.may_ask()
-            && let Err(error) = self.read().await
-        {
-            tracing::warn!(error, "keys of an issuer not read");
+        let mut asked = self.asked.lock().await;
+        if let Some(found) = self.known.load().get(kid) {
+            return Ok(Some(Arc::clone(found)));
         }
-        self.known.load().get(kid).cloned()
+        if asked.is_none_or(|at| at.elapsed() >= PACE) {
+            let read = self.read().await;
+            *asked = Some(Instant::now());
+            if let Err(error) = read {
+                tracing::warn!(error, "keys of an issuer not read");
+            }
+        }
+        let known = self.known.load();
+        match known.is_empty() {
+            true => Err("its JWK Set was never read, or has no key that can be used".to_owned()),
+            false => Ok(known.get(kid).cloned()),
+        }
     }
 
     /// Reads the set. Errors: why that did not work; what was known stays.
@@ -103,22 +110,13 @@ impl Keys {
         self.known.store(Arc::new(parse(&bytes)?));
         Ok(())
     }
-
-    fn may_ask(&self) -> bool {
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = asked.is_none_or(|at| at.elapsed() >= PACE);
-        if may {
-            *asked = Some(Instant::now());
-        }
-        may
-    }
 }
 
 fn unreadable(file: &std::path::Path, error: &std::io::Error) -> String {
     format!("cannot read {}: {error}", file.display())
 }
 
-/// Errors: no JWK Set, or none with a key that can be used.
+/// Errors: no JWK Set. One without a key that can be used is what its issuer wants: nobody counts then.
 fn parse(bytes: &[u8]) -> Result<HashMap<String, Arc<Jwk>>, String> {
     if bytes.len() > MAX_BYTES {
         return Err(format!("the JWK Set has more than {MAX_BYTES} bytes"));
@@ -126,11 +124,7 @@ fn parse(bytes: &[u8]) -> Result<HashMap<String, Arc<Jwk>>, String> {
     let document: Document =
         serde_json::from_slice(bytes).map_err(|e| format!("no JWK Set: {e}"))?;
     let usable = document.keys.iter().take(MAX_KEYS).filter_map(usable);
-    let keys: HashMap<_, _> = usable.collect();
-    match keys.is_empty() {
-        true => Err("the JWK Set has no key that can be used".into()),
-        false => Ok(keys),
-    }
+    Ok(usable.collect())
 }
 
 fn usable(jwk: &Value) -> Option<(String, Arc<Jwk>)> {

@@ -84,14 +84,15 @@ impl ApiKeys {
         shown: &ApiKeyText,
         may_look: bool,
     ) -> Result<Result<Admitted, Rejection>> {
+        let is_known = self.known.get(shown.id()).is_some();
         let admitted = match self.look_up(shown, may_look).await? {
             Ok(known) => self.judge(&known).await?,
             Err(rejection) => Err(rejection),
         };
         match &admitted {
             Ok(admitted) => self.uses.note(admitted.key.id, self.clock.now()),
-            // Its own read of the database has found nothing already.
-            Err(Rejection::Unknown) => {}
+            // The database has been read already.
+            Err(_) if !is_known => {}
             Err(_) => {
                 let _turn = self.turn(may_look).await;
                 self.db.api_key(ApiKeyId::random()).await?;
@@ -100,8 +101,17 @@ impl ApiKeys {
         Ok(admitted)
     }
 
-    /// The right to ask the database. None for those who need none.
-    async fn turn(&self, may_look: bool) -> Option<SemaphorePermit<'_>> {
+    /// Is there such a key, and did nobody revoke it? One whose time is over has not misbehaved.
+    pub(in crate::clients) async fn is_unrevoked(&self, id: ApiKeyId) -> Result<bool> {
+        let known = match self.known.get(id) {
+            Some(known) => Some(known),
+            None => self.known.load(&self.db, id).await?,
+        };
+        Ok(known.is_some_and(|known| known.key.state != ApiKeyState::Revoked))
+    }
+
+    /// The right to ask the database about somebody who is not known in memory. None for those who need none.
+    pub async fn turn(&self, may_look: bool) -> Option<SemaphorePermit<'_>> {
         match may_look {
             true => None,
             // An error only when somebody closed the semaphore, which nobody does.

@@ -103,8 +103,9 @@ impl Pepper {
             rotation_mode: None,
             approvals_needed: None,
             standby: false,
-            // What keeps an old version is the rows under it, for as long as there are any.
-            grace: Some(std::time::Duration::ZERO),
+            // What keeps an old version is the rows under it, for as long as there are any. The release before this one
+            // does not know of them, and must not retire it in the days of an upgrade.
+            grace: Some(std::time::Duration::from_secs(7 * 24 * 60 * 60)),
             backend: None,
             standby_backend: None,
         })
@@ -138,7 +139,11 @@ impl Pepper {
     ///
     /// Errors: NO_USABLE_VERSION, INTERNAL for a hash that is none of ours, and the KEK backend's.
     pub async fn check(&self, text: &ApiKeyText, hash: Option<&ApiKeyHash>) -> Result<Checked> {
-        let mut key = self.snapshot().await?;
+        let Some(key) = self.find().await? else {
+            // Nobody has made an API key yet.
+            return Ok(self.compare_with_nothing(&tag(&self.stand_in, text)));
+        };
+        let mut key = self.ours(key)?;
         let Some(hash) = hash else {
             self.compare_nothing(&key, text).await?;
             return Ok(Checked::Wrong);
@@ -149,7 +154,7 @@ impl Pepper {
                 hash.scheme
             )));
         }
-        if !verifies(&key, &hash.pepper) {
+        if is_news(&key, &hash.pepper) {
             // Another replica may just have hashed it under a version that is new to us.
             key = self.fresh().await?;
         }
@@ -170,7 +175,6 @@ impl Pepper {
     }
 
     async fn compare_nothing(&self, key: &KeySnapshot, text: &ApiKeyText) -> Result<()> {
-        let nothing = [0; 32];
         let tag = match key.active() {
             Ok(active) => {
                 let kid = &active.version.kid;
@@ -178,13 +182,22 @@ impl Pepper {
             }
             Err(_) => tag(&self.stand_in, text),
         };
-        // The result is known; the time it takes is the point.
-        let _ = std::hint::black_box(verify_slices_are_equal(tag.as_ref(), &nothing));
+        self.compare_with_nothing(&tag);
         Ok(())
+    }
+
+    /// The result is known; the time it takes is the point.
+    fn compare_with_nothing(&self, tag: &hmac::Tag) -> Checked {
+        let _ = std::hint::black_box(verify_slices_are_equal(tag.as_ref(), &[0; 32]));
+        Checked::Wrong
     }
 
     /// Versions that hash, verify, or have rows under them, newest first, with these numbers of rows.
     pub async fn progress(&self, counts: &[(Kid, u64)]) -> Result<Vec<Progress>> {
+        if self.find().await?.is_none() {
+            // Nobody has made an API key yet.
+            return Ok(Vec::new());
+        }
         let key = self.fresh().await?;
         let versions = key.versions().iter().rev();
         let versions = versions.filter_map(|v| {
@@ -216,9 +229,13 @@ impl Pepper {
         let Some(found) = self.find().await? else {
             return Err(Error::new(
                 Reason::NoUsableVersion,
-                "API keys cannot be used yet: the daemon has not made the key that they are hashed under; see its log",
+                "there is no pepper yet: the daemon makes it with the first API key",
             ));
         };
+        self.ours(found)
+    }
+
+    fn ours(&self, found: Arc<KeySnapshot>) -> Result<Arc<KeySnapshot>> {
         let is_ours = found.key.algorithm == Algorithm::Hs256 && !found.is_imported();
         if found.key.purpose == Purpose::Mac && is_ours {
             return Ok(found);
@@ -232,6 +249,12 @@ impl Pepper {
             ),
         ))
     }
+}
+
+/// Could what the database has now make this version verify? Not one that has ended: those stay ended.
+fn is_news(key: &KeySnapshot, kid: &Kid) -> bool {
+    let state = key.version(kid).map(|v| v.state());
+    state.is_none_or(|state| state == VersionState::PreActive)
 }
 
 fn verifies(key: &KeySnapshot, kid: &Kid) -> bool {

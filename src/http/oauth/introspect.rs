@@ -51,6 +51,9 @@ async fn verdict(
     let act = async |permit| {
         let inactive = |why: &str| json!({ "active": false, "reason": why }).to_string();
         Ok(match oauth.tokens.inspect(&permit, token, tenant).await? {
+            Ok((claims, _)) if !oauth.clients.still_counts(&claims).await? => {
+                (None, inactive("SUSPENDED"))
+            }
             Ok((claims, kid)) if sees_all || claims.client_id == client_id => {
                 let details = active(&claims, &kid);
                 (Some(claims), details)

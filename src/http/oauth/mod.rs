@@ -106,7 +106,9 @@ impl Oauth {
                 return Err(Refused::invalid_request("parameters belong in the body"));
             }
             form::check_headers(&head.headers)?;
-            let body = body.collect().await.map_err(|_| {
+            let body = tokio::time::timeout(self.patience / 2, body.collect()).await;
+            let body = body.map_err(|_| Refused::invalid_request("the body came too slowly"))?;
+            let body = body.map_err(|_| {
                 Refused::invalid_request("the body cannot be read, or is longer than the limit")
             })?;
             let body = body.to_bytes();

@@ -19,6 +19,7 @@ fn expected(scopes: &[&str]) -> Expectation {
         tenant: "acme".parse().expect("a tenant"),
         audience: "api".into(),
         scopes: scopes.iter().map(ToString::to_string).collect(),
+        certificate: String::new(),
     }
 }
 

@@ -1137,7 +1137,9 @@ async fn principals_and_roles_have_rules(engine: Engine) {
     for wrong in [
         of(&|r| r.r#type = 0),
         of(&|r| r.r#type = 99),
-        of(&|r| r.identities.clear()),
+        of(&|r| r.owner = "x".repeat(256)),
+        of(&|r| r.scopes = vec!["two words".into()]),
+        of(&|r| r.scopes = vec!["claviger:auditor".into()]),
         of(&|r| r.identities = (0..9).map(|i| format!("dns:{i}")).collect()),
         of(&|r| r.identities = vec!["dns:".into()]),
         of(&|r| r.identities = vec!["dns:a b".into()]),

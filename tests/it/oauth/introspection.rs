@@ -161,6 +161,7 @@ async fn a_client_ends_its_own_tokens_and_no_others() {
         token: token.clone(),
         audience: "api".into(),
         required_scopes: Vec::new(),
+        ..Default::default()
     };
     let answer = realm
         .daemon

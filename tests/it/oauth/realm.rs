@@ -252,6 +252,7 @@ impl Realm {
             token: token.into(),
             audience: audience.into(),
             required_scopes: Vec::new(),
+            ..Default::default()
         };
         let answer = self
             .daemon

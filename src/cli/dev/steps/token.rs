@@ -93,6 +93,7 @@ pub async fn verify(run: &Run<'_>, token: &Token, audience: &str) -> Result<Veri
         token: token.text.clone(),
         audience: audience.to_owned(),
         required_scopes: vec![SCOPE.to_owned()],
+        ..Default::default()
     };
     Ok(run
         .people
