@@ -268,7 +268,7 @@ async fn calls(realm: &Realm, seen: &mut Seen, key: &str) {
         tenant: "acme".into(),
         token: token.into(),
         audience: "api".into(),
-        required_scopes: Vec::new(),
+        ..Default::default()
     };
     let mut tokens = d.actor("service").tokens();
     for token in [&token[..], key, &token[..token.len() - 1]] {

@@ -57,9 +57,9 @@ impl Key {
 async fn day(engine: Engine) {
     let (realm, ann) = onboard(engine).await;
     let first = get_a_key(&realm.daemon).await;
-    let jtis = exchange_and_call(&realm, &first, &ann).await;
+    let (jtis, token) = exchange_and_call(&realm, &first, &ann).await;
     let second = rotate_under_calls(&realm, &first).await;
-    revoke(&realm, &first, &second).await;
+    revoke(&realm, &first, &second, &token).await;
     the_log_tells_it(&realm.daemon, &ann, [&first, &second], &jtis).await;
     realm.daemon.stop().await;
 }
@@ -120,8 +120,8 @@ async fn get_a_key(daemon: &Daemon) -> Key {
     Key::of(&daemon.cli_ok(&create("claviger:crypto-user")).await)
 }
 
-/// The ids of the tokens that she got.
-async fn exchange_and_call(realm: &Realm, key: &Key, ann: &str) -> Vec<String> {
+/// The ids of the tokens that she got, and the one for the daemon.
+async fn exchange_and_call(realm: &Realm, key: &Key, ann: &str) -> (Vec<String>, String) {
     let daemon = &realm.daemon;
     let input = json!({
         "url": format!("https://{}", daemon.addresses().public),
@@ -159,7 +159,7 @@ async fn exchange_and_call(realm: &Realm, key: &Key, ann: &str) -> Vec<String> {
     let refused = call(poor).await.expect_err("no role");
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     let jti = |token: &Value| token["claims"]["jti"].as_str().expect("a jti").to_owned();
-    vec![jti(api), jti(own), jti(poor)]
+    (vec![jti(api), jti(own), jti(poor)], bearer(own))
 }
 
 async fn encrypt(actor: &Actor, header: &'static str, credential: &str) -> Result<(), Status> {
@@ -245,14 +245,22 @@ async fn rotate_under_calls(realm: &Realm, old: &Key) -> Key {
     new
 }
 
-async fn revoke(realm: &Realm, old: &Key, new: &Key) {
+async fn revoke(realm: &Realm, old: &Key, new: &Key, bearer: &str) {
+    let nobody = realm.daemon.actor_with(None);
+    let by_token = encrypt(&nobody, "authorization", bearer).await;
+    by_token.expect("a rotation ends no token");
     for key in [old, new] {
         let revoke = ["--as", "ann", "api-key", "revoke", &key.id];
         let why = ["--reason", "the contract has ended"];
         let shown = realm.daemon.cli_ok(&[&revoke[..], &why].concat()).await;
         assert!(shown.contains("REVOKED"), "{shown}");
     }
-    let nobody = realm.daemon.actor_with(None);
+    // What the key has got ends with it.
+    let refused = encrypt(&nobody, "authorization", bearer).await;
+    assert_eq!(
+        reason(&refused.expect_err("its token")),
+        "CREDENTIAL_INVALID"
+    );
     for key in [old, new] {
         let refused = encrypt(&nobody, "x-api-key", &key.text).await;
         let refused = refused.expect_err("the key is revoked");
