@@ -1,11 +1,11 @@
 # `make run` shows the daemon at work, `make test` proves it; both install what they need.
 
 CARGO ?= cargo
-# Arguments of `claviger dev`, such as ARGS="--once --grpc-port 0", or of `claviger bench`.
+# Arguments of `claviger dev`, such as ARGS="--once --grpc-port 0", of `claviger bench`, or the tries of `make timing`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench clean
+.PHONY: help run test lint bench timing clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ lint: ## Formatting and clippy only
 bench: ## Measure calls per second, optimised, client included
 	@scripts/install-run-deps
 	@scripts/bench $(ARGS)
+
+timing: ## Look for what the time of a refusal tells about an API key; some minutes
+	@scripts/install-run-deps
+	@scripts/timing $(ARGS)
 
 clean: ## Remove what was built, and the directory of `claviger dev`
 	$(CARGO) clean

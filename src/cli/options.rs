@@ -74,7 +74,7 @@ pub struct Options {
         help_heading = "Connection"
     )]
     pub dir: Option<PathBuf>,
-    /// Identity in that directory: admin, issuer, approver, deployer, officer, deputy, auditor, service, other, stranger
+    /// Identity in that directory: admin, issuer, approver, deployer, officer, deputy, auditor, service, other, partner, stranger
     #[arg(
         long = "as",
         global = true,

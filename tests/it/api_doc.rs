@@ -1,4 +1,4 @@
-//! docs/api.md is what the proto files say: rendered from the descriptor that the daemon was built from.
+//! docs/api.md is what the proto files and the table of HTTP routes say: rendered from what the daemon was built from.
 //!
 //! After a change of the proto files, `UPDATE_DOCS=1 cargo test api_doc` writes it anew.
 
@@ -7,7 +7,7 @@ use std::fmt::Write;
 use claviger::{
     error::Reason,
     grpc::proto::DESCRIPTOR,
-    model::{METHODS, Method},
+    model::{METHODS, Method, ROUTES},
 };
 use prost_reflect::{
     DescriptorPool, EnumDescriptor, FieldDescriptor, FileDescriptor, Kind, MessageDescriptor,
@@ -28,6 +28,8 @@ Every RPC names the Cedar action that a policy must permit, what kind of work it
   `Receipt`. **read** and **data** calls are on the replica's `access` stream before the answer leaves.
 - Exposure says who a call is meant for: **public**, **internal** (services of the platform), **admin** (security and
   operations), **debug**. It is a label here and in the metrics; what decides is the policy.
+
+The [routes of the public listener](#http-routes) are declared in the same way.
 
 Failures are gRPC statuses with a `google.rpc.ErrorInfo`, whose `reason` is stable and whose `domain` is `claviger`; the
 [reasons](#reasons) are at the end.
@@ -73,8 +75,27 @@ fn render() -> String {
             render_types(&mut out, file);
         }
     }
+    render_routes(&mut out);
     render_reasons(&mut out);
     out
+}
+
+// R-ACL-4
+fn render_routes(out: &mut String) {
+    out.push_str(
+        "\n## HTTP routes\n\nOf the public listener, from the table that its router is built from; a route that is not in \
+         it does not exist. What they take and answer: [oauth.md](oauth.md).\n\n\
+         | method | path | action | kind | exposure |\n|---|---|---|---|---|\n",
+    );
+    for route in ROUTES {
+        let (action, kind) = (route.action.name(), route.action.kind());
+        let labels = format!("{kind:?} | {:?}", route.exposure).to_lowercase();
+        let (method, path) = (route.method, route.path);
+        add(
+            out,
+            format_args!("| {method} | `{path}` | {action} | {labels} |\n"),
+        );
+    }
 }
 
 fn render_reasons(out: &mut String) {

@@ -6,7 +6,7 @@ mod ends;
 mod introspection;
 mod metadata;
 mod methods;
-mod realm;
+pub mod realm;
 mod registry;
 mod smuggling;
 mod stock;

@@ -3,17 +3,13 @@
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use tonic::Status;
 
-use crate::cli::{
-    client::Connection,
-    exit::{Failure, Result},
-};
+use crate::cli::exit::{Failure, Result};
 
 /// How calls are made.
-pub struct Load {
+pub struct Load<C> {
     /// One TLS connection each.
-    pub connections: Vec<Connection>,
+    pub connections: Vec<C>,
     /// Calls in flight on each connection.
     pub in_flight: usize,
     /// How long, after a warm-up of a tenth of it.
@@ -30,13 +26,13 @@ pub struct Measured {
     pub p99: Duration,
 }
 
-impl Load {
+impl<C: Clone + Send + 'static> Load<C> {
     /// Calls until the time is over. The first failed call fails the run: a rate of refusals means nothing.
-    pub async fn run<F, Fut>(&self, call: F) -> Result<Measured>
+    pub async fn run<F, Fut, E>(&self, call: F) -> Result<Measured>
     where
-        F: Fn(Connection) -> Fut,
-        Fut: Future<Output = Result<(), Status>> + Send + 'static,
-        F: Clone + Send + 'static,
+        F: Fn(C) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = std::result::Result<(), E>> + Send + 'static,
+        E: Into<Failure> + Send + 'static,
     {
         self.drive(&call, self.duration / 10).await?;
         let began = Instant::now();
@@ -57,10 +53,11 @@ impl Load {
         })
     }
 
-    async fn drive<F, Fut>(&self, call: &F, duration: Duration) -> Result<Vec<Duration>>
+    async fn drive<F, Fut, E>(&self, call: &F, duration: Duration) -> Result<Vec<Duration>>
     where
-        F: Fn(Connection) -> Fut + Clone + Send + 'static,
-        Fut: Future<Output = Result<(), Status>> + Send + 'static,
+        F: Fn(C) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = std::result::Result<(), E>> + Send + 'static,
+        E: Into<Failure> + Send + 'static,
     {
         let end = Instant::now() + duration;
         let mut tasks = JoinSet::new();
@@ -72,7 +69,7 @@ impl Load {
                     loop {
                         let began = Instant::now();
                         if began >= end {
-                            return Ok::<_, Status>(latencies);
+                            return Ok::<_, E>(latencies);
                         }
                         call(connection.clone()).await?;
                         latencies.push(began.elapsed());
@@ -82,7 +79,8 @@ impl Load {
         }
         let mut all = Vec::new();
         while let Some(task) = tasks.join_next().await {
-            all.extend(task.map_err(Failure::other)??);
+            let latencies = task.map_err(Failure::other)?;
+            all.extend(latencies.map_err(Into::into)?);
         }
         Ok(all)
     }

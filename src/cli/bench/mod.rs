@@ -5,6 +5,7 @@
 //! the standard health check over the same listener.
 
 mod load;
+mod oauth;
 mod streams;
 
 use std::{path::PathBuf, time::Duration};
@@ -26,7 +27,7 @@ use crate::{
 };
 use load::{Load, Measured};
 
-/// Measure a running daemon, as a caller with the roles crypto-user and token-issuer
+/// Measure a running daemon, as a caller with the roles crypto-user and token-issuer; with --dir the OAuth endpoints too
 #[derive(ClapArgs, Debug)]
 pub struct Args {
     /// SIGNING key to use
@@ -57,6 +58,14 @@ pub struct Args {
     /// Threads for the raw token
     #[arg(long, value_name = "N", default_value_t = 2)]
     token_threads: usize,
+}
+
+/// What a rate is compared with.
+enum Beside<'a> {
+    /// Signatures of the token alone.
+    RawToken,
+    /// A call or request that does nothing, over the same listener.
+    Empty(&'static str, &'a Measured),
 }
 
 /// Bytes that are signed and encrypted.
@@ -144,12 +153,19 @@ pub async fn run(args: Args, options: &Options) -> Result<Exit> {
         }
     };
 
-    let row = |name: &str, m: &Measured, of_raw: bool| {
-        let ratio = match (of_raw, raw) {
-            (true, Some(raw)) => format!("{:.2} of the raw token", m.rate / raw),
-            (true, None) => "-".to_owned(),
-            (false, _) => format!("{:.2} of the empty call", m.rate / echo.rate),
+    let oauth = match &options.dir {
+        Some(dir) => Some(oauth::measure(dir, &load).await?),
+        None => None,
+    };
+
+    let row = |name: &str, m: &Measured, beside: &Beside<'_>| {
+        let ratio = match beside {
+            Beside::RawToken => raw.map(|raw| format!("{:.2} of the raw token", m.rate / raw)),
+            Beside::Empty(what, empty) => {
+                Some(format!("{:.2} of the empty {what}", m.rate / empty.rate))
+            }
         };
+        let ratio = ratio.unwrap_or_else(|| "-".to_owned());
         [
             name.to_owned(),
             format!("{:.0}/s", m.rate),
@@ -158,13 +174,23 @@ pub async fn run(args: Args, options: &Options) -> Result<Exit> {
             ratio,
         ]
     };
+    let call = Beside::Empty("call", &echo);
     let mut rows = vec![
-        row("empty call", &echo, false),
-        row("Encrypt 256 B", &encrypts, false),
-        row("Decrypt 256 B", &decrypts, false),
-        row("Sign ES256", &signs, true),
-        row("IssueToken ES256", &issues, true),
+        row("empty call", &echo, &call),
+        row("Encrypt 256 B", &encrypts, &call),
+        row("Decrypt 256 B", &decrypts, &call),
+        row("Sign ES256", &signs, &Beside::RawToken),
+        row("IssueToken ES256", &issues, &Beside::RawToken),
     ];
+    if let Some(m) = &oauth {
+        let request = Beside::Empty("request", &m.empty);
+        rows.extend([
+            row("empty HTTP request", &m.empty, &request),
+            row("/oauth/token ES256", &m.tokens, &Beside::RawToken),
+            row("/oauth/token, shared", &m.shared, &request),
+            row("/oauth/introspect", &m.introspection, &request),
+        ]);
+    }
     if let Some(raw) = raw {
         let threads = args.token_threads;
         rows.push([

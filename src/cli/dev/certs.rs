@@ -22,9 +22,9 @@ use crate::{
 };
 
 /// Who gets a client certificate. `stranger` has a valid one and is nobody.
-pub const CLIENTS: [&str; 10] = [
+pub const CLIENTS: [&str; 11] = [
     "admin", "issuer", "approver", "deployer", "officer", "auditor", "service", "other", "deputy",
-    "stranger",
+    "partner", "stranger",
 ];
 
 const DAY: Duration = Duration::from_hours(24);

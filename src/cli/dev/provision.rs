@@ -143,6 +143,7 @@ addresses_file = {addresses}
 [grpc]
 listen = "127.0.0.1:{grpc}"
 reflection = true
+client_certificate = "optional"
 
 [public]
 listen = "127.0.0.1:{public}"
@@ -178,6 +179,13 @@ max_age_seconds = 1
 [rotation]
 clock_skew_seconds = 0
 
+[oauth]
+audiences = ["https://api.acme.test", "claviger"]
+
+# For `make timing`. In production it is 30.
+[authn]
+failures_per_minute = 10000
+
 [bootstrap]
 tenants = ["acme", "globex"]
 "#,
@@ -208,7 +216,7 @@ struct Principal {
     roles: &'static [(&'static str, &'static str)],
 }
 
-const PRINCIPALS: [Principal; 9] = [
+const PRINCIPALS: [Principal; 10] = [
     Principal::of_platform("admin", &[("principal-admin", "*")]),
     Principal::of_platform("issuer", &[("key-issuer", "*")]),
     Principal::of_platform("approver", &[("key-approver", "*")]),
@@ -228,6 +236,13 @@ const PRINCIPALS: [Principal; 9] = [
         roles: &[("crypto-user", "globex"), ("token-issuer", "globex")],
     },
     Principal::of_platform("deputy", &[("security-officer", "*")]),
+    // Makes API keys of its own; its entitlements are given by the admin.
+    Principal {
+        name: "partner",
+        tenant: "acme",
+        kind: "user",
+        roles: &[("crypto-user", "acme")],
+    },
 ];
 
 impl Principal {
