@@ -127,6 +127,7 @@ async fn every_mutation_can_be_repeated(engine: Engine) {
         let (changes, repeats) = rows(daemon, action).await;
         let first = send_with(&actor, path, &case.valid, &[&key]).await;
         let first = first.unwrap_or_else(|e| panic!("{path}: {e}"));
+        let first = without_secret(path, first);
         let changed = state(daemon).await;
         for times in 1..=2 {
             let again = send_with(&actor, path, &case.valid, &[&key]).await;
@@ -149,6 +150,27 @@ async fn every_mutation_can_be_repeated(engine: Engine) {
         assert_eq!(state(daemon).await, changed, "{path}");
     }
     world.daemon.stop().await;
+}
+
+/// What a first answer alone shows is not kept, so that it cannot be shown again (R-OAUTH-3).
+fn without_secret(path: &str, answer: Bytes) -> Bytes {
+    let blank = |secret: &mut String| {
+        assert!(secret.starts_with("cvk_"), "{path}: no secret");
+        secret.clear();
+    };
+    match path.rsplit('/').next() {
+        Some("CreateApiKey") => {
+            let mut answer = CreateApiKeyResponse::decode(answer).expect("an answer");
+            blank(&mut answer.secret);
+            answer.encode_to_vec().into()
+        }
+        Some("RotateApiKey") => {
+            let mut answer = RotateApiKeyResponse::decode(answer).expect("an answer");
+            blank(&mut answer.secret);
+            answer.encode_to_vec().into()
+        }
+        _ => answer,
+    }
 }
 
 #[tokio::test]

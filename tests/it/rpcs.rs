@@ -139,12 +139,15 @@ impl World {
         let signed = service.crypto().sign(sign("orders")).await.expect("Sign");
         let sealed = service.crypto().encrypt(encrypt("vault")).await;
         let issued = service.tokens().issue_token(issue(60)).await;
-        Self {
+        let world = Self {
             signature: signed.into_inner().signature,
             ciphertext: sealed.expect("Encrypt").into_inner().ciphertext,
             token: issued.expect("IssueToken").into_inner().token,
             daemon,
-        }
+        };
+        // The first one makes the pepper, which is a change of its own.
+        world.api_key().await;
+        world
     }
 
     /// Fresh requests for the RPC at `path`, with everything they need.

@@ -44,7 +44,7 @@ impl World {
     }
 
     /// A new key of a new service.
-    async fn api_key(&self) -> String {
+    pub(super) async fn api_key(&self) -> String {
         let admin = self.daemon.actor("admin");
         let made = admin
             .api_keys()
