@@ -180,10 +180,7 @@ async fn only_tokens_of_the_token_endpoint_are_taken_for_their_subject() {
         .daemon
         .edit_config(|text| text.replace("[authn]\n", "[authn]\naudience = \"later\"\n"));
     realm.daemon.restart().await;
-    let mut request = tonic::Request::new(GenerateRandomRequest {
-        length: 16,
-        ..Default::default()
-    });
+    let mut request = tonic::Request::new(GenerateRandomRequest { length: 16 });
     let bearer = format!("Bearer {token}").parse().expect("a header");
     request.metadata_mut().insert("authorization", bearer);
     let nobody = realm.daemon.actor_with(None);
