@@ -1,13 +1,15 @@
 //! R3: access tokens in the profile of RFC 9068, and the JWK Set that verifies them.
 //!
 //! `issue` composes the signing input here and has the backend sign it; `verify` is strict and says why it rejects;
-//! `jwks` keeps the published set in memory. No row is kept per token; `marks` keeps until when a version's tokens live.
+//! `jwks` keeps the published set in memory. No row is kept per token; `marks` keeps until when a version's tokens live,
+//! `proven` which signatures were verified a moment ago.
 
 mod claims;
 mod issue;
 mod json;
 mod jwks;
 mod marks;
+mod proven;
 mod revoke;
 mod verify;
 
@@ -94,6 +96,7 @@ pub struct Tokens {
     rebuild: Mutex<()>,
     marks: marks::Marks,
     revocations: Arc<revoke::Revocations>,
+    proven: proven::Proven,
 }
 
 impl Tokens {
@@ -120,6 +123,7 @@ impl Tokens {
             rebuild: Mutex::new(()),
             marks: marks::Marks::new(),
             revocations: Arc::default(),
+            proven: proven::Proven::new(),
         }
     }
 

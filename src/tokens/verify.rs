@@ -18,7 +18,10 @@ use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::{Claims, LONGEST_TTL, Tokens, TokensConfig, issue::OWN_GRANT, json::is_plain_object};
+use super::{
+    Claims, LONGEST_TTL, Tokens, TokensConfig, issue::OWN_GRANT, json::is_plain_object,
+    proven::Proven,
+};
 use crate::{
     error::Result,
     gate::Permit,
@@ -249,7 +252,7 @@ impl Tokens {
             return Ok(Err(Rejection::UnknownKid));
         };
         let now = self.clock.now().seconds();
-        let judged = signed(&key, parsed)
+        let judged = signed(&key, parsed, &self.proven)
             .and_then(|()| check_own(&parsed.claims, tenant, &self.config, now))
             .and_then(|claims| {
                 meets(&claims)?;
@@ -262,7 +265,7 @@ impl Tokens {
 }
 
 /// Is it signed by a version of this key that verifies?
-fn signed(key: &KeySnapshot, parsed: &Parsed<'_>) -> Result<(), Rejection> {
+fn signed(key: &KeySnapshot, parsed: &Parsed<'_>, proven: &Proven) -> Result<(), Rejection> {
     if key.key.purpose != Purpose::TokenSigning {
         return Err(Rejection::UnknownKid);
     }
@@ -278,7 +281,8 @@ fn signed(key: &KeySnapshot, parsed: &Parsed<'_>) -> Result<(), Rejection> {
     }
     let verifier = version.verifier.as_ref().ok_or(Rejection::UnknownKid)?;
     let input = SignInput::Message(parsed.signing_input.as_bytes());
-    match verifier.verifies(input, &parsed.signature) {
+    let verify = || verifier.verifies(input, &parsed.signature);
+    match proven.verifies(parsed.signing_input, &parsed.signature, verify) {
         true => Ok(()),
         false => Err(Rejection::BadSignature),
     }
