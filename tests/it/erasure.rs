@@ -702,7 +702,8 @@ async fn requests_and_approvals_grow_old() {
     assert!(ended(&approved.id).await.cancel_reason.contains("expired"));
     let service = stage.daemon.actor("service");
     service.crypto().sign(sign("orders")).await.expect("Sign");
-    let rows = "SELECT outcome FROM audit_events WHERE action = 'DestroyTenantMaterial'";
+    // The scheduler may have tried to begin the second one just before it was found to be old: that is a row of its own.
+    let rows = "SELECT outcome FROM audit_events WHERE action = 'DestroyTenantMaterial' AND outcome = 'success'";
     assert_eq!(stage.rows(rows).await, ["success"; 2]);
     stage.daemon.stop().await;
 }
