@@ -4,7 +4,7 @@ use claviger::grpc::proto::*;
 
 use tokio::time::Instant;
 
-use super::realm::{REVOKE, Realm};
+use super::realm::{REVOKE, Realm, Reply};
 use crate::daemon::PATIENCE;
 
 async fn coalescing(realm: &Realm) -> (String, String) {
@@ -17,39 +17,43 @@ async fn coalescing(realm: &Realm) -> (String, String) {
     (client.id, secret)
 }
 
+/// The one token that all of these requests get, made at the same time. Whatever the daemon does beside may make it forget
+/// once more, not for ever.
+async fn shared(realm: &Realm, who: (&str, &str), forms: &[&[(&str, &str)]]) -> String {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let all = forms.iter().map(|form| realm.token(who, form));
+        let all = futures_util::future::join_all(all).await;
+        let mut tokens: std::collections::BTreeSet<_> = all.iter().map(Reply::token).collect();
+        match (tokens.pop_first(), tokens.is_empty()) {
+            (Some(token), true) => return token,
+            _ => assert!(Instant::now() < until, "no token is shared"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn equal_requests_share_a_token_and_others_do_not() {
     let realm = Realm::new().await;
     let (id, secret) = coalescing(&realm).await;
     let who = (id.as_str(), secret.as_str());
     realm.settled().await;
-    let token = realm.token(who, &[]).await.token();
-    assert_eq!(realm.token(who, &[]).await.token(), token);
-    let asked = realm
-        .token(who, &[("scope", "orders.write orders.read")])
-        .await;
-    assert_eq!(asked.token(), token, "the same question in other words");
+    let question: &[(&str, &str)] = &[];
+    let other_words = [("scope", "orders.write orders.read")];
+    let token = shared(&realm, who, &[question, question, &other_words]).await;
     for other in [
         ("scope", "orders.read"),
         ("audience", "https://orders.test"),
     ] {
-        let different = realm.token(who, &[other]).await.token();
+        let different = shared(&realm, who, &[&[other], &[other]]).await;
         assert_ne!(different, token, "{other:?}");
-        assert_eq!(realm.token(who, &[other]).await.token(), different);
     }
-    assert_eq!(
-        realm
-            .rows("IssueClientToken", "success", "\"shared\":true")
-            .await,
-        4
-    );
+    let rows = realm.rows("IssueClientToken", "success", "\"shared\":true");
+    assert!(rows.await >= 4);
 
     // All at once: one signature.
     let form = [("scope", "orders.write")];
-    let all = futures_util::future::join_all((0..8).map(|_| realm.token(who, &form))).await;
-    let tokens: std::collections::BTreeSet<_> =
-        all.iter().map(super::realm::Reply::token).collect();
-    assert_eq!(tokens.len(), 1);
+    shared(&realm, who, &[&form[..]; 8]).await;
 
     // Who did not ask for it gets a token of its own each time.
     let (plain, key) = realm.secret("plain").await;
