@@ -22,7 +22,7 @@ pub async fn foreign_kek(kms: &Kms) -> String {
     foreign_key(kms, AwsSpec::SymmetricDefault, usage).await
 }
 
-/// R-LIFE-4: bad input of issue C; nothing on the device changes, and each answer says why.
+/// R-LIFE-4: nothing on the device changes, and each answer says why.
 #[test]
 fn unfit_keys_are_not_adopted() {
     alone(async |kms: Kms| {

@@ -88,7 +88,7 @@ struct Keys {
     wrapped: Vec<u8>,
 }
 
-/// R-OPS-3 and issue C: injected faults x operations, with the observed class and the time until it works again.
+/// R-OPS-3: injected faults x operations, with the observed class and the time until it works again.
 #[test]
 fn every_fault_has_its_class_and_passes() {
     alone(async |kms: Kms| {
