@@ -72,11 +72,12 @@ pub fn link(stream: &str, head: &Head, at: i64, records: Vec<Record>) -> Vec<Aud
         .collect()
 }
 
-/// The data with member `credential`: which API key or token somebody came with.
+/// The data with member `credential`, as the last one: which API key or token somebody came with. Readers of the log know
+/// some rows by how their data begins.
 fn with_credential(data: String, credential: Option<String>) -> String {
-    match (credential, data.strip_prefix('{')) {
-        (Some(credential), Some("}")) => format!(r#"{{"credential":"{credential}"}}"#),
-        (Some(credential), Some(rest)) => format!(r#"{{"credential":"{credential}",{rest}"#),
+    match (credential, data.strip_suffix('}')) {
+        (Some(credential), Some("{")) => format!(r#"{{"credential":"{credential}"}}"#),
+        (Some(credential), Some(rest)) => format!(r#"{rest},"credential":"{credential}"}}"#),
         (_, _) => data,
     }
 }
@@ -86,5 +87,25 @@ pub fn empty_head() -> Head {
     Head {
         seq: 0,
         hash: GENESIS.to_vec(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The change feed knows the row of a repeated call by its beginning.
+    #[test]
+    fn the_credential_comes_last_in_the_data() {
+        let with = |data: &str, credential: Option<&str>| {
+            with_credential(data.to_owned(), credential.map(str::to_owned))
+        };
+        let key = Some("api_key:1");
+        assert_eq!(with("{}", key), r#"{"credential":"api_key:1"}"#);
+        assert_eq!(
+            with(r#"{"repeats":7}"#, key),
+            r#"{"repeats":7,"credential":"api_key:1"}"#
+        );
+        assert_eq!(with(r#"{"repeats":7}"#, None), r#"{"repeats":7}"#);
     }
 }

@@ -47,7 +47,7 @@ pub struct ApiKeysConfig {
     pub last_used_interval_seconds: u64,
     /// ACTIVE keys that one principal may have, 1 to 10,000. Default 100.
     pub max_per_owner: u32,
-    /// Name of the MAC key of tenant `system` that keys are hashed under. Made at the start when there is none.
+    /// Name of the MAC key of tenant `system` that keys are hashed under. Made with the first API key.
     pub pepper_key: String,
 }
 

@@ -310,8 +310,8 @@ impl Gate {
         self.authorize(caller, action, resource).is_ok()
     }
 
-    /// Records the use of an API key (R-OAUTH-5), in the same commit as the row of the call itself or before it. Nobody
-    /// waits for it here: that row is waited for.
+    /// Records the use of an API key (R-OAUTH-5). Nobody waits for this row, so it is the one to be lost when the queue is
+    /// full (`claviger_audit_dropped_total`); the row of the call itself is waited for and names the key too.
     pub fn note_api_key(&self, caller: &Caller, action: Action) {
         let Credential::ApiKey(id) = &caller.credential else {
             return;
