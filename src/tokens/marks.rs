@@ -6,6 +6,7 @@
 //! minute need no database.
 
 use std::{
+    convert::Infallible,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering},
@@ -78,17 +79,14 @@ impl Marks {
         }
     }
 
+    /// One for all callers, also for those who come first at the same time: they share one write.
     fn mark(&self, version: &KeyVersion) -> Arc<Mark> {
-        if let Some(mark) = self.known.get(&version.kid) {
-            return mark;
-        }
         let known = version.last_token_exp.map_or(i64::MIN, Timestamp::micros);
-        let mark = Arc::new(Mark {
-            known: AtomicI64::new(known),
-            raising: Mutex::new(()),
-        });
-        // Two first callers may each have one for a moment; each is right about what it covers.
-        self.known.insert(version.kid.clone(), Arc::clone(&mark));
+        let fresh = || {
+            let (known, raising) = (AtomicI64::new(known), Mutex::new(()));
+            Ok::<_, Infallible>(Arc::new(Mark { known, raising }))
+        };
+        let Ok(mark) = self.known.get_or_insert_with(&version.kid, fresh);
         mark
     }
 }
