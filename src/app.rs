@@ -259,10 +259,14 @@ pub async fn run(
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     // Behind the head of the feed: what is revoked from here on comes with it.
     tokens.load_revocations().await.map_err(AppError::new)?;
-    let published = Arc::clone(&tokens);
+    let (published, lease) = (Arc::clone(&tokens), Arc::clone(&freshness));
     let jwks: JwksSource = Arc::new(move || {
-        let tokens = Arc::clone(&published);
-        Box::pin(async move { tokens.jwks().await })
+        let (tokens, lease) = (Arc::clone(&published), Arc::clone(&lease));
+        Box::pin(async move {
+            // A replica that is cut off would go on publishing what was frozen elsewhere (R-EMER-3).
+            lease.check()?;
+            tokens.jwks().await
+        })
     });
     let asks_for_certificates = config.public.client_certificate != ClientCertificate::None;
     let site = public::Site {
@@ -293,7 +297,7 @@ pub async fn run(
         clients,
         health: health.component("database"),
         replica: replica.clone(),
-        seen: seen.map_or(0, |head| head.seq),
+        seen,
     };
     // The KEKs were read before the head of the feed was.
     uses.keks().reload().await.map_err(AppError::new)?;

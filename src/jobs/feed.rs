@@ -3,6 +3,10 @@
 //! Polled, because a notification is only a hint. Each round reads, forgets, reports how far it has come, and only then
 //! renews the freshness lease, counted from the beginning of the read (R-EMER-3). So whoever waits for this replica can
 //! rely on its report, and a replica whose rounds fail goes on until the lease ends and then refuses to use keys.
+//!
+//! A database that was set back, by a restore or a failover to an older copy, lacks rows that were followed already, or has
+//! others in their place. Then nothing that is cached can be trusted and nothing tells what to forget: the rounds fail until
+//! the replica is started again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,7 +26,7 @@ use crate::{
     health::Component,
     keys::Keys,
     model::{Action, Timestamp},
-    store::{AuditRow, Db, TokenRevocation},
+    store::{AuditRow, Db, Head, TokenRevocation},
     tokens::Tokens,
 };
 
@@ -70,8 +74,8 @@ pub struct Feed {
     pub health: Component,
     /// Name that this replica reports itself under.
     pub replica: String,
-    /// Last row that was seen.
-    pub seen: i64,
+    /// Last row that was seen; None while the stream has none.
+    pub seen: Option<Head>,
 }
 
 impl Feed {
@@ -108,7 +112,7 @@ impl Feed {
         });
         match &done {
             Ok(()) => self.health.up(),
-            Err(_) => self.health.down("the database does not answer"),
+            Err(error) => self.health.down(error.message()),
         }
         done
     }
@@ -118,7 +122,8 @@ impl Feed {
             let began = Instant::now();
             self.catch_up().await?;
             let lease = self.freshness.max_staleness();
-            let report = self.db.report_replica(&self.replica, self.seen, lease);
+            let seen = self.seen.as_ref().map_or(0, |head| head.seq);
+            let report = self.db.report_replica(&self.replica, seen, lease);
             if report.await? {
                 self.freshness.observe(began);
                 return Ok(());
@@ -129,17 +134,29 @@ impl Feed {
 
     async fn catch_up(&mut self) -> Result<()> {
         loop {
-            let next = self.seen + 1;
-            let rows = self.db.audit_chain(ADMIN_STREAM, next, PAGE).await?;
+            // From the last row that was seen on, to see that it is still the same one.
+            let from = self.seen.as_ref().map_or(1, |head| head.seq);
+            let mut rows = self.db.audit_chain(ADMIN_STREAM, from, PAGE).await?;
+            let is_full = (rows.len() as i64) == PAGE;
+            if let Some(seen) = &self.seen {
+                let same = |row: &AuditRow| row.seq == seen.seq && row.hash == seen.hash;
+                if !rows.first().is_some_and(same) {
+                    return Err(set_back());
+                }
+                rows.remove(0);
+            }
             for row in &rows {
                 self.apply(row);
                 if row.entity == "kek_rotation" && row.action != Action::RewrapDataKeys.name() {
                     // Before the row counts as seen: whoever waits for this replica relies on it.
                     self.keys.keks().reload().await?;
                 }
-                self.seen = row.seq;
+                self.seen = Some(Head {
+                    seq: row.seq,
+                    hash: row.hash.clone(),
+                });
             }
-            if (rows.len() as i64) < PAGE {
+            if !is_full {
                 return Ok(());
             }
         }
@@ -233,6 +250,14 @@ impl Feed {
             Err(_) => self.keys.forget_all(),
         }
     }
+}
+
+fn set_back() -> Error {
+    Error::new(
+        Reason::DatabaseUnavailable,
+        "the database was set back: it lacks audit rows that this replica has seen; restart every replica, then compare \
+         with the checkpoints by claviger audit verify",
+    )
 }
 
 /// A text in the details of a row; empty when it has none.

@@ -165,6 +165,11 @@ async fn a_daemon_that_is_cut_off_stops_before_the_freeze_is_acknowledged() {
         "it went on under its lease"
     );
     assert!(is_stale(&second, &old.token).await);
+    // Or verifiers who ask it would go on trusting the frozen kid.
+    let jwks = async || second.public_get("/.well-known/jwks.json").await;
+    let refused = jwks().await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.text().contains("REPLICA_STALE"));
 
     proxy.forward_again();
     let until = Instant::now() + PATIENCE;
@@ -172,6 +177,9 @@ async fn a_daemon_that_is_cut_off_stops_before_the_freeze_is_acknowledged() {
         assert!(Instant::now() < until, "never serves again");
         sleep(Duration::from_millis(50)).await;
     }
+    let published = jwks().await;
+    assert_eq!(published.status, 200);
+    assert!(!published.text().contains(&old.kid));
     let new = loop {
         let answer = second
             .actor("service")
@@ -214,5 +222,52 @@ async fn a_daemon_that_died_is_waited_for_once() {
     assert_eq!(daemon.rows(names).await.concat(), ["one", "two"]);
     second.stop().await;
     assert_eq!(daemon.rows(names).await.concat(), ["one"]);
+    daemon.stop().await;
+}
+
+/// A database that was set back, by a restore or a failover to an older copy, forgets what replicas have seen: they stop,
+/// and do not start to trust it by themselves. R-EMER-3
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_daemon_whose_database_was_set_back_stops_until_it_is_started_again() {
+    let mut daemon = Setup::new(Engine::Postgres)
+        .append("[feed]\nmax_staleness_seconds = 2")
+        .start()
+        .await;
+    token_key(&daemon, "jwt").await;
+    let head = "SELECT seq FROM audit_heads WHERE stream = 'admin'";
+    let kept: i64 = daemon.rows(head).await[0][0].parse().expect("a number");
+    let hash = format!("SELECT hash FROM audit_events WHERE stream = 'admin' AND seq = {kept}");
+    token_key(&daemon, "later").await;
+    let old = issued(&daemon, "jwt").await;
+    let until = Instant::now() + PATIENCE;
+    let seen = format!("SELECT name FROM replicas WHERE seen_seq > {kept}");
+    while daemon.rows(&seen).await.is_empty() {
+        assert!(Instant::now() < until, "it does not follow");
+        sleep(Duration::from_millis(50)).await;
+    }
+    // As the copy was before the last row.
+    let set_back = format!(
+        "DELETE FROM audit_events WHERE stream = 'admin' AND seq > {kept}; \
+         UPDATE audit_heads SET seq = {kept}, hash = ({hash}) WHERE stream = 'admin'"
+    );
+    daemon.execute(&set_back).await;
+    let until = Instant::now() + PATIENCE;
+    while !is_stale(&daemon, &old.token).await {
+        assert!(Instant::now() < until, "it goes on");
+        sleep(Duration::from_millis(50)).await;
+    }
+    let ready = daemon.ops_get("/readyz").await;
+    assert_eq!(ready.status, 503);
+    assert!(ready.text().contains("was set back"), "{}", ready.text());
+    // Rows of today in the place of those that are gone are other rows.
+    token_key(&daemon, "again").await;
+    token_key(&daemon, "and-again").await;
+    let seq: i64 = daemon.rows(head).await[0][0].parse().expect("a number");
+    assert!(seq > kept + 1);
+    sleep(Duration::from_secs(1)).await;
+    assert!(is_stale(&daemon, &old.token).await);
+
+    daemon.restart().await;
+    assert!(verdict(&daemon, &old.token).await.valid);
     daemon.stop().await;
 }
