@@ -308,6 +308,10 @@ impl Config {
                 "an http:// endpoint of AWS KMS",
             ),
             (
+                self.database.is_plain(),
+                "a PostgreSQL server elsewhere without sslmode=verify-full (or verify-ca, require) in its URL",
+            ),
+            (
                 self.audit.access != AccessMode::Required,
                 "audit.access other than required",
             ),

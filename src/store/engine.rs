@@ -6,6 +6,7 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
+    net::IpAddr,
     os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     str::FromStr,
@@ -17,7 +18,7 @@ use serde::Deserialize;
 use sqlx::{
     PgPool, Postgres, Sqlite, SqlitePool,
     migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -62,6 +63,29 @@ impl DatabaseConfig {
             max_connections: default_connections(),
         }
     }
+
+    /// Would rows cross a network in clear, or could somebody on the way make them (`sslmode` of libpq below `require`)?
+    /// False for a URL that cannot be read: opening it says why.
+    pub fn is_plain(&self) -> bool {
+        let Ok(url) = url(self) else { return false };
+        let Ok(options) = PgConnectOptions::from_str(url.expose_secret()) else {
+            return false;
+        };
+        let host = options.get_host();
+        let is_local = options.get_socket().is_some()
+            || host.starts_with('/')
+            || host == "localhost"
+            || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+        let may_be_plain = matches!(
+            options.get_ssl_mode(),
+            PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer
+        );
+        is_postgres(url.expose_secret()) && may_be_plain && !is_local
+    }
+}
+
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 
 /// An open database. Cloning is cheap.
@@ -176,7 +200,7 @@ impl Db {
         {
             return open_sqlite(Path::new(path), config.max_connections, lock).await;
         }
-        if text.starts_with("postgres://") || text.starts_with("postgresql://") {
+        if is_postgres(text) {
             let options = PgConnectOptions::from_str(text).map_err(|_| {
                 // The URL may hold a password: say that it is wrong, not what it is.
                 StoreError::Setup("database.url is not a valid postgres:// URL".into())

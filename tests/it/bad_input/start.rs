@@ -102,6 +102,16 @@ async fn a_wrong_configuration_stops_the_start() {
     case.fails(&reflection, &["grpc.reflection"]).await;
     let unaudited = production.replace("[audit]", "[audit]\naccess = \"off\"");
     case.fails(&unaudited, &["audit.access"]).await;
+    // What could be read on the way to a database elsewhere; the address is nobody's (RFC 5737), so nothing is asked.
+    let url = production.lines().find(|line| line.starts_with("url = "));
+    let url = url.expect("a database");
+    for mode in ["", "?sslmode=disable", "?sslmode=prefer", "?sslmode=allow"] {
+        let elsewhere = format!("url = \"postgres://claviger:hunter2@192.0.2.1/claviger{mode}\"");
+        let said = case
+            .fails(&production.replace(url, &elsewhere), &["sslmode=verify-full", "dev"])
+            .await;
+        assert!(!said.contains("hunter2"));
+    }
     let hasty = production.replace("[rotation]", "[rotation]\nrequest_ttl_seconds = 3599");
     case.fails(&hasty, &["rotation.request_ttl_seconds", "dev"])
         .await;
