@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::Directory;
+use super::{Directory, update::refuse_job};
 use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
@@ -116,8 +116,9 @@ impl Directory {
 
     /// Gives or takes a role.
     ///
-    /// Errors: SEPARATION_OF_DUTIES for one's own roles; PERMISSION_DENIED where the caller is not principal-admin; INVALID_FIELD for a role outside the home tenant of a
-    /// principal that is not the platform's; ALREADY_EXISTS or PRINCIPAL_NOT_FOUND when there is nothing to change.
+    /// Errors: SEPARATION_OF_DUTIES for one's own roles; PERMISSION_DENIED where the caller is not principal-admin;
+    /// INVALID_FIELD for a job, and for a role outside the home tenant of a principal that is not the platform's;
+    /// ALREADY_EXISTS or PRINCIPAL_NOT_FOUND when there is nothing to change.
     pub async fn change_role(
         &self,
         permit: AdminPermit,
@@ -125,6 +126,7 @@ impl Directory {
         grant: Grant,
         change: RoleChange,
     ) -> Result<Recorded<Principal>> {
+        refuse_job(&principal)?;
         if permit.caller().principal.id == principal.id {
             return Err(Error::new(
                 Reason::SeparationOfDuties,

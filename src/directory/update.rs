@@ -172,7 +172,7 @@ async fn lock(mutation: &mut Mutation, principal: &Principal) -> Result<Principa
     found.ok_or_else(|| Error::internal("a principal is gone, and nothing deletes one"))
 }
 
-fn refuse_job(principal: &Principal) -> Result<()> {
+pub(super) fn refuse_job(principal: &Principal) -> Result<()> {
     match principal.kind {
         PrincipalKind::Job => Err(invalid(
             "the principal is a part of the daemon, which nobody changes or suspends",
