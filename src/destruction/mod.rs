@@ -17,10 +17,10 @@ use crate::{
     gate::{AdminPermit, Mutation, Permit, Recorded, not_found},
     keys::{KeySnapshot, Keys},
     model::{
-        DestructionId, DestructionState, Entity, KeyDestruction, KeyId, KeyRef, KeyVersion, Kid,
+        AlertId, DestructionId, DestructionState, Entity, KeyDestruction, KeyId, KeyRef, KeyVersion, Kid,
         Resource, TenantName,
     },
-    store::{Db, StoreError},
+    store::{Alert, Db, StoreError},
 };
 
 pub use carry_out::Due;
@@ -121,7 +121,7 @@ impl Destructions {
         self.record(mutation, destruction).await
     }
 
-    /// A second person agrees; the waiting period begins.
+    /// A second person agrees; the waiting period begins, and people are told.
     ///
     /// Errors: DESTRUCTION_NOT_FOUND, DESTRUCTION_STATE, SEPARATION_OF_DUTIES, PLAN_CHANGED, VERSION_STATE,
     /// VERSION_IN_USE, CONFLICT.
@@ -139,9 +139,11 @@ impl Destructions {
         self.refuse_needed(version(&key, &approved.kid)?).await?;
         let mut mutation = permit.begin_on(key.key.id).await?;
         let from = DestructionState::Requested;
-        if !mutation.tx().update_destruction(&approved, from).await? {
+        let tx = mutation.tx();
+        if !tx.update_destruction(&approved, from).await? {
             return Err(conflict());
         }
+        tx.raise_alert(&scheduled(&approved)).await?;
         self.record(mutation, approved).await
     }
 
@@ -217,6 +219,24 @@ fn version<'a>(key: &'a KeySnapshot, kid: &Kid) -> Result<&'a KeyVersion> {
             format!("key {} has no version with this kid", key.key.name),
         )
     })
+}
+
+/// What people are told who may still want the version.
+fn scheduled(d: &KeyDestruction) -> Alert {
+    let at = d.destroy_at.map(|at| at.to_string()).unwrap_or_default();
+    Alert {
+        id: AlertId::random(),
+        tenant: d.tenant.clone(),
+        kind: "DESTRUCTION_SCHEDULED".into(),
+        entity: "destruction".into(),
+        entity_id: d.id.to_string(),
+        text: format!(
+            "version {} of key {} is destroyed for ever from {at} on; cancel destruction {} to keep it",
+            d.kid, d.key_name, d.id
+        ),
+        raised_at: d.approved_at.unwrap_or(d.requested_at),
+        window_key: format!("DESTRUCTION_SCHEDULED/{}", d.id),
+    }
 }
 
 fn conflict() -> Error {
