@@ -5,11 +5,11 @@
 //! `max_handshakes` it waits in the kernel's backlog. Nothing a client does ends the loop.
 
 use std::{
-    io,
+    io::{self, IoSlice},
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
@@ -56,8 +56,6 @@ impl Default for AcceptLimits {
 /// A connection whose handshake is done. It counts against `max_connections` until it is dropped.
 pub struct TlsConn {
     stream: TlsStream<TcpStream>,
-    /// Nothing was written since the last flush, and whoever has something to say was not waited for yet.
-    begins: bool,
     peer: Arc<Peer>,
     _place: Place,
 }
@@ -180,7 +178,6 @@ fn finish(stream: TlsStream<TcpStream>, addr: SocketAddr, place: Place) -> TlsCo
     };
     TlsConn {
         stream,
-        begins: true,
         peer: Arc::new(peer),
         _place: place,
     }
@@ -290,28 +287,29 @@ impl AsyncRead for TlsConn {
     }
 }
 
-/// Many calls of one connection end together, with the commit that made their audit rows durable. Each would be a TLS
-/// record, a system call and a wake-up of the client by itself; so the first write after a flush lets the tasks that are
-/// ready run before it, and what they answer goes along.
 impl AsyncWrite for TlsConn {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if std::mem::take(&mut self.begins) {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
-        }
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
-    // Not vectored: HTTP/2 then copies short answers into one buffer, and does not flush between two of them.
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
-        self.begins = true;
-        Poll::Ready(Ok(()))
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
