@@ -70,8 +70,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run() -> Fallible<bool> {
-    // `cargo bench` adds an argument of its own.
-    let mut arguments = env::args().skip(1).filter(|argument| argument != "--bench");
+    let mut arguments = env::args().skip(1);
     let dir = PathBuf::from(arguments.next().ok_or("usage: timing DIR [TRIES]")?);
     let tries = arguments
         .next()

@@ -2,13 +2,13 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use aws_lc_rs::rand;
+use aws_lc_rs::{hmac, rand};
 use quick_cache::sync::Cache;
 use tokio::time::Instant;
 
@@ -31,6 +31,8 @@ pub struct DataKeys {
 /// An unwrapped data key and when it must be forgotten.
 pub struct Unwrapped {
     key: DataKey,
+    /// The MAC secret that comes from it, once somebody needed it: wiped with the data key.
+    mac: OnceLock<Arc<hmac::Key>>,
     until: Instant,
 }
 
@@ -38,6 +40,15 @@ impl Unwrapped {
     /// The key.
     pub const fn key(&self) -> &DataKey {
         &self.key
+    }
+
+    /// The MAC secret that comes from it: from memory, or made by `make`.
+    pub(super) fn mac(&self, make: impl FnOnce() -> Result<hmac::Key>) -> Result<Arc<hmac::Key>> {
+        if let Some(made) = self.mac.get() {
+            return Ok(Arc::clone(made));
+        }
+        let made = Arc::new(make()?);
+        Ok(Arc::clone(self.mac.get_or_init(|| made)))
     }
 }
 
@@ -57,6 +68,11 @@ impl DataKeys {
         F: Future<Output = Result<DataKey>>,
     {
         let now = Instant::now();
+        if let Some(held) = self.cache.get(kid)
+            && held.until > now
+        {
+            return Ok(held);
+        }
         self.cache.remove_if(kid, |held| held.until <= now);
         let forgotten = self.forgotten.load(Ordering::SeqCst);
         let held = self
@@ -67,6 +83,7 @@ impl DataKeys {
                 let key = unwrap.await?;
                 Ok(Arc::new(Unwrapped {
                     key,
+                    mac: OnceLock::new(),
                     until: Instant::now() + self.ttl,
                 }))
             })
@@ -228,6 +245,22 @@ mod tests {
         assert!(keys.cache.peek(&old).is_none() && keys.cache.peek(&young).is_some());
         assert!(held.unwrap().upgrade().is_none(), "dropped, so wiped");
         assert_eq!(loads.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_mac_secret_is_made_once_and_goes_with_its_data_key() {
+        let (keys, kid, loads) = (DataKeys::new(8, TTL), Kid::random(), AtomicU64::new(0));
+        load(&keys, &kid, &loads).await;
+        let held = keys.cache.peek(&kid).unwrap();
+        let refuse = || Err(Error::internal("it is there already"));
+        assert!(held.mac(refuse).is_err(), "a failure is not kept");
+        let make = || Ok(hmac::Key::new(hmac::HMAC_SHA256, &[7; 32]));
+        let first = Arc::downgrade(&held.mac(make).unwrap());
+        let second = Arc::downgrade(&held.mac(refuse).unwrap());
+        assert!(first.ptr_eq(&second));
+        drop(held);
+        keys.forget(&kid);
+        assert!(first.upgrade().is_none(), "dropped, so wiped");
     }
 
     #[tokio::test]

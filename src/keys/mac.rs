@@ -4,6 +4,8 @@
 //! imported secret, which the data key encrypts. Neither is ever on disk in the clear, and both need the KEK only as long
 //! as the data key is not in memory.
 
+use std::sync::Arc;
+
 use aws_lc_rs::{
     constant_time::verify_slices_are_equal,
     hkdf::{HKDF_SHA512, KeyType, Prk},
@@ -42,7 +44,7 @@ impl Keys {
         let kid = &version.version.kid;
         // Superseded meanwhile is fine: what it made while it was ACTIVE stays valid.
         self.release_while(permit, key, kid, VersionState::verifies);
-        let tag = hmac::sign(&self.mac_key(key, version).await?, message);
+        let tag = hmac::sign(&*self.mac_key(key, version).await?, message);
         self.note_use(kid).made();
         Ok((tag.as_ref().to_vec(), kid.clone()))
     }
@@ -100,7 +102,7 @@ impl Keys {
     ///
     /// Errors: INTERNAL for a key that is not the platform's, or has no such version; the KEK backend's for a cold data
     /// key.
-    pub async fn credential_mac(&self, key: &KeySnapshot, kid: &Kid) -> Result<hmac::Key> {
+    pub async fn credential_mac(&self, key: &KeySnapshot, kid: &Kid) -> Result<Arc<hmac::Key>> {
         if !key.key.tenant.is_system() || key.key.purpose != Purpose::Mac {
             return Err(Error::internal(
                 "credentials are kept under MAC keys of the platform",
@@ -115,17 +117,21 @@ impl Keys {
     }
 
     /// The HMAC key of a version.
-    pub(super) async fn mac_key(&self, key: &KeySnapshot, version: &Version) -> Result<hmac::Key> {
+    pub(super) async fn mac_key(
+        &self,
+        key: &KeySnapshot,
+        version: &Version,
+    ) -> Result<Arc<hmac::Key>> {
         let (row, v) = (&key.key, &version.version);
         let loaded = self.data_key(&row.tenant, row.id, &v.kid, &v.material);
         let data_key = loaded.await?;
-        match version.sealed_secret() {
+        data_key.mac(|| match version.sealed_secret() {
             Some(sealed) => imported(row, &v.kid, &data_key, sealed),
             None => {
                 let secret = derived(row.algorithm, &row.tenant, row.id, &v.kid, data_key.key())?;
                 hmac_key(row.algorithm, &secret)
             }
-        }
+        })
     }
 }
 

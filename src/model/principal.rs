@@ -223,9 +223,16 @@ impl Principal {
     pub fn limited_to(&self, scopes: &Scopes) -> Self {
         let grants = self.grants.iter().filter(|g| scopes.allows(g.role));
         Self {
+            id: self.id,
+            tenant: self.tenant.clone(),
+            name: self.name.clone(),
+            kind: self.kind,
+            owner: self.owner.clone(),
+            state: self.state,
+            identities: self.identities.clone(),
             grants: grants.cloned().collect(),
             scopes: self.scopes.intersection(scopes),
-            ..self.clone()
+            created_at: self.created_at,
         }
     }
 }

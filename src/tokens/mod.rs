@@ -19,7 +19,7 @@ use arc_swap::ArcSwapOption;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-pub use claims::{Claims, Confirmation};
+pub use claims::{Audience, Claims, Confirmation};
 pub use issue::{IssueToken, Issued};
 pub use json::is_plain_object;
 pub use jwks::{JwksConfig, JwksDocument};

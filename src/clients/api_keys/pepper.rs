@@ -178,7 +178,7 @@ impl Pepper {
         let tag = match key.active() {
             Ok(active) => {
                 let kid = &active.version.kid;
-                tag(&self.keys.credential_mac(key, kid).await?, text)
+                tag(&*self.keys.credential_mac(key, kid).await?, text)
             }
             Err(_) => tag(&self.stand_in, text),
         };

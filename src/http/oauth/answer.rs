@@ -201,7 +201,8 @@ pub fn json(status: StatusCode, body: &impl Serialize) -> Response {
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "no-store"),
         (header::PRAGMA, "no-cache"),
-    ];
+    ]
+    .map(|(name, value)| (name, HeaderValue::from_static(value)));
     (status, headers, body).into_response()
 }
 

@@ -79,6 +79,13 @@ pub fn check_headers(headers: &HeaderMap) -> Result<(), Refused> {
 
 /// Undoes form encoding. None for what is not encoded properly, no UTF-8, or holds control characters.
 pub fn decode(encoded: &[u8]) -> Option<String> {
+    // Most values are ids and tokens, which are sent as they are.
+    if encoded
+        .iter()
+        .all(|byte| byte.is_ascii_graphic() && !matches!(byte, b'+' | b'%'))
+    {
+        return String::from_utf8(encoded.to_vec()).ok();
+    }
     let mut decoded = Vec::with_capacity(encoded.len());
     let mut bytes = encoded.iter();
     while let Some(byte) = bytes.next() {
