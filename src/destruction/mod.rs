@@ -17,8 +17,8 @@ use crate::{
     gate::{AdminPermit, Mutation, Permit, Recorded, not_found},
     keys::{KeySnapshot, Keys},
     model::{
-        AlertId, DestructionId, DestructionState, Entity, KeyDestruction, KeyId, KeyRef, KeyVersion, Kid,
-        Resource, TenantName,
+        AlertId, DestructionId, DestructionState, Entity, KeyDestruction, KeyId, KeyRef,
+        KeyVersion, Kid, Resource, TenantName,
     },
     store::{Alert, Db, StoreError},
 };

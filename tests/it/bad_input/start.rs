@@ -108,7 +108,10 @@ async fn a_wrong_configuration_stops_the_start() {
     for mode in ["", "?sslmode=disable", "?sslmode=prefer", "?sslmode=allow"] {
         let elsewhere = format!("url = \"postgres://claviger:hunter2@192.0.2.1/claviger{mode}\"");
         let said = case
-            .fails(&production.replace(url, &elsewhere), &["sslmode=verify-full", "dev"])
+            .fails(
+                &production.replace(url, &elsewhere),
+                &["sslmode=verify-full", "dev"],
+            )
             .await;
         assert!(!said.contains("hunter2"));
     }
