@@ -1,0 +1,18 @@
+# Sends SIGHUP to the daemon when its certificate, key or client CA has changed.
+files=/etc/claviger/tls
+state() { cat "$files/tls.crt" "$files/tls.key" "$files/client-ca.crt" | sha256sum; }
+trap 'exit 0' TERM
+seen=$(state)
+while :; do
+    # In the background, so that SIGTERM need not wait for it.
+    sleep "$INTERVAL" &
+    wait $!
+    now=$(state)
+    [ "$now" != "$seen" ] || continue
+    for process in /proc/[0-9]*; do
+        read -r name <"$process/comm" 2>/dev/null || continue
+        [ "$name" != claviger ] || kill -HUP "${process#/proc/}"
+    done
+    echo "certificates have changed; the daemon reads them again"
+    seen=$now
+done
