@@ -1,6 +1,6 @@
-# Sends SIGHUP to the daemon when its certificate, key or client CA has changed.
+# Sends SIGHUP to the daemon when its certificate, key, client CA or revocation lists have changed.
 files=/etc/claviger/tls
-state() { cat "$files/tls.crt" "$files/tls.key" "$files/client-ca.crt" | sha256sum; }
+state() { cat "$files/tls.crt" "$files/tls.key" "$files/client-ca.crt" ${CRL:+"$CRL"} | sha256sum; }
 trap 'exit 0' TERM
 seen=$(state)
 while :; do
