@@ -25,6 +25,7 @@ mod faults;
 mod foreign;
 mod freeze;
 mod gate;
+mod helm;
 mod http;
 mod idempotency;
 mod incidents;
