@@ -27,6 +27,7 @@ use crate::{
     store::DatabaseConfig,
     telemetry::LogConfig,
     tokens::{JwksConfig, TokensConfig},
+    vault::VaultConfig,
 };
 
 /// The whole configuration.
@@ -99,6 +100,9 @@ pub struct Config {
     /// First tenants and principals.
     #[serde(default)]
     pub bootstrap: BootstrapConfig,
+    /// The vault.
+    #[serde(default)]
+    pub vault: VaultConfig,
 }
 
 /// Where a daemon runs.
@@ -253,6 +257,9 @@ impl Config {
             return wrong(e);
         }
         if let Err(e) = self.api_keys.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.vault.check() {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {
