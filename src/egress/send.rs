@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::{
-    body::{Bytes, Incoming},
+    body::{Body, Bytes, Incoming},
     client::conn::http1,
 };
 use hyper_util::rt::TokioIo;
@@ -168,6 +168,9 @@ async fn read(answer: http::Response<Incoming>) -> Result<Answer, EgressError> {
     let (head, body) = answer.into_parts();
     if is_redirect(head.status) {
         return Err(EgressError::Redirect);
+    }
+    if body.size_hint().lower() > MAX_ANSWER as u64 {
+        return Err(EgressError::TooLong);
     }
     let body = Limited::new(body, MAX_ANSWER).collect().await;
     let body = body.map_err(|e| match e.is::<LengthLimitError>() {
