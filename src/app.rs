@@ -23,6 +23,7 @@ use crate::{
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
+    egress::Egress,
     erasure::{Erasures, Notary},
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
@@ -181,6 +182,8 @@ pub async fn run(
         config.rotation.request_ttl(),
         notary,
     ));
+    let egress = Egress::new(&config.egress).map_err(|e| AppError(format!("egress: {e}")))?;
+    let egress = Arc::new(egress);
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
     let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
     let incidents = Arc::new(Incidents::new(
@@ -203,6 +206,7 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
+        egress: Arc::clone(&egress),
         checkpoints: config
             .audit
             .checkpoint

@@ -20,6 +20,7 @@ use crate::{
     clients::ApiKeys,
     clock::Clock,
     destruction::Destructions,
+    egress::Egress,
     erasure::Erasures,
     error::{Reason, Result},
     gate::Gate,
@@ -93,6 +94,8 @@ pub struct Work {
     pub idempotency: IdempotencyConfig,
     /// Incidents.
     pub incidents: Arc<Incidents>,
+    /// The way out.
+    pub egress: Arc<Egress>,
     /// Writes checkpoints of the audit log, where that is configured.
     pub checkpoints: Option<Checkpoints>,
 }
