@@ -44,7 +44,7 @@ const JOB_ACTIONS: [&str; 16] = [
 
 /// The routes of the public listener: method, path, action, kind, exposure. A route that is not here cannot be added to
 /// the router (R-ACL-1, R-ACL-4).
-const HTTP_ROUTES: [(&str, &str, &str, &str, &str); 6] = [
+const HTTP_ROUTES: [(&str, &str, &str, &str, &str); 11] = [
     ("GET", "/.well-known/jwks.json", "GetJwks", "Data", "Public"),
     (
         "GET",
@@ -69,6 +69,41 @@ const HTTP_ROUTES: [(&str, &str, &str, &str, &str); 6] = [
         "Public",
     ),
     ("POST", "/oauth/revoke", "RevokeOwnToken", "Admin", "Public"),
+    (
+        "GET",
+        "/users/{user}/broker-credentials",
+        "ListCredentials",
+        "Read",
+        "Public",
+    ),
+    (
+        "POST",
+        "/users/{user}/broker-credentials",
+        "PutCredential",
+        "Admin",
+        "Public",
+    ),
+    (
+        "GET",
+        "/users/{user}/broker-credentials/{id}",
+        "GetCredential",
+        "Read",
+        "Public",
+    ),
+    (
+        "DELETE",
+        "/users/{user}/broker-credentials/{id}",
+        "DeleteCredential",
+        "Admin",
+        "Public",
+    ),
+    (
+        "POST",
+        "/users/{user}/broker-credentials/{id}/reveal",
+        "RevealCredential",
+        "Admin",
+        "Public",
+    ),
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

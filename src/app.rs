@@ -28,7 +28,7 @@ use crate::{
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
-    http::{JwksSource, Metadata, Oauth, ops, public},
+    http::{BrokerCredentials, JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
         Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
@@ -192,6 +192,21 @@ pub async fn run(
         clock.clone(),
         replica.clone(),
     ));
+    let vault = Vault::new(
+        db.clone(),
+        (
+            Arc::clone(&keys),
+            Arc::clone(&directory),
+            Arc::clone(&egress),
+        ),
+        clock.clone(),
+        &config.vault,
+    );
+    let vault = Arc::new(vault.map_err(AppError::new)?);
+    // Of no consequence for the start: who wants to know reads it.
+    if let Err(error) = vault.log_report().await {
+        tracing::warn!(%error, "no report about credentials");
+    }
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
@@ -212,6 +227,7 @@ pub async fn run(
             .checkpoint
             .clone()
             .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
+        vault: Arc::clone(&vault),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -245,13 +261,6 @@ pub async fn run(
         throttle: Arc::clone(authn.throttle()),
         patience: config.public.patience(),
     });
-    let vault = Vault::new(
-        db.clone(),
-        (Arc::clone(&keys), Arc::clone(&directory)),
-        clock.clone(),
-        &config.vault,
-    );
-    let vault = Arc::new(vault.map_err(AppError::new)?);
     let parts = Parts {
         gate: Arc::clone(&gate),
         authn,
@@ -269,6 +278,13 @@ pub async fn run(
         limits: config.limits,
         vault: Arc::clone(&vault),
     };
+    let credentials = Arc::new(BrokerCredentials {
+        authn: Arc::clone(&parts.authn),
+        gate: Arc::clone(&gate),
+        directory: Arc::clone(&directory),
+        vault,
+        patience: config.public.patience(),
+    });
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     // Behind the head of the feed: what is revoked from here on comes with it.
     tokens.load_revocations().await.map_err(AppError::new)?;
@@ -281,6 +297,7 @@ pub async fn run(
     let site = public::Site {
         jwks,
         oauth,
+        credentials,
         metadata: Metadata::new(&tokens, &config.oauth, asks_for_certificates),
     };
     let router = public::router(&site).map_err(AppError::new)?;

@@ -17,7 +17,8 @@ use super::{
 };
 use crate::grpc::proto::{
     api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
-    client_service_client::ClientServiceClient, crypto_service_client::CryptoServiceClient,
+    client_service_client::ClientServiceClient,
+    credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
     key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
@@ -121,6 +122,8 @@ clients! {
     api_keys: ApiKeyServiceClient,
     /// Client of `AuditService`.
     audit: AuditServiceClient,
+    /// Client of `CredentialService`.
+    credentials: CredentialServiceClient,
 }
 
 /// Connects to `target`. Errors say which of file, address, server or client certificate is at fault.

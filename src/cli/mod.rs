@@ -9,6 +9,7 @@ mod audit;
 mod batch;
 mod bench;
 mod client;
+mod credential;
 mod data_key;
 mod dev;
 mod doctor;
@@ -104,6 +105,10 @@ enum Command {
     Pepper(api_key::PepperCommand),
     #[command(subcommand)]
     Audit(audit::Command),
+    #[command(subcommand)]
+    Credential(credential::Command),
+    #[command(subcommand)]
+    Provider(credential::ProviderCommand),
 }
 
 /// Parses the arguments, runs the command, reports its failure on stderr.
@@ -164,6 +169,10 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::ApiKey(command) => api_key::run(command, &options.connect().await?).await,
         Command::Pepper(command) => api_key::pepper(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
+        Command::Credential(command) => credential::run(command, &options.connect().await?).await,
+        Command::Provider(command) => {
+            credential::providers(command, &options.connect().await?).await
+        }
     }
 }
 
@@ -276,6 +285,17 @@ mod tests {
             "api-key rotate ID --overlap 1h --expires 90d --out -",
             "api-key revoke ID --reason r",
             "pepper list",
+            "credential put openai --environment production --name n --owner ID --field api_key=env:X --organisation o \
+             --replace --rotation-period 30d",
+            "credential put alpaca --environment testing --field api_key=- --field api_secret=file:f",
+            "credential get ID",
+            "credential reveal ID --reason r --field api_key --label previous --out f",
+            "credential list --owner me --provider openai --environment testing",
+            "credential list --tenant t",
+            "credential delete ID",
+            "credential validate ID",
+            "credential report --tenant t",
+            "provider list",
         ] {
             assert_eq!(parses(line), Ok(()), "{line}");
         }
@@ -312,6 +332,8 @@ mod tests {
             ("principal suspend ID", "--reason"),
             ("api-key list --owner o --tenant t", "cannot be used with"),
             ("tenant create t --idempotency-key schlüssel", "ASCII"),
+            ("credential put openai", "--environment"),
+            ("credential reveal ID", "--reason"),
         ] {
             let said = parses(line).expect_err(line);
             assert!(said.contains(missing), "{line}: {said}");

@@ -13,7 +13,7 @@ mod send;
 mod tests;
 mod tls;
 
-use std::{sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method};
 use rustls::ClientConfig;
@@ -42,7 +42,7 @@ pub struct Request {
     /// secret: no error names it.
     pub url: Zeroizing<String>,
     /// Names and values of headers. `Host`, `Content-Length` and `Accept-Encoding` are set here.
-    pub headers: Vec<(&'static str, Zeroizing<String>)>,
+    pub headers: Vec<(Cow<'static, str>, Zeroizing<String>)>,
     /// The body; empty for none.
     pub body: Zeroizing<Vec<u8>>,
     /// For everything from the first look-up to the last byte; `[egress] max_seconds` bounds it.
@@ -63,8 +63,9 @@ impl Request {
 
     /// With one more header.
     #[must_use]
-    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.headers.push((name, Zeroizing::new(value.into())));
+    pub fn header(mut self, name: impl Into<Cow<'static, str>>, value: impl Into<String>) -> Self {
+        self.headers
+            .push((name.into(), Zeroizing::new(value.into())));
         self
     }
 

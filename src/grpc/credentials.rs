@@ -23,7 +23,7 @@ use crate::{
     },
     vault::{
         CredentialFilter, CredentialsOf, FullCredential, ImportItem, ImportOutcome, ImportRequest,
-        ImportResult, Imported, ItemOwner, Place, ProviderCounts, Put, PutCredential, Revealed,
+        ImportResult, Imported, ItemOwner, Place, ProviderCounts, Put, PutCredential, Revealed, Validated,
     },
 };
 
@@ -170,6 +170,25 @@ impl CredentialApi {
         let act = async move |permit| vault.delete(permit, found).await;
         let gate = &self.0.gate;
         gate.mutate(&caller, Action::DeleteCredential, resource, answer, act)
+            .await
+    }
+
+    async fn validate(
+        &self,
+        caller: Caller,
+        r: proto::ValidateCredentialRequest,
+    ) -> Result<proto::ValidateCredentialResponse> {
+        let (resource, found) = self.0.vault.find(r.credential_id.parse()?).await?;
+        let answer = |v: &Validated, receipt: &Receipt| proto::ValidateCredentialResponse {
+            credential: Some(message(&v.credential)),
+            warnings: v.warnings.clone(),
+            probe: Some(probe(&v.probed)),
+            receipt: convert::receipt(receipt),
+        };
+        let vault = Arc::clone(&self.0.vault);
+        let act = async move |permit| vault.validate(permit, found).await;
+        let gate = &self.0.gate;
+        gate.mutate(&caller, Action::ValidateCredential, resource, answer, act)
             .await
     }
 
@@ -549,9 +568,10 @@ impl CredentialService for CredentialApi {
 
     async fn validate_credential(
         &self,
-        _r: Request<proto::ValidateCredentialRequest>,
+        r: Request<proto::ValidateCredentialRequest>,
     ) -> Answer<proto::ValidateCredentialResponse> {
-        Err(Status::unimplemented("soon"))
+        let act = async |caller, m| self.validate(caller, m).await;
+        self.0.call(r, Action::ValidateCredential, act).await
     }
 
     async fn import_credentials(

@@ -13,6 +13,7 @@ mod report;
 mod reveal;
 mod rewrap;
 mod seal;
+mod validate;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ pub use config::VaultConfig;
 pub use import::{ImportItem, ImportOutcome, ImportRequest, ImportResult, Imported, ItemOwner};
 pub use put::{Put, PutCredential};
 pub use reveal::Revealed;
+pub use validate::Validated;
 
 pub use crate::store::{
     CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
@@ -29,6 +31,7 @@ pub use crate::store::{
 use crate::{
     clock::Clock,
     directory::Directory,
+    egress::Egress,
     error::{Error, Reason, Result},
     gate::{AdminPermit, Permit, Recorded, not_found},
     keys::Keys,
@@ -41,6 +44,7 @@ pub struct Vault {
     db: Db,
     keys: Arc<Keys>,
     directory: Arc<Directory>,
+    egress: Arc<Egress>,
     clock: Clock,
     key: KeyName,
     is_strict: bool,
@@ -51,7 +55,7 @@ impl Vault {
     /// A vault over these parts. Errors: a sentence that names the setting of `config` that is wrong.
     pub fn new(
         db: Db,
-        (keys, directory): (Arc<Keys>, Arc<Directory>),
+        (keys, directory, egress): (Arc<Keys>, Arc<Directory>, Arc<Egress>),
         clock: Clock,
         config: &VaultConfig,
     ) -> std::result::Result<Self, String> {
@@ -59,6 +63,7 @@ impl Vault {
             db,
             keys,
             directory,
+            egress,
             clock,
             key: config.key()?,
             is_strict: config.strict,
