@@ -15,6 +15,7 @@ mod doctor;
 mod encrypt;
 mod exit;
 mod hsm;
+mod import;
 mod incident;
 mod input;
 mod kek;
