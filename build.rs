@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 13] = [
+const PROTOS: [&str; 14] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
@@ -19,10 +19,11 @@ const PROTOS: [&str; 13] = [
     "claviger/v1/erasure.proto",
     "claviger/v1/api_keys.proto",
     "claviger/v1/clients.proto",
+    "claviger/v1/credentials.proto",
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.
-const JOB_ACTIONS: [&str; 14] = [
+const JOB_ACTIONS: [&str; 16] = [
     "CompleteRotation",
     "ExpireRotation",
     "RetireKeyVersion",
@@ -37,6 +38,8 @@ const JOB_ACTIONS: [&str; 14] = [
     "DestroyTenantMaterial",
     "CreatePepper",
     "ExpireApiKey",
+    "CreateCredentialKey",
+    "RewrapCredentials",
 ];
 
 /// The routes of the public listener: method, path, action, kind, exposure. A route that is not here cannot be added to

@@ -35,14 +35,15 @@ use crate::{
         run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
-        Backends, Keks, Keys,
+        Backends, Keks, Keys, Reserved,
         keks::{self, Kek},
     },
-    model::{Action, Entity, Job, KeyRef, Resource, TenantName},
+    model::{Action, Entity, Job, Resource, TenantName},
     rotation::{KekRotations, Rotations},
     store::Db,
     telemetry,
     tokens::Tokens,
+    vault::Vault,
 };
 
 /// Why the daemon does not start, or stopped.
@@ -244,6 +245,13 @@ pub async fn run(
         throttle: Arc::clone(authn.throttle()),
         patience: config.public.patience(),
     });
+    let vault = Vault::new(
+        db.clone(),
+        (Arc::clone(&keys), Arc::clone(&directory)),
+        clock.clone(),
+        &config.vault,
+    );
+    let vault = Arc::new(vault.map_err(AppError::new)?);
     let parts = Parts {
         gate: Arc::clone(&gate),
         authn,
@@ -259,6 +267,7 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
+        vault: Arc::clone(&vault),
     };
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     // Behind the head of the feed: what is revoked from here on comes with it.
@@ -497,14 +506,18 @@ fn open_token(
     Ok(Arc::new(Awaited::new(name, verified, Box::new(open))))
 }
 
-/// The keys of tenant `system` that the daemon uses itself and callers may not.
-fn reserved_keys(config: &Config) -> Result<Vec<KeyRef>, AppError> {
-    let mut reserved = vec![config.api_keys.pepper().map_err(AppError::new)?];
+/// The keys that the daemon uses itself and callers may not.
+fn reserved_keys(config: &Config) -> Result<Reserved, AppError> {
+    let mut platform = vec![config.api_keys.pepper().map_err(AppError::new)?];
     if let Some(checkpoint) = &config.audit.checkpoint {
         let notary = checkpoint.key.parse();
-        reserved.push(notary.map_err(|e| AppError(format!("audit.checkpoint.key: {e}")))?);
+        platform.push(notary.map_err(|e| AppError(format!("audit.checkpoint.key: {e}")))?);
     }
-    Ok(reserved)
+    let everywhere = vec![config.vault.key().map_err(AppError::new)?];
+    Ok(Reserved {
+        platform,
+        everywhere,
+    })
 }
 
 /// Puts each backend behind its circuit breaker.

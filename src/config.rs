@@ -28,6 +28,7 @@ use crate::{
     store::DatabaseConfig,
     telemetry::LogConfig,
     tokens::{JwksConfig, TokensConfig},
+    vault::VaultConfig,
 };
 
 /// The whole configuration.
@@ -103,6 +104,9 @@ pub struct Config {
     /// Where the daemon's own requests may go.
     #[serde(default)]
     pub egress: EgressConfig,
+    /// The vault.
+    #[serde(default)]
+    pub vault: VaultConfig,
 }
 
 /// Where a daemon runs.
@@ -257,6 +261,9 @@ impl Config {
             return wrong(e);
         }
         if let Err(e) = self.api_keys.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.vault.check() {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {

@@ -8,6 +8,7 @@ mod alerts;
 mod api_keys;
 mod audit;
 mod clients;
+mod credentials;
 mod destructions;
 mod doctor;
 mod engine;
@@ -32,6 +33,9 @@ use std::fmt;
 pub use alerts::Alert;
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use credentials::{
+    CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
+};
 pub use doctor::{Needed, Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
 pub use foreign::{ForeignRow, read_foreign};
