@@ -17,7 +17,8 @@ use super::{
 };
 use crate::grpc::proto::{
     api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
-    client_service_client::ClientServiceClient, crypto_service_client::CryptoServiceClient,
+    client_service_client::ClientServiceClient,
+    credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
     key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
@@ -117,6 +118,8 @@ clients! {
     principals: PrincipalServiceClient,
     /// Client of `ClientService`.
     clients: ClientServiceClient,
+    /// Client of `CredentialService`.
+    credentials: CredentialServiceClient,
     /// Client of `ApiKeyService`.
     api_keys: ApiKeyServiceClient,
     /// Client of `AuditService`.

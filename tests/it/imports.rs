@@ -37,12 +37,18 @@ fn file(daemon: &Daemon, name: &str, text: &str) -> PathBuf {
 
 /// Runs `claviger credential import …` as `service`, with these variables.
 async fn import(daemon: &Daemon, args: &str, env: &[(&str, &str)]) -> Output {
-    let words = ["--as", "service", "--timeout", "60s", "--output", "json", "credential", "import"];
+    let words = [
+        "--as",
+        "service",
+        "--timeout",
+        "60s",
+        "--output",
+        "json",
+        "credential",
+        "import",
+    ];
     let words: Vec<_> = words.into_iter().chain(args.split_whitespace()).collect();
-    let running = daemon
-        .command(&words)
-        .envs(env.iter().copied())
-        .output();
+    let running = daemon.command(&words).envs(env.iter().copied()).output();
     let output = timeout(PATIENCE, running).await;
     let output = output.unwrap_or_else(|_| panic!("{args} does not end"));
     output.expect("claviger runs")

@@ -65,28 +65,48 @@ const AWS: [(&str, &str); 4] = [
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn secret_managers_give_what_the_catalogue_names_and_nothing_else() {
     let daemon = daemon(Engine::Sqlite).await;
-    let clouds = tokio::task::spawn_blocking(Clouds::start).await.expect("started");
+    let clouds = tokio::task::spawn_blocking(Clouds::start)
+        .await
+        .expect("started");
     let base = &clouds.base;
-    let token = file(&daemon, "token", "planted-token\n").display().to_string();
+    let token = file(&daemon, "token", "planted-token\n")
+        .display()
+        .to_string();
 
     let azure = format!("azure --vault {base}/azure/v --token-file {token} {WHOSE}");
     let (said, exit) = report(&import(&daemon, &azure, &[]).await);
     assert_eq!((&said["created"], exit), (&json!(2), Some(0)), "{said}");
-    assert_eq!(clouds.asked().await, json!(["ANTHROPIC-API-KEY", "OPENAI-API-KEY"]));
+    assert_eq!(
+        clouds.asked().await,
+        json!(["ANTHROPIC-API-KEY", "OPENAI-API-KEY"])
+    );
 
     // The same values under the names of the others: they are there already.
-    let google = format!("google --project p1 --endpoint {base}/google --token-file {token} --prefix prod- {WHOSE}");
+    let google = format!(
+        "google --project p1 --endpoint {base}/google --token-file {token} --prefix prod- {WHOSE}"
+    );
     let (said, exit) = report(&import(&daemon, &google, &[]).await);
     assert_eq!((&said["unchanged"], exit), (&json!(2), Some(0)), "{said}");
-    let aws = format!("aws --region eu-central-1 --endpoint {base} --prefix prod/ --bundle prod/bundle {WHOSE}");
+    let aws = format!(
+        "aws --region eu-central-1 --endpoint {base} --prefix prod/ --bundle prod/bundle {WHOSE}"
+    );
     let (said, exit) = report(&import(&daemon, &aws, &AWS).await);
-    assert_eq!((&said["unchanged"], &said["created"], exit), (&json!(2), &json!(1), Some(0)), "{said}");
+    assert_eq!(
+        (&said["unchanged"], &said["created"], exit),
+        (&json!(2), &json!(1), Some(0)),
+        "{said}"
+    );
     let asked = clouds.asked().await.to_string();
-    assert!(asked.contains("prod/bundle") && !asked.contains("password"), "{asked}");
+    assert!(
+        asked.contains("prod/bundle") && !asked.contains("password"),
+        "{asked}"
+    );
     assert_eq!(stored(&daemon).await, "3");
 
     // Refusals name the manager and tell nothing of what it said or of what it was shown.
-    let wrong = file(&daemon, "wrong", "planted-wrong").display().to_string();
+    let wrong = file(&daemon, "wrong", "planted-wrong")
+        .display()
+        .to_string();
     let denied = [
         (azure.replace(&token, &wrong), &AWS[..0]),
         (google.replace(&token, &wrong), &AWS[..0]),

@@ -49,7 +49,10 @@ async fn ten_thousand_rows_come_in_through_two_crashes_and_no_bad_one_is_lost() 
     // Nothing is stored by a rehearsal, and nothing noted.
     let rehearsal = format!("{args} --dry-run").replace("--batch 500", "--batch 1000");
     let (said, exit) = report(&import(&daemon, &rehearsal, &[]).await);
-    assert_eq!((&said["created"], &said["dryRun"]), (&json!(9_980), &json!(true)));
+    assert_eq!(
+        (&said["created"], &said["dryRun"]),
+        (&json!(9_980), &json!(true))
+    );
     assert_eq!((exit, stored(&daemon).await.as_str()), (Some(1), "0"));
     assert!(!state.exists());
 
@@ -57,14 +60,20 @@ async fn ten_thousand_rows_come_in_through_two_crashes_and_no_bad_one_is_lost() 
     for point in ["import.stored:7", "import.noted:6"] {
         let killed = import(&daemon, &args, &[("CLAVIGER_TEST_KILL_AT", point)]).await;
         assert_eq!(killed.status.signal(), Some(9), "{point}");
-        let noted = fs::read_to_string(&state).expect("a state file").lines().count();
+        let noted = fs::read_to_string(&state)
+            .expect("a state file")
+            .lines()
+            .count();
         assert!((2..9_980).contains(&noted), "{noted} rows noted at {point}");
     }
     let output = import(&daemon, &args, &[]).await;
     let (said, exit) = report(&output);
     assert_eq!(exit, Some(1), "bad rows are an exit code");
     let progress = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(progress.contains("10000 of 10000 rows, 20 bad"), "{progress}");
+    assert!(
+        progress.contains("10000 of 10000 rows, 20 bad"),
+        "{progress}"
+    );
 
     let count = |name: &str| said[name].as_u64().unwrap_or_default();
     assert_eq!(count("rows"), 10_000);
@@ -72,12 +81,18 @@ async fn ten_thousand_rows_come_in_through_two_crashes_and_no_bad_one_is_lost() 
     assert!(count("storedEarlier") >= 500, "{said}");
     let mut bad: Vec<_> = said["bad"].as_array().expect("rows").iter().collect();
     bad.sort_by_key(|row| row["id"].as_str());
-    let ids: Vec<_> = bad.iter().map(|row| row["id"].as_str().unwrap_or_default()).collect();
+    let ids: Vec<_> = bad
+        .iter()
+        .map(|row| row["id"].as_str().unwrap_or_default())
+        .collect();
     let mut expected: Vec<_> = made.bad.iter().map(String::as_str).collect();
     expected.sort_unstable();
     assert_eq!(ids, expected);
     for row in bad {
-        assert!(["TOKEN_INVALID", "MISSING"].contains(&row["reason"].as_str().unwrap_or_default()), "{row}");
+        assert!(
+            ["TOKEN_INVALID", "MISSING"].contains(&row["reason"].as_str().unwrap_or_default()),
+            "{row}"
+        );
     }
     assert_eq!(stored(&daemon).await, "9980");
 
@@ -90,7 +105,12 @@ async fn ten_thousand_rows_come_in_through_two_crashes_and_no_bad_one_is_lost() 
     let left = [&state, &result].map(|path| fs::read_to_string(path).expect("a file"));
     for text in left {
         assert!(!text.contains("sk-") && !text.contains("gAAAA"));
-        assert!(!made.secrets.values().any(|secret| text.contains(secret.as_str())));
+        assert!(
+            !made
+                .secrets
+                .values()
+                .any(|secret| text.contains(secret.as_str()))
+        );
     }
     daemon.stop().await;
 }
@@ -115,12 +135,23 @@ async fn rows_of_a_table(engine: Engine) {
     let url = file(&daemon, "legacy-url", daemon.database_url());
     let keys = file(&daemon, "keys", &made.keys.join("\n"));
     let asked = async |daemon: &Daemon, query: &str| {
-        let args = format!("fernet --database-url-file {} --keys {} {HOW}", url.display(), keys.display());
-        let words: Vec<_> = ["--as", "service", "--output", "json", "credential", "import"]
-            .into_iter()
-            .chain(args.split_whitespace())
-            .chain(["--column", "id=user_id", "--query", query])
-            .collect();
+        let args = format!(
+            "fernet --database-url-file {} --keys {} {HOW}",
+            url.display(),
+            keys.display()
+        );
+        let words: Vec<_> = [
+            "--as",
+            "service",
+            "--output",
+            "json",
+            "credential",
+            "import",
+        ]
+        .into_iter()
+        .chain(args.split_whitespace())
+        .chain(["--column", "id=user_id", "--query", query])
+        .collect();
         daemon.cli(&words).await
     };
     let query = "SELECT user_id, label, token, note FROM legacy ORDER BY user_id";
@@ -131,7 +162,11 @@ async fn rows_of_a_table(engine: Engine) {
 
     // Who reads cannot write, whatever the query says.
     let count = "SELECT CAST(COUNT(*) AS BIGINT) FROM legacy";
-    for query in ["DELETE FROM legacy", "DROP TABLE legacy", "SELECT nonsense FROM legacy"] {
+    for query in [
+        "DELETE FROM legacy",
+        "DROP TABLE legacy",
+        "SELECT nonsense FROM legacy",
+    ] {
         let said = failure(&asked(&daemon, query).await);
         assert!(said.contains("the query was refused"), "{query}: {said}");
         assert_eq!(daemon.rows(count).await[0][0], "40", "{query}");
@@ -177,13 +212,24 @@ async fn what_cannot_be_read_is_said_before_anything_is_stored() {
     let twice = path("twice.jsonl", &format!("{0}{0}", made.text));
     let args = format!("fernet --rows {twice} --keys {keys} {HOW}");
     let (said, _) = report(&import(&daemon, &args, &[]).await);
-    let reasons = said["bad"].as_array().expect("rows").iter().map(|row| row["reason"].clone());
+    let reasons = said["bad"]
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| row["reason"].clone());
     assert_eq!(reasons.collect::<Vec<_>>(), vec![json!("ID_TWICE"); 3]);
     assert_eq!(said["created"], json!(3));
-    for (from, to) in [("owner_name=service", "owner_name=nobody"), ("provider=openai", "provider=nowhere")] {
+    for (from, to) in [
+        ("owner_name=service", "owner_name=nobody"),
+        ("provider=openai", "provider=nowhere"),
+    ] {
         let args = format!("fernet --rows {rows} --keys {keys} {HOW}").replace(from, to);
         let (said, exit) = report(&import(&daemon, &args, &[]).await);
-        assert_eq!((said["bad"].as_array().map(Vec::len), exit), (Some(3), Some(1)), "{to}: {said}");
+        assert_eq!(
+            (said["bad"].as_array().map(Vec::len), exit),
+            (Some(3), Some(1)),
+            "{to}: {said}"
+        );
     }
 
     // A state file is for one import.
@@ -206,7 +252,11 @@ async fn who_may_not_import_imports_nothing() {
     let made = rows(3, 0, "jsonl").await;
     let rows = file(&daemon, "rows.jsonl", &made.text);
     let keys = file(&daemon, "keys", &made.keys.join("\n"));
-    let args = format!("fernet --rows {} --keys {} {HOW}", rows.display(), keys.display());
+    let args = format!(
+        "fernet --rows {} --keys {} {HOW}",
+        rows.display(),
+        keys.display()
+    );
     let output = import(&daemon, &args, &[]).await;
     assert_eq!(output.status.code(), Some(3), "{}", failure(&output));
     assert_eq!(stored(&daemon).await, "0");

@@ -7,7 +7,8 @@ use crate::daemon::Engine;
 
 /// Keys of the eight LLM providers, as they look.
 fn env() -> String {
-    let long = |prefix: &str, length: usize| format!("{prefix}{}", "aB3".repeat(40)[..length].to_owned());
+    let long =
+        |prefix: &str, length: usize| format!("{prefix}{}", "aB3".repeat(40)[..length].to_owned());
     format!(
         "# the LLM system\nOPENAI_API_KEY={}\nexport ANTHROPIC_API_KEY='{}'\nGEMINI_API_KEY=\"{}\"\n\
          MISTRAL_API_KEY={} # old\nXAI_API_KEY={}\nQWEN_API_KEY={}\nDEEPSEEK_API_KEY={}\nKIMI_API_KEY={}\n\
@@ -26,7 +27,12 @@ fn env() -> String {
 fn counts(report: &Value) -> [u64; 4] {
     let number = |name: &str| report[name].as_u64().unwrap_or_default();
     let bad = report["bad"].as_array().map_or(0, Vec::len) as u64;
-    [number("created"), number("replaced"), number("unchanged"), bad]
+    [
+        number("created"),
+        number("replaced"),
+        number("unchanged"),
+        bad,
+    ]
 }
 
 // R-CRED-5
@@ -34,7 +40,10 @@ fn counts(report: &Value) -> [u64; 4] {
 async fn the_eight_keys_of_an_env_file_come_in_once() {
     let daemon = daemon(Engine::Sqlite).await;
     let path = file(&daemon, "llm.env", &env());
-    let args = format!("env --file {} --owner-name service --environment production", path.display());
+    let args = format!(
+        "env --file {} --owner-name service --environment production",
+        path.display()
+    );
 
     let (said, exit) = report(&import(&daemon, &format!("{args} --dry-run"), &[]).await);
     assert_eq!((counts(&said), exit), ([8, 0, 0, 0], Some(0)), "{said}");
@@ -60,7 +69,10 @@ async fn the_eight_keys_of_an_env_file_come_in_once() {
     let testing = args.replace("production", "testing");
     let (said, _) = report(&import(&daemon, &testing, &[]).await);
     assert_eq!(counts(&said), [8, 0, 0, 0]);
-    assert_eq!(stored(&daemon).await.parse::<u32>().expect("a number") % 8, 0);
+    assert_eq!(
+        stored(&daemon).await.parse::<u32>().expect("a number") % 8,
+        0
+    );
     daemon.stop().await;
 }
 
@@ -81,8 +93,12 @@ async fn the_environment_is_read_and_lines_that_can_be_misread_are_refused() {
     ] {
         let text = format!("MISTRAL_API_KEY={key}\n{line}\n");
         let path = file(&daemon, "bad.env", &text);
-        let said = failure(&import(&daemon, &format!("{args} --file {}", path.display()), &[]).await);
-        assert!(said.contains("line 2") && !said.contains("planted"), "{said}");
+        let said =
+            failure(&import(&daemon, &format!("{args} --file {}", path.display()), &[]).await);
+        assert!(
+            said.contains("line 2") && !said.contains("planted"),
+            "{said}"
+        );
     }
     assert_eq!(stored(&daemon).await, "1");
     daemon.stop().await;
