@@ -86,7 +86,12 @@ struct How {
 #[derive(Args, Debug)]
 struct Fernet {
     /// The rows: a .csv file with a header, or JSON lines
-    #[arg(long, value_name = "FILE", required_unless_present = "database_url_file", conflicts_with = "database_url_file")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present = "database_url_file",
+        conflicts_with = "database_url_file"
+    )]
     rows: Option<PathBuf>,
     /// File with the URL of the database that has the rows: sqlite:///path or postgres://…
     #[arg(long, value_name = "FILE", requires = "query")]
@@ -117,7 +122,11 @@ struct Fernet {
 #[derive(Args, Debug)]
 struct Whose {
     /// Id of the principal that the credentials belong to
-    #[arg(long, required_unless_present = "owner_name", conflicts_with = "owner_name")]
+    #[arg(
+        long,
+        required_unless_present = "owner_name",
+        conflicts_with = "owner_name"
+    )]
     owner_id: Option<String>,
     /// Its name
     #[arg(long)]
@@ -223,7 +232,11 @@ async fn fernet(args: Fernet, session: &Session) -> Result<Exit> {
     let (records, source) = match (&args.rows, &args.database_url_file, args.query) {
         (Some(path), _, _) => rows::file(path)?,
         (None, Some(url), Some(query)) => table(url, &query).await?,
-        (None, _, _) => return Err(Failure::usage("give --rows, or --database-url-file and --query")),
+        (None, _, _) => {
+            return Err(Failure::usage(
+                "give --rows, or --database-url-file and --query",
+            ));
+        }
     };
     let mapping = Mapping {
         columns: args.columns.into_iter().collect(),
@@ -239,9 +252,8 @@ async fn fernet(args: Fernet, session: &Session) -> Result<Exit> {
 /// The rows of a query, and what tells it from others.
 async fn table(url_file: &std::path::Path, query: &str) -> Result<(Vec<Record>, String)> {
     let text = std::fs::read_to_string(url_file);
-    let text = text.map_err(|e| {
-        Failure::usage(format!("--database-url-file {}: {e}", url_file.display()))
-    })?;
+    let text = text
+        .map_err(|e| Failure::usage(format!("--database-url-file {}: {e}", url_file.display())))?;
     let found = read_foreign(&Secret::new(text), query).await;
     let found = found.map_err(|e| Failure::usage(format!("cannot read the rows: {e}")))?;
     let record = |(number, columns)| Record {
@@ -263,10 +275,7 @@ async fn env(args: Env, session: &Session) -> Result<Exit> {
 }
 
 /// The variables of a file, and what in it is none of the catalogue's.
-fn from_file(
-    path: &std::path::Path,
-    known: &BTreeSet<&str>,
-) -> Result<(Variables, Vec<String>)> {
+fn from_file(path: &std::path::Path, known: &BTreeSet<&str>) -> Result<(Variables, Vec<String>)> {
     let text = Zeroizing::new(input::read(Some(path))?);
     let text = std::str::from_utf8(&text);
     let text = text.map_err(|_| Failure::usage(format!("{}: not UTF-8", path.display())))?;
@@ -284,7 +293,10 @@ fn from_file(
         .into_iter()
         .partition(|(name, _)| known.contains(name.as_str()));
     let variables = found.into_iter().map(|(name, value)| (name, Ok(value)));
-    Ok((variables.collect(), others.into_iter().map(|(name, _)| name).collect()))
+    Ok((
+        variables.collect(),
+        others.into_iter().map(|(name, _)| name).collect(),
+    ))
 }
 
 fn from_environment(known: &BTreeSet<&str>) -> Variables {
@@ -324,7 +336,15 @@ async fn imported(
     };
     let rows = variables::rows(providers, &variables, &common);
     drop(variables);
-    import(session, whose.how, "variables", rows.len(), rows.into_iter(), ignored).await
+    import(
+        session,
+        whose.how,
+        "variables",
+        rows.len(),
+        rows.into_iter(),
+        ignored,
+    )
+    .await
 }
 
 async fn catalogue(session: &Session) -> Result<Vec<Provider>> {

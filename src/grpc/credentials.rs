@@ -232,9 +232,8 @@ impl CredentialApi {
                 ..Default::default()
             });
             let mut providers: Vec<_> = counts.iter().map(report).chain(without).collect();
-            providers.sort_by(|a, b| {
-                (&a.provider, a.environment).cmp(&(&b.provider, b.environment))
-            });
+            providers
+                .sort_by(|a, b| (&a.provider, a.environment).cmp(&(&b.provider, b.environment)));
             Ok((
                 proto::GetCredentialReportResponse { providers },
                 String::new(),

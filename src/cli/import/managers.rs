@@ -40,7 +40,12 @@ pub async fn variables(
 ) -> Result<Variables> {
     let mut variables = Variables::new();
     let mut add = |name: String, value| {
-        let twice = || Bad::new("TWICE", format!("{name} is there twice; narrow it with --prefix"));
+        let twice = || {
+            Bad::new(
+                "TWICE",
+                format!("{name} is there twice; narrow it with --prefix"),
+            )
+        };
         let value = match variables.contains_key(&name) {
             true => Err(twice()),
             false => value,
@@ -60,8 +65,8 @@ pub async fn variables(
         let members: serde_json::Result<BTreeMap<String, SecretString>> =
             serde_json::from_str(text.expose_secret());
         // The parser's error could quote what it met.
-        let members = members
-            .map_err(|_| Failure::usage(format!("{bundle} is no JSON object of texts")))?;
+        let members =
+            members.map_err(|_| Failure::usage(format!("{bundle} is no JSON object of texts")))?;
         for (name, value) in members {
             add(name, Ok(value));
         }
@@ -198,7 +203,10 @@ mod tests {
     async fn only_what_the_catalogue_names_is_fetched() {
         let (found, asked) = read("prod/", &["prod/llm"]).await;
         let found = found.unwrap();
-        assert_eq!(asked, ["prod/MISTRAL_API_KEY", "prod/openai-api-key", "prod/llm"]);
+        assert_eq!(
+            asked,
+            ["prod/MISTRAL_API_KEY", "prod/openai-api-key", "prod/llm"]
+        );
         let names: Vec<_> = found.keys().collect();
         assert_eq!(names, ["MISTRAL_API_KEY", "OPENAI_API_KEY", "XAI_API_KEY"]);
         let value = found["OPENAI_API_KEY"].as_ref().unwrap();
@@ -216,7 +224,10 @@ mod tests {
     async fn a_bundle_that_is_none_is_not_quoted() {
         let (found, _) = read("prod/", &["prod/bad"]).await;
         let said = found.err().unwrap().to_string();
-        assert!(said.contains("prod/bad") && !said.contains("planted"), "{said}");
+        assert!(
+            said.contains("prod/bad") && !said.contains("planted"),
+            "{said}"
+        );
     }
 
     #[test]

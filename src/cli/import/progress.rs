@@ -48,7 +48,10 @@ impl Progress {
     fn line(&self) -> String {
         let filled = (WIDTH * self.done / self.total.max(1)).min(WIDTH);
         let bar = format!("{}{}", "#".repeat(filled), "-".repeat(WIDTH - filled));
-        format!("[{bar}] {} of {} rows, {} bad", self.done, self.total, self.bad)
+        format!(
+            "[{bar}] {} of {} rows, {} bad",
+            self.done, self.total, self.bad
+        )
     }
 }
 
@@ -67,7 +70,11 @@ mod tests {
         let mut progress = Progress::new(200);
         progress.terminal = false;
         progress.add(99, 1);
-        let half = format!("[{}{}] 100 of 200 rows, 1 bad", "#".repeat(15), "-".repeat(15));
+        let half = format!(
+            "[{}{}] 100 of 200 rows, 1 bad",
+            "#".repeat(15),
+            "-".repeat(15)
+        );
         assert_eq!(progress.line(), half);
         progress.add(100, 0);
         assert!(progress.line().contains(&"#".repeat(WIDTH)));

@@ -8,11 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 use serde_json::Value;
 use zeroize::Zeroizing;
 
-use super::{
-    Bad, Item, Owner, Row, csv,
-    fernet::Keys,
-    item::environment,
-};
+use super::{Bad, Item, Owner, Row, csv, fernet::Keys, item::environment};
 use crate::{
     cli::{
         exit::{Failure, Result},
@@ -216,7 +212,9 @@ pub fn file(path: &Path) -> Result<(Vec<Record>, String)> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &bytes);
     let text = std::str::from_utf8(&bytes);
     let text = text.map_err(|_| Failure::usage(format!("{name}: not UTF-8")))?;
-    let is_csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+    let is_csv = path
+        .extension()
+        .is_some_and(|e| e.eq_ignore_ascii_case("csv"));
     let records = match is_csv {
         true => csv_records(text).map_err(|why| Failure::usage(format!("{name}: {why}")))?,
         false => json_records(text),
@@ -226,7 +224,8 @@ pub fn file(path: &Path) -> Result<(Vec<Record>, String)> {
 
 fn csv_records(text: &str) -> std::result::Result<Vec<Record>, String> {
     let records = csv::records(text);
-    let records = records.map_err(|line| format!("line {line}: a quote is not closed, or stands where none may"))?;
+    let records = records
+        .map_err(|line| format!("line {line}: a quote is not closed, or stands where none may"))?;
     let mut records = records.into_iter();
     let header = records.next().ok_or("there is no header")?.fields;
     let record = |record: csv::Record| Record {
@@ -254,7 +253,12 @@ fn json_records(text: &str) -> Vec<Record> {
 }
 
 fn json_columns(line: &str) -> std::result::Result<BTreeMap<String, String>, Bad> {
-    let malformed = || Bad::new("MALFORMED", "the line is no JSON object of texts and numbers");
+    let malformed = || {
+        Bad::new(
+            "MALFORMED",
+            "the line is no JSON object of texts and numbers",
+        )
+    };
     let columns: BTreeMap<String, Value> = serde_json::from_str(line).map_err(|_| malformed())?;
     let mut texts = BTreeMap::new();
     for (name, value) in columns {
@@ -293,12 +297,18 @@ mod tests {
     }
 
     fn check(rows: &[Row]) {
-        let good = rows[0].item.as_ref().unwrap_or_else(|bad| panic!("{bad:?}"));
+        let good = rows[0]
+            .item
+            .as_ref()
+            .unwrap_or_else(|bad| panic!("{bad:?}"));
         assert_eq!(rows[0].id, "7");
         assert!(matches!(&good.owner, Owner::Name(name) if name == "ann"));
         assert_eq!(good.provider, "alpaca");
         let (name, value) = &good.fields[0];
-        assert_eq!((name.as_str(), value.expose_secret().as_str()), ("api_key", "hello"));
+        assert_eq!(
+            (name.as_str(), value.expose_secret().as_str()),
+            ("api_key", "hello")
+        );
         let reasons: Vec<_> = rows[1..]
             .iter()
             .map(|row| row.item.as_ref().err().map(|bad| bad.reason.as_str()))
@@ -339,7 +349,10 @@ mod tests {
 
     #[test]
     fn targets_are_checked() {
-        assert_eq!(target("owner_id=a=b"), Ok((Target::OwnerId, "a=b".to_owned())));
+        assert_eq!(
+            target("owner_id=a=b"),
+            Ok((Target::OwnerId, "a=b".to_owned()))
+        );
         assert!(target("owner=a").is_err());
         assert!(target("owner_id").is_err());
     }

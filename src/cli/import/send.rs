@@ -64,7 +64,10 @@ impl Run<'_> {
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for Row { id, item } in rows {
             if !seen.insert(id.clone()) {
-                let twice = Bad::new("ID_TWICE", "another row has this id; name a column that tells them apart");
+                let twice = Bad::new(
+                    "ID_TWICE",
+                    "another row has this id; name a column that tells them apart",
+                );
                 self.bad(id, twice);
                 continue;
             }
@@ -109,7 +112,10 @@ impl Run<'_> {
             }
         }
         let good = match self.how.dry_run {
-            true => stored.into_iter().map(|(id, _, result)| (id, result)).collect(),
+            true => stored
+                .into_iter()
+                .map(|(id, _, result)| (id, result))
+                .collect(),
             false => self.verified(stored).await?,
         };
         for (_, result) in &good {
@@ -157,7 +163,8 @@ impl Run<'_> {
             match outcome.result() {
                 ImportResult::Unchanged => good.push((id, result)),
                 _ => {
-                    let message = "the daemon has another value now: another row, or somebody else, wrote it";
+                    let message =
+                        "the daemon has another value now: another row, or somebody else, wrote it";
                     self.bad(id, Bad::new("NOT_VERIFIED", message));
                 }
             }
@@ -173,7 +180,11 @@ impl Run<'_> {
             dry_run,
         };
         let call = async |r| self.session.credentials().import_credentials(r).await;
-        let outcomes = self.session.mutate_one_of_many(request, call).await?.outcomes;
+        let outcomes = self
+            .session
+            .mutate_one_of_many(request, call)
+            .await?
+            .outcomes;
         match outcomes.len() == items.len() {
             true => Ok(outcomes),
             false => Err(Failure::other("the daemon did not answer for every row")),

@@ -45,9 +45,8 @@ impl State {
 
     /// Reads the file, or begins it. Errors: it belongs to another import than `source`, or to one that is running.
     pub fn open(path: &Path, source: &str) -> Result<Self> {
-        let failed = |e: &dyn std::fmt::Display| {
-            Failure::usage(format!("--state {}: {e}", path.display()))
-        };
+        let failed =
+            |e: &dyn std::fmt::Display| Failure::usage(format!("--state {}: {e}", path.display()));
         let mut file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -91,9 +90,13 @@ impl State {
 
     /// Notes rows as done; they are on the disk when this returns.
     pub fn note(&mut self, rows: Vec<(String, Stored)>) -> Result<()> {
-        let lines: Vec<_> = rows.into_iter().map(|(id, result)| Line { id, result }).collect();
+        let lines: Vec<_> = rows
+            .into_iter()
+            .map(|(id, result)| Line { id, result })
+            .collect();
         self.append(&lines)?;
-        self.done.extend(lines.into_iter().map(|line| (line.id, line.result)));
+        self.done
+            .extend(lines.into_iter().map(|line| (line.id, line.result)));
         Ok(())
     }
 

@@ -23,7 +23,9 @@ pub struct Common {
 
 /// Names of the variables that the catalogue knows.
 pub fn known(providers: &[Provider]) -> BTreeSet<&str> {
-    let names = providers.iter().flat_map(|provider| provider.variables.values());
+    let names = providers
+        .iter()
+        .flat_map(|provider| provider.variables.values());
     names.map(String::as_str).collect()
 }
 

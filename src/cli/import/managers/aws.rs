@@ -61,14 +61,16 @@ impl Aws {
             None => loader,
         };
         let config = loader.load().await;
-        let region = config.region().map(ToString::to_string).ok_or_else(|| {
-            Failure::usage("which AWS region? Give --region, or set AWS_REGION")
-        })?;
+        let region = config
+            .region()
+            .map(ToString::to_string)
+            .ok_or_else(|| Failure::usage("which AWS region? Give --region, or set AWS_REGION"))?;
         let denied = |why: &str| Failure::new(Exit::Denied, format!("AWS credentials: {why}"));
         let provider = config.credentials_provider();
         let provider = provider.ok_or_else(|| denied("there are none"))?;
         let credentials = provider.provide_credentials().await;
-        let credentials = credentials.map_err(|_| denied("there are none, or they cannot be fetched"))?;
+        let credentials =
+            credentials.map_err(|_| denied("there are none, or they cannot be fetched"))?;
         let own = format!("https://{SERVICE}.{region}.amazonaws.com");
         let endpoint = endpoint(at.unwrap_or(&own))?;
         Ok(Self {
@@ -132,9 +134,7 @@ impl Manager for Aws {
         let mut names = Vec::new();
         let mut body = json!({ "MaxResults": 100 });
         for _ in 0..MAX_PAGES {
-            let page: Page = self
-                .ask("ListSecrets", body, "the list of secrets")
-                .await?;
+            let page: Page = self.ask("ListSecrets", body, "the list of secrets").await?;
             let found = page.secret_list.into_iter().map(|listed| listed.name);
             names.extend(found.filter(|name| name.starts_with(prefix)));
             match page.next_token {
@@ -142,7 +142,9 @@ impl Manager for Aws {
                 None => return Ok(names),
             }
         }
-        Err(Failure::other("AWS Secrets Manager: the list of secrets has no end"))
+        Err(Failure::other(
+            "AWS Secrets Manager: the list of secrets has no end",
+        ))
     }
 
     async fn get(&self, name: &str) -> Result<SecretString> {
@@ -169,7 +171,9 @@ impl Signature<'_> {
     fn of(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> String {
         let names: Vec<_> = headers.iter().map(|(name, _)| *name).collect();
         let names = names.join(";");
-        let lines = headers.iter().map(|(name, value)| format!("{name}:{value}\n"));
+        let lines = headers
+            .iter()
+            .map(|(name, value)| format!("{name}:{value}\n"));
         let lines: String = lines.collect();
         let canonical = format!("POST\n{path}\n\n{lines}\n{names}\n{}", sha256(body));
         let day = self.date.split('T').next().unwrap_or_default();

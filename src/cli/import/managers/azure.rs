@@ -78,13 +78,19 @@ impl Manager for Azure {
             };
             let listed = page.value.iter().filter(enabled);
             let found = listed.filter_map(|listed| listed.id.rsplit('/').next());
-            names.extend(found.filter(|name| name.starts_with(prefix)).map(str::to_owned));
+            names.extend(
+                found
+                    .filter(|name| name.starts_with(prefix))
+                    .map(str::to_owned),
+            );
             next = page.next_link.filter(|link| !link.is_empty());
             if let Some(link) = &next {
                 self.is_own(link)?;
             }
         }
-        Err(Failure::other("Azure Key Vault: the list of secrets has no end"))
+        Err(Failure::other(
+            "Azure Key Vault: the list of secrets has no end",
+        ))
     }
 
     async fn get(&self, name: &str) -> Result<SecretString> {

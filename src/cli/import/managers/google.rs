@@ -79,14 +79,23 @@ impl Manager for Google {
             let query = [("pageSize", "250"), ("pageToken", token.as_str())];
             let asked = self.ask(&[], &query);
             let page: Page = self.rest.json(asked, "the list of secrets").await?;
-            let found = page.secrets.iter().filter_map(|s| s.name.rsplit('/').next());
-            names.extend(found.filter(|name| name.starts_with(prefix)).map(str::to_owned));
+            let found = page
+                .secrets
+                .iter()
+                .filter_map(|s| s.name.rsplit('/').next());
+            names.extend(
+                found
+                    .filter(|name| name.starts_with(prefix))
+                    .map(str::to_owned),
+            );
             token = page.next_page_token;
             if token.is_empty() {
                 return Ok(names);
             }
         }
-        Err(Failure::other("Google Secret Manager: the list of secrets has no end"))
+        Err(Failure::other(
+            "Google Secret Manager: the list of secrets has no end",
+        ))
     }
 
     async fn get(&self, name: &str) -> Result<SecretString> {
