@@ -13,9 +13,7 @@ use cedar_policy::{
     entities_errors::EntitiesError,
 };
 
-use crate::model::{
-    Action, Entity, Principal, PrincipalKind, Resource, Role, Scopes, TenantName,
-};
+use crate::model::{Action, Entity, Principal, PrincipalKind, Resource, Role, Scopes, TenantName};
 
 /// May this principal do this on that?
 pub(super) struct Question<'a> {
@@ -274,8 +272,8 @@ fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
 mod tests {
     use super::*;
     use crate::model::{
-        ApiKeyId, ClientId, CredentialId, Grant, KekRotationId, KeyId, PrincipalId, PrincipalState, Purpose,
-        RotationId, Scope, TenantDestructionId, Timestamp,
+        ApiKeyId, ClientId, CredentialId, Grant, KekRotationId, KeyId, PrincipalId, PrincipalState,
+        Purpose, RotationId, Scope, TenantDestructionId, Timestamp,
     };
 
     // The hot path skips this check.

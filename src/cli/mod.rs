@@ -16,6 +16,7 @@ mod doctor;
 mod encrypt;
 mod exit;
 mod hsm;
+mod import;
 mod incident;
 mod input;
 mod kek;
@@ -296,6 +297,12 @@ mod tests {
             "credential validate ID",
             "credential report --tenant t",
             "provider list",
+            "credential import fernet --rows f.csv --keys k --token api_key=c --column owner_name=u --set provider=p --state s",
+            "credential import fernet --database-url-file f --query q --keys k --token-json c --dry-run",
+            "credential import env --owner-name o --environment prod --replace",
+            "credential import aws --owner-id o --environment testing --prefix p/ --bundle b",
+            "credential import azure --vault u --token-file f --owner-name o --environment production",
+            "credential import google --project p --token-file f --owner-name o --environment production",
         ] {
             assert_eq!(parses(line), Ok(()), "{line}");
         }
@@ -334,6 +341,17 @@ mod tests {
             ("tenant create t --idempotency-key schlüssel", "ASCII"),
             ("credential put openai", "--environment"),
             ("credential reveal ID", "--reason"),
+            ("credential import fernet --keys k --token a=b", "--rows"),
+            ("credential import fernet --rows f --keys k", "--token"),
+            (
+                "credential import fernet --rows f --keys k --token a=b --set owner=o",
+                "owner_id",
+            ),
+            ("credential import env --environment prod", "--owner"),
+            (
+                "credential import env --owner-name o --environment live-ish",
+                "development",
+            ),
         ] {
             let said = parses(line).expect_err(line);
             assert!(said.contains(missing), "{line}: {said}");

@@ -243,8 +243,6 @@ async fn tls_needs_a_certificate_that_counts_for_the_name() {
     });
     let answer = get(&right, &format!("https://127.0.0.1:{port}/")).await;
     assert_eq!(code(answer), "TLS");
-}/", plain.port())).await;
-    assert_eq!(code(answer), "TLS");
 }
 
 #[tokio::test]

@@ -23,7 +23,8 @@ use crate::{
     },
     vault::{
         CredentialFilter, CredentialsOf, FullCredential, ImportItem, ImportOutcome, ImportRequest,
-        ImportResult, Imported, ItemOwner, Place, ProviderCounts, Put, PutCredential, Revealed, Validated,
+        ImportResult, Imported, ItemOwner, Place, ProviderCounts, Put, PutCredential, Revealed,
+        Validated,
     },
 };
 
@@ -251,9 +252,8 @@ impl CredentialApi {
                 ..Default::default()
             });
             let mut providers: Vec<_> = counts.iter().map(report).chain(without).collect();
-            providers.sort_by(|a, b| {
-                (&a.provider, a.environment).cmp(&(&b.provider, b.environment))
-            });
+            providers
+                .sort_by(|a, b| (&a.provider, a.environment).cmp(&(&b.provider, b.environment)));
             Ok((
                 proto::GetCredentialReportResponse { providers },
                 String::new(),

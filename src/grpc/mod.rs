@@ -45,8 +45,8 @@ pub fn routes(
     use proto::{
         api_key_service_server::ApiKeyServiceServer, audit_service_server::AuditServiceServer,
         client_service_server::ClientServiceServer,
-        credential_service_server::CredentialServiceServer, crypto_service_server::CryptoServiceServer,
-        data_key_service_server::DataKeyServiceServer,
+        credential_service_server::CredentialServiceServer,
+        crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
         incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
         key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,

@@ -119,9 +119,7 @@ fn vault_handler(
         ("GET", Action::ListCredentials) => Some(get(credentials::list).with_state(parts)),
         ("POST", Action::PutCredential) => Some(post(credentials::put).with_state(parts)),
         ("GET", Action::GetCredential) => Some(get(credentials::show).with_state(parts)),
-        ("DELETE", Action::DeleteCredential) => {
-            Some(delete(credentials::delete).with_state(parts))
-        }
+        ("DELETE", Action::DeleteCredential) => Some(delete(credentials::delete).with_state(parts)),
         ("POST", Action::RevealCredential) => Some(post(credentials::reveal).with_state(parts)),
         _ => None,
     }

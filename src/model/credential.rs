@@ -361,7 +361,10 @@ mod tests {
     fn a_secret_has_one_spelling() {
         let one = fields(&[("b", "2\"\\é"), ("a", "1")]).expect("a secret");
         let json = one.to_json().expect("JSON");
-        assert_eq!(json.expose_secret(), "{\"a\":\"1\",\"b\":\"2\\\"\\\\é\"}".as_bytes());
+        assert_eq!(
+            json.expose_secret(),
+            "{\"a\":\"1\",\"b\":\"2\\\"\\\\é\"}".as_bytes()
+        );
         let again = SecretFields::from_json(json.expose_secret()).expect("fields");
         assert!(one.is_same(&again).expect("compared"));
         let other = fields(&[("a", "1"), ("b", "3")]).expect("a secret");

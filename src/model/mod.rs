@@ -30,14 +30,14 @@ pub use algorithm::{Algorithm, KeySpec, Purpose};
 pub use api_key::{API_KEY_PREFIX, ApiKey, ApiKeyHash, ApiKeyState, ApiKeyText};
 pub use client::{Client, ClientProof, ClientState};
 pub use credential::{
-    CredentialEnvironment, CredentialKey, CredentialValue, ProbeResult,
-    Probed, RotationDriver, SecretFields, StoredCredential, ValueLabel,
+    CredentialEnvironment, CredentialKey, CredentialValue, ProbeResult, Probed, RotationDriver,
+    SecretFields, StoredCredential, ValueLabel,
 };
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
-    AlertId, ApiKeyId, ClientId, CredentialId, CredentialValueId, DestructionId, IncidentId, IntentId, KekRotationId, KeyId,
-    KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName,
-    TokenId,
+    AlertId, ApiKeyId, ClientId, CredentialId, CredentialValueId, DestructionId, IncidentId,
+    IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId,
+    TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use kek::{KekRotation, KekRow, KekState};

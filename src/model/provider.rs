@@ -265,19 +265,27 @@ impl Provider {
             return Err(format!("{name}: title must be 1 to 100 characters"));
         }
         if !self.fields.first().is_some_and(|field| !field.optional) {
-            return Err(format!("{name}: the first of fields must be there and not optional"));
+            return Err(format!(
+                "{name}: the first of fields must be there and not optional"
+            ));
         }
         for (i, field) in self.fields.iter().enumerate() {
             let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
             let ok = (1..=63).contains(&field.name.len()) && field.name.bytes().all(plain);
-            let known = self.fields.iter().take(i).any(|other| other.name == field.name);
+            let known = self
+                .fields
+                .iter()
+                .take(i)
+                .any(|other| other.name == field.name);
             if !ok || known || field.name == "organisation" {
                 return Err(format!(
                     "{name}: names of fields must be unique, of a-z, 0-9 and _, and not organisation"
                 ));
             }
         }
-        self.probe.as_ref().map_or(Ok(()), |probe| self.check_probe(probe))
+        self.probe
+            .as_ref()
+            .map_or(Ok(()), |probe| self.check_probe(probe))
     }
 
     fn check_probe(&self, probe: &ProbeSpec) -> Result<(), String> {

@@ -1,8 +1,8 @@
 //! What an action is on: the thing itself and the tenant it belongs to.
 
 use super::{
-    ApiKeyId, ClientId, CredentialId, DestructionId, IncidentId, KekRotationId, KeyId, PrincipalId, ProviderName, Purpose,
-    RotationId, TenantDestructionId, TenantName,
+    ApiKeyId, ClientId, CredentialId, DestructionId, IncidentId, KekRotationId, KeyId, PrincipalId,
+    ProviderName, Purpose, RotationId, TenantDestructionId, TenantName,
 };
 
 /// The object of an action.

@@ -43,9 +43,8 @@ const UPDATE: &str = "UPDATE credentials SET organisation = $3, rotation_period 
 const DELETE: &str = "DELETE FROM credentials WHERE id = $1 AND revision = $2";
 const LOCK: &str = "UPDATE credentials SET revision = revision WHERE id = $1";
 const BY_ID: &str = heads!("WHERE id = $1");
-const BY_KEY: &str = heads!(
-    "WHERE tenant = $1 AND owner = $2 AND provider = $3 AND environment = $4 AND name = $5"
-);
+const BY_KEY: &str =
+    heads!("WHERE tenant = $1 AND owner = $2 AND provider = $3 AND environment = $4 AND name = $5");
 const OF_OWNER: &str = heads!(
     "WHERE owner = $1 AND id > $2 AND ($3 = '' OR provider = $3) AND ($4 = '' OR environment = $4) ORDER BY id LIMIT $5"
 );
@@ -87,8 +86,7 @@ const VALUES_OF_OWNER: &str = values!(
 const VALUES_OF_TENANT: &str = values!(
     "WHERE v.credential_id IN (SELECT id FROM credentials WHERE tenant = $1 AND id > $2 AND id <= $3) ORDER BY v.id"
 );
-const UNDER: &str =
-    "SELECT CAST(COUNT(*) AS BIGINT) FROM user_broker_credentials WHERE kid = $1";
+const UNDER: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM user_broker_credentials WHERE kid = $1";
 // What is under a destroyed version cannot be moved any more. Asked of the versions, of which there are few.
 const OUTDATED: &str = "SELECT kv.kid, k.id, k.tenant FROM key_versions kv JOIN keys k ON k.id = kv.key_id \
      WHERE kv.state NOT IN ('ACTIVE', 'DESTROYED') \
@@ -432,7 +430,9 @@ impl Db {
         };
         let mut by_credential: BTreeMap<String, Vec<ValueRow>> = BTreeMap::new();
         for value in fetch_all!(self, ValueRow, values, &of, after, &last.id)? {
-            let of = by_credential.entry(value.credential_id.clone()).or_default();
+            let of = by_credential
+                .entry(value.credential_id.clone())
+                .or_default();
             of.push(value);
         }
         rows.into_iter()
@@ -458,17 +458,19 @@ impl Db {
             }
         };
         rows.into_iter()
-            .map(|(provider, environment, configured, format_ok, valid, invalid, at)| {
-                Ok(ProviderCounts {
-                    provider: parse("provider", &provider)?,
-                    environment: parse("environment", &environment)?,
-                    configured,
-                    format_ok,
-                    valid,
-                    invalid,
-                    last_probe: at.map(Timestamp::from_micros),
-                })
-            })
+            .map(
+                |(provider, environment, configured, format_ok, valid, invalid, at)| {
+                    Ok(ProviderCounts {
+                        provider: parse("provider", &provider)?,
+                        environment: parse("environment", &environment)?,
+                        configured,
+                        format_ok,
+                        valid,
+                        invalid,
+                        last_probe: at.map(Timestamp::from_micros),
+                    })
+                },
+            )
             .collect()
     }
 

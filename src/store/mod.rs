@@ -12,6 +12,7 @@ mod credentials;
 mod destructions;
 mod doctor;
 mod engine;
+mod foreign;
 mod idempotency;
 mod incidents;
 mod intents;
@@ -37,6 +38,7 @@ pub use credentials::{
 };
 pub use doctor::{Needed, Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
+pub use foreign::{ForeignRow, read_foreign};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
 pub use keks::{ListedKek, Rewrapped, WrappedKey};

@@ -161,7 +161,9 @@ mod tests {
             assert_eq!(warnings(provider, &foreign), 1, "{provider}, foreign");
         }
         let llms = catalogue();
-        let llms = llms.iter().filter(|p| p.kind == crate::model::ProviderKind::Llm);
+        let llms = llms
+            .iter()
+            .filter(|p| p.kind == crate::model::ProviderKind::Llm);
         assert_eq!(llms.count(), 8);
     }
 
@@ -177,9 +179,16 @@ mod tests {
         };
         let one = refused(&[("api_key", "planted")]);
         assert_eq!(one, "alpaca needs field api_secret");
-        let other = [("api_key", "planted"), ("api_secret", "planted"), ("pin", "planted")];
+        let other = [
+            ("api_key", "planted"),
+            ("api_secret", "planted"),
+            ("pin", "planted"),
+        ];
         let other = refused(&other);
-        assert!(other.contains("no field pin") && !other.contains("planted"), "{other}");
+        assert!(
+            other.contains("no field pin") && !other.contains("planted"),
+            "{other}"
+        );
     }
 
     #[test]
@@ -189,7 +198,10 @@ mod tests {
             .expect("a provider")
             .clone();
         own.name = "mine".parse().expect("a name");
-        let urls = [("alpaca".parse().expect("a name"), "https://proxy.test/".to_owned())];
+        let urls = [(
+            "alpaca".parse().expect("a name"),
+            "https://proxy.test/".to_owned(),
+        )];
         let catalogue = Catalogue::new(&[own], &urls.into()).expect("a catalogue");
         assert!(catalogue.provider(&"mine".parse().expect("a name")).is_ok());
         let alpaca = catalogue.provider(&"alpaca".parse().expect("a name"));
@@ -198,7 +210,10 @@ mod tests {
         assert_eq!(url, "https://proxy.test/v2/account");
         let unknown = catalogue.provider(&"nobody".parse().expect("a name"));
         assert!(unknown.expect_err("unknown").message().contains("openai"));
-        let urls = [("binance".parse().expect("a name"), "https://x.test".to_owned())];
+        let urls = [(
+            "binance".parse().expect("a name"),
+            "https://x.test".to_owned(),
+        )];
         assert!(Catalogue::new(&[], &urls.into()).is_err());
     }
 }

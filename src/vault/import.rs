@@ -14,7 +14,8 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Gate, Recorded},
     model::{
-        Action, CredentialId, CredentialKey, KeyName, Principal, PrincipalId, SecretFields, TenantName, ValueLabel,
+        Action, CredentialId, CredentialKey, KeyName, Principal, PrincipalId, SecretFields,
+        TenantName, ValueLabel,
     },
 };
 
@@ -228,7 +229,10 @@ async fn record(
     dry_run: bool,
 ) -> Result<Recorded<Imported>> {
     let count = |result| outcomes.iter().filter(|o| o.result == result).count();
-    let stored: Vec<_> = drafts.iter().map(|draft| draft.head.id.to_string()).collect();
+    let stored: Vec<_> = drafts
+        .iter()
+        .map(|draft| draft.head.id.to_string())
+        .collect();
     let details = json!({
         "created": count(ImportResult::Created),
         "replaced": count(ImportResult::Replaced),

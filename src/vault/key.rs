@@ -24,7 +24,9 @@ impl Vault {
         let resource = Resource::tenant(tenant.clone());
         let made = gate.work(Job::Scheduler, Action::CreateCredentialKey, resource, act);
         match made.await {
-            Ok(_) => tracing::info!(%tenant, key = %self.key, "made the key that credentials are sealed by"),
+            Ok(_) => {
+                tracing::info!(%tenant, key = %self.key, "made the key that credentials are sealed by")
+            }
             Err(error) if error.reason() == Reason::AlreadyExists => {}
             // The row of the failed making is there; the call that needed the key gets one of its own.
             Err(error) => return Err(unavailable(error)),
@@ -73,7 +75,9 @@ pub(super) fn unavailable(error: Error) -> Error {
     }
     let why = match error.reason().kind() {
         Kind::Internal => "it does not open; the daemon's log says why",
-        _ => "its device is away or does not show it; an operator must look at the key-encryption key",
+        _ => {
+            "its device is away or does not show it; an operator must look at the key-encryption key"
+        }
     };
     let text = format!("broker credentials encryption key misconfigured: {why}");
     let delay = error.retry_delay();

@@ -198,6 +198,8 @@ fn put_details(draft: &Draft) -> Value {
 fn exists(key: &CredentialKey) -> Error {
     Error::new(
         Reason::AlreadyExists,
-        format!("there is a credential {key} already; set replace to put another value in its place"),
+        format!(
+            "there is a credential {key} already; set replace to put another value in its place"
+        ),
     )
 }

@@ -50,9 +50,7 @@ impl Vault {
         let warnings = look_at(provider, &fields)?;
         let organisation = &found.head.organisation;
         let environment = found.head.key.environment;
-        let probed = self
-            .ask(provider, environment, &fields, organisation)
-            .await;
+        let probed = self.ask(provider, environment, &fields, organisation).await;
         let mut head = found.head.clone();
         head.format_ok = warnings.is_empty();
         head.probe = Some(probed.clone());
@@ -168,10 +166,16 @@ mod tests {
 
     #[test]
     fn headers_are_filled_and_left_out_where_something_is_missing() {
-        let secret = [("api_key".to_owned(), Secret::new("k{organisation}".to_owned()))];
+        let secret = [(
+            "api_key".to_owned(),
+            Secret::new("k{organisation}".to_owned()),
+        )];
         let fields = SecretFields::new(secret).expect("a secret");
         let of = |template, organisation| filled(template, &fields, organisation);
-        assert_eq!(of("Bearer {api_key}", ""), Some("Bearer k{organisation}".to_owned()));
+        assert_eq!(
+            of("Bearer {api_key}", ""),
+            Some("Bearer k{organisation}".to_owned())
+        );
         assert_eq!(of("plain", ""), Some("plain".to_owned()));
         assert_eq!(of("{organisation}", ""), None);
         assert_eq!(of("{organisation}", "org-1"), Some("org-1".to_owned()));

@@ -27,6 +27,7 @@ mod freeze;
 mod gate;
 mod http;
 mod idempotency;
+mod imports;
 mod incidents;
 mod jwt_attacks;
 mod jwt_mandatory;

@@ -11,7 +11,7 @@ use zeroize::Zeroizing;
 
 use super::{
     exit::{Exit, Failure, Result},
-    input,
+    import, input,
     options::Session,
     output::{self, Secrecy},
     pages::Limit,
@@ -40,6 +40,7 @@ pub enum Command {
     Validate(Named),
     /// What is configured for each provider, and what the last checks said
     Report(Whose),
+    Import(import::Import),
 }
 
 /// Providers that credentials are for
@@ -137,7 +138,9 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
         Command::Get(Named { id }) => {
             let request = GetCredentialRequest { credential_id: id };
             let answer = session.credentials().get_credential(request).await?;
-            session.show(&answer.into_inner(), |a| view::details(a.credential.as_ref()))?;
+            session.show(&answer.into_inner(), |a| {
+                view::details(a.credential.as_ref())
+            })?;
         }
         Command::Reveal(args) => reveal(args, session).await?,
         Command::List(args) => list(args, session).await?,
@@ -158,6 +161,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
             let answer = session.credentials().get_credential_report(request).await?;
             session.show(&answer.into_inner(), |a| view::report(&a.providers))?;
         }
+        Command::Import(args) => return import::run(args, session).await,
     }
     Ok(Exit::Ok)
 }
@@ -206,7 +210,10 @@ async fn reveal(args: Reveal, session: &Session) -> Result<()> {
             let field = fields.iter().find(|field| field.name == name);
             let field = field.ok_or_else(|| {
                 let names: Vec<_> = fields.iter().map(|f| f.name.as_str()).collect();
-                Failure::usage(format!("it has no field {name}; it has {}", names.join(", ")))
+                Failure::usage(format!(
+                    "it has no field {name}; it has {}",
+                    names.join(", ")
+                ))
             })?;
             Zeroizing::new(field.value.to_vec())
         }

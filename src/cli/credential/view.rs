@@ -3,7 +3,9 @@
 use std::io::{self, Write};
 
 use super::super::{output, people::People};
-use crate::grpc::proto::{Credential, CredentialEnvironment, CredentialProbe, Provider, ProviderReport};
+use crate::grpc::proto::{
+    Credential, CredentialEnvironment, CredentialProbe, Provider, ProviderReport,
+};
 
 /// Beside the answer. Nobody is left to tell when stderr is closed.
 pub fn warn(text: &str) {
@@ -27,7 +29,15 @@ pub fn table(credentials: &[Credential]) -> String {
     });
     output::table(
         [
-            "ID", "PROVIDER", "ENVIRONMENT", "NAME", "OWNER", "KEY", "FORMAT", "PROBE", "DUE",
+            "ID",
+            "PROVIDER",
+            "ENVIRONMENT",
+            "NAME",
+            "OWNER",
+            "KEY",
+            "FORMAT",
+            "PROBE",
+            "DUE",
         ],
         rows,
     )
@@ -38,7 +48,11 @@ pub fn details(credential: Option<&Credential>) -> String {
     let c = credential.cloned().unwrap_or_default();
     let values = c.values.iter().map(|value| {
         let label = output::short(value.label().as_str_name(), "CREDENTIAL_LABEL_");
-        format!("{label} …{} since {}", value.last_four, output::time(&value.create_time))
+        format!(
+            "{label} …{} since {}",
+            value.last_four,
+            output::time(&value.create_time)
+        )
     });
     output::details([
         ("id", c.id.clone()),
@@ -74,7 +88,13 @@ pub fn report(rows: &[ProviderReport]) -> String {
     });
     output::table(
         [
-            "PROVIDER", "ENVIRONMENT", "CONFIGURED", "FORMAT OK", "VALID", "INVALID", "UNKNOWN",
+            "PROVIDER",
+            "ENVIRONMENT",
+            "CONFIGURED",
+            "FORMAT OK",
+            "VALID",
+            "INVALID",
+            "UNKNOWN",
             "PROBED",
         ],
         rows,
@@ -97,7 +117,10 @@ pub fn providers(providers: &[Provider]) -> String {
             p.probe.clone(),
         ]
     });
-    output::table(["NAME", "TITLE", "KIND", "FIELDS", "ROTATES", "PROBE"], rows)
+    output::table(
+        ["NAME", "TITLE", "KIND", "FIELDS", "ROTATES", "PROBE"],
+        rows,
+    )
 }
 
 fn environment(environment: CredentialEnvironment) -> String {

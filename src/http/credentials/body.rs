@@ -199,9 +199,9 @@ fn parse<'a, T: Deserialize<'a>>(json: &'a [u8]) -> Result<T> {
 
 fn text(field: &str, value: String, max: usize) -> Result<String> {
     let fits = (1..=max).contains(&value.chars().count());
-    let is_plain = !value.chars().any(|c| {
-        c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    });
+    let is_plain = !value
+        .chars()
+        .any(|c| c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}'));
     (fits && is_plain).then_some(value).ok_or_else(|| {
         invalid(format!(
             "{field} must be 1 to {max} characters without control characters"
@@ -262,11 +262,21 @@ mod tests {
         let all = query("provider=alpaca&environment=testing&page_size=7").expect("a query");
         assert_eq!(all.size, 7);
         assert!(all.provider.is_some() && all.environment.is_some());
-        for bad in ["x=1", "page_size=0", "page_size=1001", "page_size=a", "page_size=1&page_size=2", "page_token=!", "environment=live"] {
+        for bad in [
+            "x=1",
+            "page_size=0",
+            "page_size=1001",
+            "page_size=a",
+            "page_size=1&page_size=2",
+            "page_token=!",
+            "environment=live",
+        ] {
             assert!(query(bad).is_err(), "{bad}");
         }
         let id = crate::model::CredentialId::random().to_string();
-        let after = query(&format!("page_token={}", page_token(&id))).expect("a query").after;
+        let after = query(&format!("page_token={}", page_token(&id)))
+            .expect("a query")
+            .after;
         assert_eq!(after, id);
     }
 }

@@ -55,11 +55,7 @@ struct Reply {
 }
 
 /// GET: the credentials of a user, masked.
-pub async fn list(
-    State(parts): Parted,
-    Path(user): Path<String>,
-    request: Request,
-) -> Response {
+pub async fn list(State(parts): Parted, Path(user): Path<String>, request: Request) -> Response {
     let act = async |caller: Caller, head: Parts, _| parts.list(caller, &user, &head).await;
     parts.run(request, Action::ListCredentials, act).await
 }
@@ -185,7 +181,8 @@ impl BrokerCredentials {
     ) -> Result<Response> {
         let owner = owner(user, &caller)?;
         let body = PutBody::read(&head.headers, body).await?;
-        caller.idempotency = idempotency(&head.headers, Action::PutCredential, user, &body.shown())?;
+        caller.idempotency =
+            idempotency(&head.headers, Action::PutCredential, user, &body.shown())?;
         let (place, request) = body.into_request()?;
         let (resource, owner) = self.directory.find(owner).await?;
         let found = match &owner {
@@ -207,7 +204,10 @@ impl BrokerCredentials {
                 false => StatusCode::OK,
             };
             let credential = shape::credential(&put.credential);
-            reply(status, &json!({ "credential": credential, "warnings": put.warnings }))
+            reply(
+                status,
+                &json!({ "credential": credential, "warnings": put.warnings }),
+            )
         };
         let gate = &self.gate;
         let reply = gate.mutate(&caller, Action::PutCredential, resource, answer, act);
@@ -248,9 +248,8 @@ impl BrokerCredentials {
         let vault = Arc::clone(&self.vault);
         let act = async move |permit| vault.reveal(permit, found, label, reason).await;
         // Without an idempotency key nothing of it is kept.
-        let secret = |revealed: &Revealed, _: &Receipt| {
-            reply(StatusCode::OK, &shape::revealed(revealed))
-        };
+        let secret =
+            |revealed: &Revealed, _: &Receipt| reply(StatusCode::OK, &shape::revealed(revealed));
         let gate = &self.gate;
         let reply = gate.mutate(&caller, Action::RevealCredential, resource, secret, act);
         Ok(replied(reply.await?))
@@ -332,11 +331,17 @@ fn answered(status: StatusCode, json: &Value) -> Response {
 
 fn json_response(status: StatusCode, json: String) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        ),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
     ];
     match json.is_empty() {
-        true => (status, [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))])
+        true => (
+            status,
+            [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))],
+        )
             .into_response(),
         false => (status, headers, json).into_response(),
     }
