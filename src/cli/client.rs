@@ -123,8 +123,6 @@ clients! {
     api_keys: ApiKeyServiceClient,
     /// Client of `AuditService`.
     audit: AuditServiceClient,
-    /// Client of `CredentialService`.
-    credentials: CredentialServiceClient,
 }
 
 /// Connects to `target`. Errors say which of file, address, server or client certificate is at fault.

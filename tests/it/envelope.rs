@@ -153,11 +153,12 @@ struct KindVector {
 #[test]
 fn other_kinds_agree_with_an_independent_implementation() -> TestResult {
     let vectors: Vec<KindVector> = serde_json::from_str(include_str!("vectors/kinds.json"))?;
-    assert_eq!(vectors.len(), 5);
+    assert_eq!(vectors.len(), 6);
     for KindVector { version, vector: v } in vectors {
         let kind = match version {
             2 => Kind::WrappedKey,
             3 => Kind::MacSecret,
+            4 => Kind::Credential,
             other => panic!("format version {other}"),
         };
         let (key_id, kid) = (v.key_id.parse()?, v.kid.parse()?);
@@ -177,7 +178,12 @@ fn other_kinds_agree_with_an_independent_implementation() -> TestResult {
 /// Each kind opens as itself; the others refuse it as it is, and also when its header says that it is one of theirs.
 #[test]
 fn a_ciphertext_opens_as_its_own_kind_only() -> TestResult {
-    const KINDS: [Kind; 3] = [Kind::Data, Kind::WrappedKey, Kind::MacSecret];
+    const KINDS: [Kind; 4] = [
+        Kind::Data,
+        Kind::WrappedKey,
+        Kind::MacSecret,
+        Kind::Credential,
+    ];
     for one in KINDS {
         let sealed = envelope::seal(&key(1), &of_kind(one, "kid-1"), b"text")?;
         assert_eq!(

@@ -56,4 +56,5 @@ mod stumbles;
 mod three_roles;
 mod tls;
 mod trouble;
+mod vault;
 mod warm_path;
