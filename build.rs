@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 13] = [
+const PROTOS: [&str; 14] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
@@ -19,10 +19,11 @@ const PROTOS: [&str; 13] = [
     "claviger/v1/erasure.proto",
     "claviger/v1/api_keys.proto",
     "claviger/v1/clients.proto",
+    "claviger/v1/credentials.proto",
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.
-const JOB_ACTIONS: [&str; 14] = [
+const JOB_ACTIONS: [&str; 16] = [
     "CompleteRotation",
     "ExpireRotation",
     "RetireKeyVersion",
@@ -37,11 +38,13 @@ const JOB_ACTIONS: [&str; 14] = [
     "DestroyTenantMaterial",
     "CreatePepper",
     "ExpireApiKey",
+    "CreateCredentialKey",
+    "RewrapCredentials",
 ];
 
 /// The routes of the public listener: method, path, action, kind, exposure. A route that is not here cannot be added to
 /// the router (R-ACL-1, R-ACL-4).
-const HTTP_ROUTES: [(&str, &str, &str, &str, &str); 6] = [
+const HTTP_ROUTES: [(&str, &str, &str, &str, &str); 11] = [
     ("GET", "/.well-known/jwks.json", "GetJwks", "Data", "Public"),
     (
         "GET",
@@ -66,6 +69,41 @@ const HTTP_ROUTES: [(&str, &str, &str, &str, &str); 6] = [
         "Public",
     ),
     ("POST", "/oauth/revoke", "RevokeOwnToken", "Admin", "Public"),
+    (
+        "GET",
+        "/users/{user}/broker-credentials",
+        "ListCredentials",
+        "Read",
+        "Public",
+    ),
+    (
+        "POST",
+        "/users/{user}/broker-credentials",
+        "PutCredential",
+        "Admin",
+        "Public",
+    ),
+    (
+        "GET",
+        "/users/{user}/broker-credentials/{id}",
+        "GetCredential",
+        "Read",
+        "Public",
+    ),
+    (
+        "DELETE",
+        "/users/{user}/broker-credentials/{id}",
+        "DeleteCredential",
+        "Admin",
+        "Public",
+    ),
+    (
+        "POST",
+        "/users/{user}/broker-credentials/{id}/reveal",
+        "RevealCredential",
+        "Admin",
+        "Public",
+    ),
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -23,25 +23,27 @@ use crate::{
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
+    egress::Egress,
     erasure::{Erasures, Notary},
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
     health::Health,
-    http::{JwksSource, Metadata, Oauth, ops, public},
+    http::{BrokerCredentials, JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
         Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
         run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
-        Backends, Keks, Keys,
+        Backends, Keks, Keys, Reserved,
         keks::{self, Kek},
     },
-    model::{Action, Entity, Job, KeyRef, Resource, TenantName},
+    model::{Action, Entity, Job, Resource, TenantName},
     rotation::{KekRotations, Rotations},
     store::Db,
     telemetry,
     tokens::Tokens,
+    vault::Vault,
 };
 
 /// Why the daemon does not start, or stopped.
@@ -180,6 +182,8 @@ pub async fn run(
         config.rotation.request_ttl(),
         notary,
     ));
+    let egress = Egress::new(&config.egress).map_err(|e| AppError(format!("egress: {e}")))?;
+    let egress = Arc::new(egress);
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
     let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
     let incidents = Arc::new(Incidents::new(
@@ -188,6 +192,21 @@ pub async fn run(
         clock.clone(),
         replica.clone(),
     ));
+    let vault = Vault::new(
+        db.clone(),
+        (
+            Arc::clone(&keys),
+            Arc::clone(&directory),
+            Arc::clone(&egress),
+        ),
+        clock.clone(),
+        &config.vault,
+    );
+    let vault = Arc::new(vault.map_err(AppError::new)?);
+    // Of no consequence for the start: who wants to know reads it.
+    if let Err(error) = vault.log_report().await {
+        tracing::warn!(%error, "no report about credentials");
+    }
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
@@ -202,11 +221,13 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
+        egress: Arc::clone(&egress),
         checkpoints: config
             .audit
             .checkpoint
             .clone()
             .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
+        vault: Arc::clone(&vault),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -255,7 +276,15 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
+        vault: Arc::clone(&vault),
     };
+    let credentials = Arc::new(BrokerCredentials {
+        authn: Arc::clone(&parts.authn),
+        gate: Arc::clone(&gate),
+        directory: Arc::clone(&directory),
+        vault,
+        patience: config.public.patience(),
+    });
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     // Behind the head of the feed: what is revoked from here on comes with it.
     tokens.load_revocations().await.map_err(AppError::new)?;
@@ -272,6 +301,7 @@ pub async fn run(
     let site = public::Site {
         jwks,
         oauth,
+        credentials,
         metadata: Metadata::new(&tokens, &config.oauth, asks_for_certificates),
     };
     let router = public::router(&site).map_err(AppError::new)?;
@@ -497,14 +527,18 @@ fn open_token(
     Ok(Arc::new(Awaited::new(name, verified, Box::new(open))))
 }
 
-/// The keys of tenant `system` that the daemon uses itself and callers may not.
-fn reserved_keys(config: &Config) -> Result<Vec<KeyRef>, AppError> {
-    let mut reserved = vec![config.api_keys.pepper().map_err(AppError::new)?];
+/// The keys that the daemon uses itself and callers may not.
+fn reserved_keys(config: &Config) -> Result<Reserved, AppError> {
+    let mut platform = vec![config.api_keys.pepper().map_err(AppError::new)?];
     if let Some(checkpoint) = &config.audit.checkpoint {
         let notary = checkpoint.key.parse();
-        reserved.push(notary.map_err(|e| AppError(format!("audit.checkpoint.key: {e}")))?);
+        platform.push(notary.map_err(|e| AppError(format!("audit.checkpoint.key: {e}")))?);
     }
-    Ok(reserved)
+    let everywhere = vec![config.vault.key().map_err(AppError::new)?];
+    Ok(Reserved {
+        platform,
+        everywhere,
+    })
 }
 
 /// Puts each backend behind its circuit breaker.

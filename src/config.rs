@@ -19,6 +19,7 @@ use crate::{
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
     clients::{ApiKeysConfig, OauthConfig},
     directory::BootstrapConfig,
+    egress::EgressConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
     jobs::{FeedConfig, IdempotencyConfig, SchedulerConfig},
@@ -27,6 +28,7 @@ use crate::{
     store::DatabaseConfig,
     telemetry::LogConfig,
     tokens::{JwksConfig, TokensConfig},
+    vault::VaultConfig,
 };
 
 /// The whole configuration.
@@ -99,6 +101,12 @@ pub struct Config {
     /// First tenants and principals.
     #[serde(default)]
     pub bootstrap: BootstrapConfig,
+    /// Where the daemon's own requests may go.
+    #[serde(default)]
+    pub egress: EgressConfig,
+    /// The vault.
+    #[serde(default)]
+    pub vault: VaultConfig,
 }
 
 /// Where a daemon runs.
@@ -255,8 +263,14 @@ impl Config {
         if let Err(e) = self.api_keys.check() {
             return wrong(e);
         }
+        if let Err(e) = self.vault.check() {
+            return wrong(e);
+        }
         if let Err(e) = self.bootstrap.check() {
             return wrong(e.message().to_owned());
+        }
+        if let Err(e) = self.egress.check() {
+            return wrong(e);
         }
         if !self.backends.contains_key(&self.kek.backend) {
             return wrong(format!(
@@ -339,6 +353,7 @@ impl Config {
                 self.keys.reconcile_after_seconds < 30,
                 "keys.reconcile_after_seconds below 30",
             ),
+            (self.egress.allow_http, "egress.allow_http = true"),
         ];
         match refused.into_iter().find(|(is_set, _)| *is_set) {
             Some((_, what)) => Err(ConfigError(format!(

@@ -108,12 +108,16 @@ reasons! {
     ApiKeyNotFound = "API_KEY_NOT_FOUND": NotFound,
     /// No such OAuth client, or none the caller may see.
     ClientNotFound = "CLIENT_NOT_FOUND": NotFound,
+    /// No such credential, or none the caller may see.
+    CredentialNotFound = "CREDENTIAL_NOT_FOUND": NotFound,
     /// No such tenant, or none the caller may see.
     TenantNotFound = "TENANT_NOT_FOUND": NotFound,
     /// The name or identity is taken.
     AlreadyExists = "ALREADY_EXISTS": AlreadyExists,
     /// The API key is not in the state that this needs.
     ApiKeyState = "API_KEY_STATE": FailedPrecondition,
+    /// The stored value of a credential does not open: it was changed, or belongs to another row.
+    CredentialUnreadable = "CREDENTIAL_UNREADABLE": FailedPrecondition,
     /// More scopes than the owner, the client or the caller holds.
     ScopeExceeded = "SCOPE_EXCEEDED": FailedPrecondition,
     /// The key has another purpose.
@@ -170,6 +174,8 @@ reasons! {
     Overloaded = "OVERLOADED": ResourceExhausted,
     /// The token or KMS does not answer.
     BackendUnavailable = "BACKEND_UNAVAILABLE": Unavailable,
+    /// The key that a tenant's credentials are sealed by cannot be opened (R-ENV-2).
+    CredentialKeyUnavailable = "CREDENTIAL_KEY_UNAVAILABLE": Unavailable,
     /// The database does not answer.
     DatabaseUnavailable = "DATABASE_UNAVAILABLE": Unavailable,
     /// The audit record could not be written, so the call did not happen.

@@ -11,9 +11,9 @@
 //! | R6 | [`app`], [`config`], [`telemetry`] | from a configuration to a running daemon |
 //! | R5 | [`grpc`], [`http`], [`jobs`] | who comes in: callers, verifiers, time |
 //! | R4 | [`authn`] | who is calling |
-//! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`tokens`], [`directory`], [`clients`] | what the product does |
+//! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`tokens`], [`directory`], [`clients`], [`vault`] | what the product does |
 //! | R2 | [`gate`], [`authz`], [`audit`] | the one door: may they, and what happened |
-//! | R1 | [`backends`], [`envelope`], [`store`] | the device, the ciphertext, the database |
+//! | R1 | [`backends`], [`envelope`], [`store`], [`egress`] | the device, the ciphertext, the database, the way out |
 //! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`] | nouns and pure rules |
 //!
 //! `directory` (tenants, principals, roles) is a room that the first design did not name: principals are managed over
@@ -48,6 +48,7 @@ pub mod clock;
 pub mod config;
 pub mod destruction;
 pub mod directory;
+pub mod egress;
 pub mod envelope;
 pub mod erasure;
 pub mod error;
@@ -64,3 +65,4 @@ pub mod rotation;
 pub mod store;
 pub mod telemetry;
 pub mod tokens;
+pub mod vault;

@@ -57,9 +57,13 @@ impl CredentialKind {
 impl AcceptConfig {
     /// May `kind` come with a call of `action`? An action that is declared with several exposures takes what each of them
     /// takes. One that changes administrative state takes what admin calls take, too: whoever finds a key must not be able
-    /// to make a second one of it.
+    /// to make a second one of it. What users do for themselves on the public listener is not administration in that
+    /// sense, though it is recorded like it.
     pub fn accepts(&self, action: Action, kind: CredentialKind) -> bool {
-        if action.kind() == AccessKind::Admin && !self.admin.contains(&kind) {
+        let is_users_own = ROUTES
+            .iter()
+            .any(|r| r.action == action && r.exposure == Exposure::Public);
+        if action.kind() == AccessKind::Admin && !is_users_own && !self.admin.contains(&kind) {
             return false;
         }
         let methods = METHODS.iter().map(|m| (m.action, m.exposure));
@@ -96,6 +100,11 @@ mod tests {
             assert!(!config.accepts(Action::GrantRole, kind));
             // What only jobs do.
             assert!(!config.accepts(Action::CompleteRotation, kind));
+            // R-CRED-2: users of the platform have tokens, and no certificates.
+            assert!(config.accepts(Action::PutCredential, kind));
+            assert!(config.accepts(Action::RevealCredential, kind));
+            assert!(!config.accepts(Action::ImportCredentials, kind));
+            assert!(!config.accepts(Action::ValidateCredential, kind));
         }
         assert!(config.accepts(Action::RotateKey, CredentialKind::Certificate));
     }

@@ -1,6 +1,6 @@
 //! Decisions already made, bounded.
 //!
-//! A decision is a function of the policies and of the key here, which holds the roles it was made with. So a
+//! A decision is a function of the policies and of the key here, which holds the roles and scopes it was made with. So a
 //! request that still carries a principal from before a revocation cannot leave its answer to those after.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use quick_cache::{Equivalent, sync};
 
 use super::{Decision, entities::Question};
-use crate::model::{Action, Entity, PrincipalId, PrincipalKind, Resource};
+use crate::model::{Action, Entity, PrincipalId, PrincipalKind, Resource, Scopes};
 
 /// Decisions that are kept; about 200 bytes each.
 const CAPACITY: usize = 16_384;
@@ -25,6 +25,8 @@ struct Key {
     principal: PrincipalId,
     kind: PrincipalKind,
     roles: u16,
+    /// Those that count: none elsewhere than at home.
+    scopes: Option<Scopes>,
     action: Action,
     resource: Resource,
 }
@@ -35,6 +37,7 @@ struct Lookup<'a> {
     principal: PrincipalId,
     kind: PrincipalKind,
     roles: u16,
+    scopes: Option<&'a Scopes>,
     action: Action,
     resource: &'a Resource,
 }
@@ -44,6 +47,7 @@ impl Equivalent<Key> for Lookup<'_> {
         self.principal == key.principal
             && self.kind == key.kind
             && self.roles == key.roles
+            && self.scopes == key.scopes.as_ref()
             && self.action == key.action
             && *self.resource == key.resource
     }
@@ -74,6 +78,7 @@ impl Cache {
                 | Entity::UnknownPrincipal(_)
                 | Entity::UnknownApiKey(_)
                 | Entity::UnknownClient(_)
+                | Entity::UnknownCredential(_)
         ) {
             return decide();
         }
@@ -82,6 +87,7 @@ impl Cache {
             principal: question.principal.id,
             kind: question.principal.kind,
             roles: question.role_bits(),
+            scopes: question.scopes(),
             action: question.action,
             resource: question.resource,
         };
@@ -93,6 +99,7 @@ impl Cache {
                     principal: lookup.principal,
                     kind: lookup.kind,
                     roles: lookup.roles,
+                    scopes: lookup.scopes.cloned(),
                     action: lookup.action,
                     resource: lookup.resource.clone(),
                 };
@@ -117,7 +124,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::model::{Principal, PrincipalState, Scopes, TenantName, Timestamp};
+    use crate::model::{Principal, PrincipalState, TenantName, Timestamp};
 
     fn with_question(test: impl FnOnce(&Question<'_>)) {
         let principal = Principal {
@@ -162,6 +169,24 @@ mod tests {
                 });
             }
             assert_eq!(made.get(), 1);
+        });
+    }
+
+    // R-OAUTH-2: a credential with fewer scopes than another of the same principal gets a decision of its own.
+    #[test]
+    fn a_decision_holds_for_the_scopes_it_was_made_with() {
+        with_question(|question| {
+            let cache = Cache::new();
+            let with = |scopes: &str| Principal {
+                scopes: scopes.parse().expect("scopes"),
+                ..question.principal.clone()
+            };
+            let (rich, poor) = (with("can.use_users"), with(""));
+            let rich = Question::new(&rich, question.action, question.resource);
+            let poor = Question::new(&poor, question.action, question.resource);
+            assert_eq!(cache.decision(&rich, || Decision::Allow), Decision::Allow);
+            assert_eq!(cache.decision(&poor, || Decision::Deny), Decision::Deny);
+            assert_eq!(cache.decision(&rich, || Decision::Deny), Decision::Allow);
         });
     }
 

@@ -13,7 +13,7 @@ use cedar_policy::{
     entities_errors::EntitiesError,
 };
 
-use crate::model::{Action, Entity, Principal, PrincipalKind, Resource, Role, TenantName};
+use crate::model::{Action, Entity, Principal, PrincipalKind, Resource, Role, Scopes, TenantName};
 
 /// May this principal do this on that?
 pub(super) struct Question<'a> {
@@ -42,6 +42,13 @@ impl<'a> Question<'a> {
     /// The roles held in the resource's tenant, one bit each.
     pub(super) fn role_bits(&self) -> u16 {
         self.roles().fold(0, |bits, role| bits | 1 << role as u16)
+    }
+
+    /// The entitlements that count: those of one's home. None elsewhere, and none where there are none, so that most
+    /// questions are alike.
+    pub(super) fn scopes(&self) -> Option<&'a Scopes> {
+        let at_home = self.principal.tenant == self.resource.tenant;
+        (at_home && !self.principal.scopes.is_empty()).then_some(&self.principal.scopes)
     }
 
     /// The question itself. Errors: no such action on such a resource.
@@ -82,8 +89,11 @@ impl<'a> Question<'a> {
         let name = RestrictedExpression::new_string(self.principal.name.to_string());
         let home = words.tenant(&self.principal.tenant);
         let id = RestrictedExpression::new_string(self.principal.id.to_string());
+        let scopes = self.scopes().into_iter().flat_map(Scopes::iter);
+        let scopes = scopes.map(|scope| RestrictedExpression::new_string(scope.to_owned()));
         let attributes = HashMap::from([
             ("id".to_owned(), id),
+            ("scopes".to_owned(), RestrictedExpression::new_set(scopes)),
             ("name".to_owned(), name),
             (
                 "tenant".to_owned(),
@@ -107,6 +117,7 @@ impl<'a> Question<'a> {
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => &words.account,
             Entity::ApiKey { .. } | Entity::UnknownApiKey(_) => &words.api_key,
             Entity::Client { .. } | Entity::UnknownClient(_) => &words.client,
+            Entity::Credential { .. } | Entity::UnknownCredential(_) => &words.credential,
             Entity::Tenant => &words.tenant,
         };
         uid(kind, &self.resource.id())
@@ -132,12 +143,15 @@ impl<'a> Question<'a> {
             | Entity::ApiKey { .. }
             | Entity::UnknownApiKey(_)
             | Entity::Client { .. }
-            | Entity::UnknownClient(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
+            | Entity::UnknownClient(_)
+            | Entity::Credential { .. }
+            | Entity::UnknownCredential(_) => HashSet::from([words.tenant(&self.resource.tenant)]),
         };
-        let attributes = attribute(&self.resource.entity)
+        let attributes = attributes(&self.resource.entity)
+            .into_iter()
             .map(|(name, value)| (name.to_owned(), RestrictedExpression::new_string(value)));
         let uid = self.resource_uid(words);
-        Ok(CedarEntity::new(uid, attributes.into_iter().collect(), parents).map_err(Box::new)?)
+        Ok(CedarEntity::new(uid, attributes.collect(), parents).map_err(Box::new)?)
     }
 }
 
@@ -157,6 +171,7 @@ pub(super) struct Words {
     account: EntityTypeName,
     api_key: EntityTypeName,
     client: EntityTypeName,
+    credential: EntityTypeName,
     /// Every action with the kind it belongs to, in the order of `Action::ALL`.
     actions: Vec<CedarEntity>,
 }
@@ -186,6 +201,7 @@ impl Words {
             account: name("Account")?,
             api_key: name("ApiKey")?,
             client: name("Client")?,
+            credential: name("Credential")?,
             actions: actions.collect::<Result<_, _>>()?,
         })
     }
@@ -215,13 +231,20 @@ pub(super) enum Unanswerable {
     Name(#[from] Box<ParseErrors>),
 }
 
-/// What a policy may know of a thing besides its tenant: the purpose of a key, whose an account, API key or client is.
-fn attribute(entity: &Entity) -> Option<(&'static str, String)> {
+/// What a policy may know of a thing besides its tenant: the purpose of a key, whose an account, API key, client or
+/// credential is, and for which provider that is.
+fn attributes(entity: &Entity) -> Vec<(&'static str, String)> {
     match entity {
-        Entity::Key { purpose, .. } => Some(("purpose", purpose.as_str().to_owned())),
+        Entity::Key { purpose, .. } => vec![("purpose", purpose.as_str().to_owned())],
         Entity::Principal(owner) | Entity::ApiKey { owner, .. } | Entity::Client { owner, .. } => {
-            Some(("owner", owner.to_string()))
+            vec![("owner", owner.to_string())]
         }
+        Entity::Credential {
+            owner, provider, ..
+        } => vec![
+            ("owner", owner.to_string()),
+            ("provider", provider.to_string()),
+        ],
         Entity::UnknownKey(_)
         | Entity::Rotation(_)
         | Entity::UnknownRotation(_)
@@ -236,7 +259,8 @@ fn attribute(entity: &Entity) -> Option<(&'static str, String)> {
         | Entity::UnknownPrincipal(_)
         | Entity::UnknownApiKey(_)
         | Entity::UnknownClient(_)
-        | Entity::Tenant => None,
+        | Entity::UnknownCredential(_)
+        | Entity::Tenant => Vec::new(),
     }
 }
 
@@ -248,8 +272,8 @@ fn uid(kind: &EntityTypeName, id: &str) -> EntityUid {
 mod tests {
     use super::*;
     use crate::model::{
-        ApiKeyId, ClientId, Grant, KekRotationId, KeyId, PrincipalId, PrincipalState, Purpose,
-        RotationId, Scope, Scopes, TenantDestructionId, Timestamp,
+        ApiKeyId, ClientId, CredentialId, Grant, KekRotationId, KeyId, PrincipalId, PrincipalState,
+        Purpose, RotationId, Scope, TenantDestructionId, Timestamp,
     };
 
     // The hot path skips this check.
@@ -283,6 +307,12 @@ mod tests {
             },
             Entity::UnknownClient(ClientId::random()),
             Entity::Tenant,
+            Entity::Credential {
+                id: CredentialId::random(),
+                owner: PrincipalId::random(),
+                provider: "openai".parse().expect("a provider"),
+            },
+            Entity::UnknownCredential(CredentialId::random()),
         ];
         for kind in [
             PrincipalKind::User,
@@ -300,7 +330,7 @@ mod tests {
                 kind,
                 owner: String::new(),
                 state: PrincipalState::Active,
-                scopes: Scopes::default(),
+                scopes: "can.use_users can.manage_users".parse().expect("scopes"),
                 identities: Vec::new(),
                 grants: grants.into(),
                 created_at: Timestamp::default(),

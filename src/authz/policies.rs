@@ -12,7 +12,7 @@ use super::{
 /// Name of the schema in `policies/` and in every directory of policies.
 pub(super) const SCHEMA_FILE: &str = "claviger.cedarschema";
 pub(super) const SCHEMA: &str = include_str!("../../policies/claviger.cedarschema");
-const BUILT_IN: [(&str, &str); 3] = [
+const BUILT_IN: [(&str, &str); 4] = [
     (
         "policies/administration.cedar",
         include_str!("../../policies/administration.cedar"),
@@ -24,6 +24,10 @@ const BUILT_IN: [(&str, &str); 3] = [
     (
         "policies/use.cedar",
         include_str!("../../policies/use.cedar"),
+    ),
+    (
+        "policies/vault.cedar",
+        include_str!("../../policies/vault.cedar"),
     ),
 ];
 

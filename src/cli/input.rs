@@ -171,6 +171,11 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The bytes of a text of hex digits.
+pub fn unhex_text(text: &str) -> Option<Vec<u8>> {
+    unhex(text.as_bytes())
+}
+
 fn unhex(text: &[u8]) -> Option<Vec<u8>> {
     let digit = |byte: u8| char::from(byte).to_digit(16);
     let (pairs, rest) = text.as_chunks::<2>();

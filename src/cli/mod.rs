@@ -9,12 +9,14 @@ mod audit;
 mod batch;
 mod bench;
 mod client;
+mod credential;
 mod data_key;
 mod dev;
 mod doctor;
 mod encrypt;
 mod exit;
 mod hsm;
+mod import;
 mod incident;
 mod input;
 mod kek;
@@ -104,6 +106,10 @@ enum Command {
     Pepper(api_key::PepperCommand),
     #[command(subcommand)]
     Audit(audit::Command),
+    #[command(subcommand)]
+    Credential(credential::Command),
+    #[command(subcommand)]
+    Provider(credential::ProviderCommand),
 }
 
 /// Parses the arguments, runs the command, reports its failure on stderr.
@@ -164,6 +170,10 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::ApiKey(command) => api_key::run(command, &options.connect().await?).await,
         Command::Pepper(command) => api_key::pepper(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
+        Command::Credential(command) => credential::run(command, &options.connect().await?).await,
+        Command::Provider(command) => {
+            credential::providers(command, &options.connect().await?).await
+        }
     }
 }
 
@@ -276,6 +286,23 @@ mod tests {
             "api-key rotate ID --overlap 1h --expires 90d --out -",
             "api-key revoke ID --reason r",
             "pepper list",
+            "credential put openai --environment production --name n --owner ID --field api_key=env:X --organisation o \
+             --replace --rotation-period 30d",
+            "credential put alpaca --environment testing --field api_key=- --field api_secret=file:f",
+            "credential get ID",
+            "credential reveal ID --reason r --field api_key --label previous --out f",
+            "credential list --owner me --provider openai --environment testing",
+            "credential list --tenant t",
+            "credential delete ID",
+            "credential validate ID",
+            "credential report --tenant t",
+            "provider list",
+            "credential import fernet --rows f.csv --keys k --token api_key=c --column owner_name=u --set provider=p --state s",
+            "credential import fernet --database-url-file f --query q --keys k --token-json c --dry-run",
+            "credential import env --owner-name o --environment prod --replace",
+            "credential import aws --owner-id o --environment testing --prefix p/ --bundle b",
+            "credential import azure --vault u --token-file f --owner-name o --environment production",
+            "credential import google --project p --token-file f --owner-name o --environment production",
         ] {
             assert_eq!(parses(line), Ok(()), "{line}");
         }
@@ -312,6 +339,19 @@ mod tests {
             ("principal suspend ID", "--reason"),
             ("api-key list --owner o --tenant t", "cannot be used with"),
             ("tenant create t --idempotency-key schlüssel", "ASCII"),
+            ("credential put openai", "--environment"),
+            ("credential reveal ID", "--reason"),
+            ("credential import fernet --keys k --token a=b", "--rows"),
+            ("credential import fernet --rows f --keys k", "--token"),
+            (
+                "credential import fernet --rows f --keys k --token a=b --set owner=o",
+                "owner_id",
+            ),
+            ("credential import env --environment prod", "--owner"),
+            (
+                "credential import env --owner-name o --environment live-ish",
+                "development",
+            ),
         ] {
             let said = parses(line).expect_err(line);
             assert!(said.contains(missing), "{line}: {said}");

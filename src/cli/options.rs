@@ -281,6 +281,20 @@ impl Session {
         self.retry.call(message, call).await
     }
 
+    /// One of many calls of the same command: each has a key of its own.
+    pub async fn mutate_one_of_many<M: Clone, A>(
+        &self,
+        message: M,
+        call: impl AsyncFn(Request<M>) -> std::result::Result<Response<A>, Status>,
+    ) -> Result<A> {
+        let key = IdempotencyKey::random()?;
+        let retry = Retry {
+            key,
+            ..self.retry.clone()
+        };
+        retry.call(message, call).await
+    }
+
     /// Tells a person whose listing is empty that they looked into their own tenant only, on stderr.
     pub fn explain_nothing(&self, rows: usize, tenant: &str) {
         if self.format == Format::Table && rows == 0 && tenant.is_empty() {

@@ -24,6 +24,8 @@ pub(super) enum Need {
     Data(Timestamp),
     /// So many ACTIVE API keys are hashed under it.
     ApiKeys(i64),
+    /// So many values of credentials are sealed by it.
+    Credentials(i64),
 }
 
 impl fmt::Display for Need {
@@ -43,6 +45,10 @@ impl fmt::Display for Need {
                 f,
                 "{count} ACTIVE API keys are hashed under it; revoke them first"
             ),
+            Self::Credentials(count) => write!(
+                f,
+                "{count} values of credentials are sealed by it; the daemon moves them by itself, or its log says why not"
+            ),
         }
     }
 }
@@ -51,9 +57,11 @@ impl Need {
     fn error(self) -> Error {
         let reason = match self {
             Self::State(_) => Reason::VersionState,
-            Self::Tokens(_) | Self::Rotation(_) | Self::Data(_) | Self::ApiKeys(_) => {
-                Reason::VersionInUse
-            }
+            Self::Tokens(_)
+            | Self::Rotation(_)
+            | Self::Data(_)
+            | Self::ApiKeys(_)
+            | Self::Credentials(_) => Reason::VersionInUse,
         };
         Error::new(reason, format!("it cannot be destroyed: {self}"))
     }
@@ -95,6 +103,10 @@ impl Destructions {
         let api_keys = self.db.api_keys_under(&version.kid).await?;
         if api_keys > 0 {
             return Ok(Some(Need::ApiKeys(api_keys)));
+        }
+        let credentials = self.db.credential_values_under(&version.kid).await?;
+        if credentials > 0 {
+            return Ok(Some(Need::Credentials(credentials)));
         }
         let is_data = match version.material {
             Material::DataKey { .. } | Material::Shredded { .. } => true,

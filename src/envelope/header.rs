@@ -19,6 +19,8 @@ pub enum Kind {
     WrappedKey,
     /// The secret of an imported MAC key. It stays in the database.
     MacSecret,
+    /// The secret of a credential of another system. It stays in the database.
+    Credential,
 }
 
 impl Kind {
@@ -28,6 +30,7 @@ impl Kind {
             Self::Data => 1,
             Self::WrappedKey => 2,
             Self::MacSecret => 3,
+            Self::Credential => 4,
         }
     }
 
@@ -37,6 +40,7 @@ impl Kind {
             Self::Data => b"claviger envelope",
             Self::WrappedKey => b"claviger wrapped data key",
             Self::MacSecret => b"claviger imported mac secret",
+            Self::Credential => b"claviger credential",
         }
     }
 
@@ -45,6 +49,7 @@ impl Kind {
             1 => Some(Self::Data),
             2 => Some(Self::WrappedKey),
             3 => Some(Self::MacSecret),
+            4 => Some(Self::Credential),
             _ => None,
         }
     }

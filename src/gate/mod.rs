@@ -428,7 +428,8 @@ fn visible(caller: &Caller, resource: &Resource) -> bool {
         | Entity::UnknownTenantDestruction(_)
         | Entity::UnknownPrincipal(_)
         | Entity::UnknownApiKey(_)
-        | Entity::UnknownClient(_) => false,
+        | Entity::UnknownClient(_)
+        | Entity::UnknownCredential(_) => false,
         Entity::Key { .. }
         | Entity::UnknownKey(_)
         | Entity::Rotation(_)
@@ -441,6 +442,7 @@ fn visible(caller: &Caller, resource: &Resource) -> bool {
         | Entity::Principal(_)
         | Entity::ApiKey { .. }
         | Entity::Client { .. }
+        | Entity::Credential { .. }
         | Entity::Tenant => caller.principal.sees(&resource.tenant),
     }
 }
@@ -483,6 +485,10 @@ pub fn not_found(resource: &Resource) -> Error {
         Entity::Client { .. } | Entity::UnknownClient(_) => Error::new(
             Reason::ClientNotFound,
             "no such client, or none that you may see",
+        ),
+        Entity::Credential { .. } | Entity::UnknownCredential(_) => Error::new(
+            Reason::CredentialNotFound,
+            "no such credential, or none that you may see",
         ),
         Entity::Tenant => Error::new(
             Reason::TenantNotFound,

@@ -27,6 +27,7 @@ use crate::{
     model::{AccessKind, Action, Caller, Idempotency, KeyRef, Kid, Secret},
     rotation::{KekRotations, Rotations},
     tokens::Tokens,
+    vault::Vault,
 };
 
 /// Section `[limits]`.
@@ -152,6 +153,8 @@ pub struct Parts {
     pub audit: Arc<Reader>,
     /// Bounds of payloads.
     pub limits: LimitsConfig,
+    /// The vault.
+    pub vault: Arc<Vault>,
 }
 
 impl Parts {

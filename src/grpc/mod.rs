@@ -8,6 +8,7 @@ mod audit;
 mod call;
 mod clients;
 mod convert;
+mod credentials;
 mod crypto;
 mod data_keys;
 mod destructions;
@@ -43,8 +44,9 @@ pub fn routes(
 ) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
         api_key_service_server::ApiKeyServiceServer, audit_service_server::AuditServiceServer,
-        client_service_server::ClientServiceServer, crypto_service_server::CryptoServiceServer,
-        data_key_service_server::DataKeyServiceServer,
+        client_service_server::ClientServiceServer,
+        credential_service_server::CredentialServiceServer,
+        crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
         incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
         key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,
@@ -68,6 +70,7 @@ pub fn routes(
     let incidents = IncidentServiceServer::new(incidents::IncidentApi(parts.clone()));
     let api_keys = ApiKeyServiceServer::new(api_keys::ApiKeyApi(parts.clone()));
     let clients = ClientServiceServer::new(clients::ClientApi(parts.clone()));
+    let credentials = CredentialServiceServer::new(credentials::CredentialApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
@@ -82,6 +85,7 @@ pub fn routes(
         .add_service(principals.max_decoding_message_size(limit))
         .add_service(api_keys.max_decoding_message_size(limit))
         .add_service(clients.max_decoding_message_size(limit))
+        .add_service(credentials.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

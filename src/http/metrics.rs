@@ -78,11 +78,40 @@ impl Routes {
         let mut by_path = HashMap::new();
         let mut handles = Vec::new();
         for route in ROUTES {
+            // Methods of one path share its label.
+            if by_path.contains_key(route.path) {
+                continue;
+            }
             by_path.insert(route.path, handles.len());
             handles.push(Handles::new(route.path, route.exposure.label()));
         }
         handles.push(Handles::new("unknown", "unknown"));
         Self { by_path, handles }
+    }
+
+    /// The route that a path is one of: its own words, or anything where the route has a parameter.
+    fn index_of(&self, path: &str) -> Option<usize> {
+        let known = self.by_path.get(path).copied();
+        known.or_else(|| {
+            let mut routes = self.by_path.iter();
+            routes.find_map(|(route, index)| is_of(path, route).then_some(*index))
+        })
+    }
+}
+
+fn is_of(path: &str, route: &str) -> bool {
+    let (mut words, mut names) = (path.split('/'), route.split('/'));
+    loop {
+        match (words.next(), names.next()) {
+            (None, None) => return true,
+            (Some(word), Some(name)) if name.starts_with('{') => {
+                if word.is_empty() {
+                    return false;
+                }
+            }
+            (Some(word), Some(name)) if word == name => {}
+            _ => return false,
+        }
     }
 }
 
@@ -113,7 +142,7 @@ impl Observation {
     fn start(routes: Arc<Routes>, path: &str) -> Self {
         let unknown = routes.handles.len() - 1;
         Self {
-            index: routes.by_path.get(path).copied().unwrap_or(unknown),
+            index: routes.index_of(path).unwrap_or(unknown),
             routes,
             started: Instant::now(),
             code: CANCELLED,
@@ -127,6 +156,27 @@ impl Drop for Observation {
         handles.seconds.record(self.started.elapsed().as_secs_f64());
         if let Some(total) = handles.total(self.code) {
             total.increment(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // R-ACL-4
+    #[test]
+    fn ids_in_paths_make_no_labels() {
+        let route = "/users/{user}/broker-credentials/{id}";
+        assert!(is_of("/users/me/broker-credentials/1", route));
+        for other in [
+            "/users/me/broker-credentials",
+            "/users/me/broker-credentials/",
+            "/users//broker-credentials/1",
+            "/users/me/broker-credentials/1/reveal",
+            "/user/me/broker-credentials/1",
+        ] {
+            assert!(!is_of(other, route), "{other}");
         }
     }
 }

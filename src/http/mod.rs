@@ -4,6 +4,7 @@
 //! or inside the pod. Both are routers that `serve` runs under the same limits. Errors are problem documents
 //! (RFC 9457), at the OAuth endpoints those of RFC 6749. Nothing here touches the database or a key.
 
+pub mod credentials;
 pub mod jwks;
 mod metrics;
 pub mod oauth;
@@ -12,6 +13,7 @@ pub mod problem;
 pub mod public;
 pub mod serve;
 
+pub use credentials::BrokerCredentials;
 pub use jwks::JwksSource;
 pub use oauth::{Metadata, Oauth};
 pub use ops::OpsConfig;

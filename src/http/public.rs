@@ -8,7 +8,7 @@ use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 use axum::{
     Router, middleware,
     response::Response,
-    routing::{MethodRouter, get, post},
+    routing::{MethodRouter, delete, get, post},
 };
 use http::{HeaderName, HeaderValue, header};
 use serde::Deserialize;
@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    BrokerCredentials, credentials,
     jwks::{self, JwksSource},
     metrics::{Routes, measured},
     oauth::{self, Metadata, Oauth},
@@ -79,6 +80,8 @@ pub struct Site {
     pub oauth: Arc<Oauth>,
     /// What they are and take.
     pub metadata: Metadata,
+    /// The vault.
+    pub credentials: Arc<BrokerCredentials>,
 }
 
 /// Every route that is declared, and no other (R-ACL-1, R-ACL-4). Errors: nothing answers on a declared route.
@@ -103,6 +106,21 @@ fn handler(route: &Route, site: &Site) -> Option<MethodRouter> {
         ("POST", Action::IssueClientToken) => Some(post(oauth::token).with_state(oauth)),
         ("POST", Action::IntrospectToken) => Some(post(oauth::introspect).with_state(oauth)),
         ("POST", Action::RevokeOwnToken) => Some(post(oauth::revoke).with_state(oauth)),
+        (method, action) => vault_handler(method, action, Arc::clone(&site.credentials)),
+    }
+}
+
+fn vault_handler(
+    method: &str,
+    action: Action,
+    parts: Arc<BrokerCredentials>,
+) -> Option<MethodRouter> {
+    match (method, action) {
+        ("GET", Action::ListCredentials) => Some(get(credentials::list).with_state(parts)),
+        ("POST", Action::PutCredential) => Some(post(credentials::put).with_state(parts)),
+        ("GET", Action::GetCredential) => Some(get(credentials::show).with_state(parts)),
+        ("DELETE", Action::DeleteCredential) => Some(delete(credentials::delete).with_state(parts)),
+        ("POST", Action::RevealCredential) => Some(post(credentials::reveal).with_state(parts)),
         _ => None,
     }
 }

@@ -192,6 +192,9 @@ impl Feed {
                 self.api_keys.forget_all();
                 self.forget_client(&row.entity_id);
             }
+            // Nothing about them is cached.
+            "credential" => {}
+            "tenant" if row.action == Action::ImportCredentials.name() => {}
             // A client revoked a token that is none of its own: nothing happened.
             "tenant" if row.action == Action::RevokeOwnToken.name() => {}
             // A checkpoint changes nothing that is cached.

@@ -13,6 +13,7 @@ mod overdue;
 mod probe;
 mod prune;
 mod reconcile;
+mod rewrap_credentials;
 mod rewrap_data_keys;
 mod rotate_due;
 mod rotation_steps;

@@ -14,12 +14,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{
     Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
     expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile,
-    rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
+    rewrap_credentials, rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due,
+    round::Patience, switch_key,
 };
 use crate::{
     clients::ApiKeys,
     clock::Clock,
     destruction::Destructions,
+    egress::Egress,
     erasure::Erasures,
     error::{Reason, Result},
     gate::Gate,
@@ -27,6 +29,7 @@ use crate::{
     keys::Keys,
     rotation::{KekRotations, Rotations},
     store::{Db, Term},
+    vault::Vault,
 };
 
 /// Section `[scheduler]`.
@@ -93,8 +96,12 @@ pub struct Work {
     pub idempotency: IdempotencyConfig,
     /// Incidents.
     pub incidents: Arc<Incidents>,
+    /// The way out.
+    pub egress: Arc<Egress>,
     /// Writes checkpoints of the audit log, where that is configured.
     pub checkpoints: Option<Checkpoints>,
+    /// The vault.
+    pub vault: Arc<Vault>,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -170,6 +177,11 @@ fn jobs() -> Vec<Job> {
         job("prune", Duration::from_secs(60), |work, term| {
             Box::pin(prune::run(work, term))
         }),
+        job(
+            "rewrap_credentials",
+            Duration::from_secs(2),
+            |work, term| Box::pin(rewrap_credentials::run(work, term)),
+        ),
         // Last: in the course of a rotation of the KEK it uses up its slice of time at every look.
         job("rewrap_data_keys", at_every_look, |work, term| {
             Box::pin(rewrap_data_keys::run(work, term))

@@ -26,6 +26,7 @@ impl Keys {
     ) -> Result<(Vec<u8>, Kid)> {
         permit.covers_key(Action::Encrypt, key.key.id)?;
         key.expect(Purpose::Encryption, "Encrypt")?;
+        self.expect_unreserved(key)?;
         let version = key.active()?;
         self.release_while(permit, key, &version.version.kid, VersionState::decrypts);
         let ciphertext = self.seal(Kind::Data, key, version, plaintext, aad).await?;
@@ -44,6 +45,7 @@ impl Keys {
     ) -> Result<(Vec<u8>, Kid)> {
         permit.covers_key(Action::Decrypt, key.key.id)?;
         key.expect(Purpose::Encryption, "Decrypt")?;
+        self.expect_unreserved(key)?;
         self.open_as(Kind::Data, permit, key, ciphertext, aad).await
     }
 
@@ -79,6 +81,7 @@ impl Keys {
     ) -> Result<(Vec<u8>, Kid, Kid)> {
         permit.covers_key(Action::Rewrap, key.key.id)?;
         key.expect(Purpose::Encryption, "Rewrap")?;
+        self.expect_unreserved(key)?;
         let (kind, old) = version_of(key, ciphertext, VersionState::rewraps)?;
         let new = key.active()?;
         self.release_while(permit, key, &new.version.kid, VersionState::decrypts);
@@ -112,7 +115,7 @@ impl Keys {
     }
 
     /// The plaintext, and what counts the use: the caller knows whether it was opened or moved.
-    async fn unseal(
+    pub(super) async fn unseal(
         &self,
         kind: Kind,
         key: &KeySnapshot,

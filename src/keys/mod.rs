@@ -6,6 +6,7 @@
 
 mod cache;
 mod create;
+mod credentials;
 mod data_keys;
 mod encrypt;
 mod generate;
@@ -51,7 +52,7 @@ use crate::{
     clock::Clock,
     error::{Error, Reason, Result},
     gate::{Mutation, not_found},
-    model::{Entity, KeyRef, Kid, Resource, TenantName},
+    model::{Entity, KeyName, KeyRef, Kid, Purpose, Resource, TenantName},
     store::Db,
 };
 
@@ -150,7 +151,7 @@ pub struct Keys {
     db: Db,
     backends: Backends,
     default_backend: String,
-    reserved: Vec<KeyRef>,
+    reserved: Reserved,
     keks: Arc<Keks>,
     undecryptable: rewrap::Undecryptable,
     clock: Clock,
@@ -161,6 +162,15 @@ pub struct Keys {
     sampler: sign::Sampler,
 }
 
+/// The keys that the daemon uses itself, and callers may not.
+#[derive(Clone, Debug, Default)]
+pub struct Reserved {
+    /// Those of tenant `system`: the one that signs checkpoints and proofs, and the one that API keys are hashed under.
+    pub platform: Vec<KeyRef>,
+    /// Those of every tenant: the one that its credentials are sealed by.
+    pub everywhere: Vec<KeyName>,
+}
+
 /// The key a caller named, whether there is one or not.
 pub struct Target {
     tenant: TenantName,
@@ -169,14 +179,12 @@ pub struct Target {
 }
 
 impl Keys {
-    /// Keys over these parts. `default_backend` is where key pairs are generated that name no other; `reserved` are the
-    /// keys of tenant `system` that the daemon uses itself: the one that signs checkpoints and proofs, and the one that API
-    /// keys are hashed under.
+    /// Keys over these parts. `default_backend` is where key pairs are generated that name no other.
     pub fn new(
         db: Db,
         backends: Backends,
         default_backend: String,
-        reserved: Vec<KeyRef>,
+        reserved: Reserved,
         keks: Arc<Keks>,
         clock: Clock,
         config: KeysConfig,
@@ -200,14 +208,20 @@ impl Keys {
         }
     }
 
-    /// Who signs what they like with the daemon's own keys makes false checkpoints and proofs, and who computes or compares
-    /// MACs with them makes API keys.
+    /// Who signs what they like with the daemon's own keys makes false checkpoints and proofs, who computes or compares
+    /// MACs with them makes API keys, and who encrypts with them puts other ciphertexts beside those of the vault.
     ///
     /// Errors: KEY_RESERVED.
     fn expect_unreserved(&self, key: &KeySnapshot) -> Result<()> {
         let key = &key.key;
-        let is_reserved = || self.reserved.iter().any(|r| r.names(key.id, &key.name));
-        if !key.tenant.is_system() || !is_reserved() {
+        let Reserved {
+            platform,
+            everywhere,
+        } = &self.reserved;
+        let of_platform =
+            key.tenant.is_system() && platform.iter().any(|r| r.names(key.id, &key.name));
+        let of_tenant = key.purpose == Purpose::Encryption && everywhere.contains(&key.name);
+        if !of_platform && !of_tenant {
             return Ok(());
         }
         Err(Error::new(

@@ -26,6 +26,7 @@ impl Keys {
     ) -> Result<(StreamSealer, Kid)> {
         permit.covers_key(Action::Encrypt, key.key.id)?;
         key.expect(Purpose::Encryption, "EncryptStream")?;
+        self.expect_unreserved(key)?;
         let version = key.active()?;
         let kid = version.version.kid.clone();
         self.release_while(permit, key, &kid, VersionState::decrypts);
@@ -49,6 +50,7 @@ impl Keys {
     ) -> Result<(StreamOpener, Kid)> {
         permit.covers_key(Action::Decrypt, key.key.id)?;
         key.expect(Purpose::Encryption, "DecryptStream")?;
+        self.expect_unreserved(key)?;
         if header.kind != Kind::Data {
             return Err(EnvelopeError::OtherKind.into());
         }

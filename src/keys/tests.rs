@@ -150,7 +150,7 @@ impl Stage {
             db,
             backends,
             "fake".into(),
-            Vec::new(),
+            Reserved::default(),
             Arc::new(keks.unwrap()),
             Clock::manual(now),
             KeysConfig::default(),

@@ -41,6 +41,7 @@ impl Keys {
     ) -> Result<NewDataKey> {
         permit.covers_key(action, key.key.id)?;
         key.expect(Purpose::Encryption, action.name())?;
+        self.expect_unreserved(key)?;
         let version = key.active()?;
         self.release_while(permit, key, &version.version.kid, VersionState::decrypts);
         let plaintext = random(length)?;
@@ -70,6 +71,7 @@ impl Keys {
     ) -> Result<(Secret<Vec<u8>>, Kid)> {
         permit.covers_key(Action::DecryptDataKey, key.key.id)?;
         key.expect(Purpose::Encryption, "DecryptDataKey")?;
+        self.expect_unreserved(key)?;
         let opened = self.open_as(Kind::WrappedKey, permit, key, wrapped, aad);
         let (plaintext, kid) = opened.await?;
         Ok((Secret::new(plaintext), kid))

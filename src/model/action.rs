@@ -52,7 +52,7 @@ pub struct Method {
 pub struct Route {
     /// HTTP method.
     pub method: &'static str,
-    /// Path, without parameters.
+    /// Path, its parameters in braces.
     pub path: &'static str,
     /// The action that must be permitted.
     pub action: Action,

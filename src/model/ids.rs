@@ -103,6 +103,14 @@ uuid_id!(
     TokenId, "token"
 );
 uuid_id!(
+    /// Identifies a credential of another system.
+    CredentialId, "credential"
+);
+uuid_id!(
+    /// Identifies one value of a credential.
+    CredentialValueId, "credential value"
+);
+uuid_id!(
     /// Names something we are about to create in a backend: its `CKA_ID` or KMS tag.
     IntentId, "intent"
 );

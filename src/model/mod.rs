@@ -8,6 +8,7 @@ pub mod action;
 pub mod algorithm;
 pub mod api_key;
 pub mod client;
+pub mod credential;
 pub mod destruction;
 pub mod duties;
 pub mod ids;
@@ -15,6 +16,7 @@ pub mod incident;
 pub mod kek;
 pub mod key;
 pub mod principal;
+pub mod provider;
 pub mod public_key;
 pub mod resource;
 pub mod rotation;
@@ -27,11 +29,15 @@ pub use action::{AccessKind, Action, Exposure, METHODS, Method, ROUTES, Route};
 pub use algorithm::{Algorithm, KeySpec, Purpose};
 pub use api_key::{API_KEY_PREFIX, ApiKey, ApiKeyHash, ApiKeyState, ApiKeyText};
 pub use client::{Client, ClientProof, ClientState};
+pub use credential::{
+    CredentialEnvironment, CredentialKey, CredentialValue, ProbeResult, Probed, RotationDriver,
+    SecretFields, StoredCredential, ValueLabel,
+};
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
-    AlertId, ApiKeyId, ClientId, DestructionId, IncidentId, IntentId, KekRotationId, KeyId,
-    KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName,
-    TokenId,
+    AlertId, ApiKeyId, ClientId, CredentialId, CredentialValueId, DestructionId, IncidentId,
+    IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId,
+    TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use kek::{KekRotation, KekRow, KekState};
@@ -40,6 +46,7 @@ pub use principal::{
     Caller, Credential, Grant, Idempotency, Identity, Job, Principal, PrincipalKind,
     PrincipalState, Role, Scope,
 };
+pub use provider::{FieldSpec, Format, ProbeSpec, Provider, ProviderKind, ProviderName};
 pub use public_key::{PublicKey, SignInput, Verifier};
 pub use resource::{Entity, Resource};
 pub use rotation::{Approval, Rotation, RotationState};

@@ -1,8 +1,8 @@
 //! What an action is on: the thing itself and the tenant it belongs to.
 
 use super::{
-    ApiKeyId, ClientId, DestructionId, IncidentId, KekRotationId, KeyId, PrincipalId, Purpose,
-    RotationId, TenantDestructionId, TenantName,
+    ApiKeyId, ClientId, CredentialId, DestructionId, IncidentId, KekRotationId, KeyId, PrincipalId,
+    ProviderName, Purpose, RotationId, TenantDestructionId, TenantName,
 };
 
 /// The object of an action.
@@ -68,6 +68,17 @@ pub enum Entity {
     },
     /// An OAuth client that does not exist, by the id the caller gave.
     UnknownClient(ClientId),
+    /// A credential of another system, existing or about to.
+    Credential {
+        /// Its id.
+        id: CredentialId,
+        /// Who it belongs to.
+        owner: PrincipalId,
+        /// Whose system it is for.
+        provider: ProviderName,
+    },
+    /// A credential that does not exist, by the id the caller gave.
+    UnknownCredential(CredentialId),
     /// The tenant itself, for what concerns all of it: listing, creating in it, its audit log.
     Tenant,
 }
@@ -82,7 +93,7 @@ impl Resource {
     }
 
     /// Kind of the entity, in the audit log: `key`, `rotation`, `incident`, `destruction`, `kek_rotation`,
-    /// `tenant_destruction`, `principal`, `api_key`, `client` or `tenant`.
+    /// `tenant_destruction`, `principal`, `api_key`, `client`, `credential` or `tenant`.
     pub const fn kind(&self) -> &'static str {
         match self.entity {
             Entity::Key { .. } | Entity::UnknownKey(_) => "key",
@@ -96,6 +107,7 @@ impl Resource {
             Entity::Principal(_) | Entity::UnknownPrincipal(_) => "principal",
             Entity::ApiKey { .. } | Entity::UnknownApiKey(_) => "api_key",
             Entity::Client { .. } | Entity::UnknownClient(_) => "client",
+            Entity::Credential { .. } | Entity::UnknownCredential(_) => "credential",
             Entity::Tenant => "tenant",
         }
     }
@@ -113,6 +125,7 @@ impl Resource {
             Entity::Principal(id) | Entity::UnknownPrincipal(id) => id.to_string(),
             Entity::ApiKey { id, .. } | Entity::UnknownApiKey(id) => id.to_string(),
             Entity::Client { id, .. } | Entity::UnknownClient(id) => id.to_string(),
+            Entity::Credential { id, .. } | Entity::UnknownCredential(id) => id.to_string(),
             Entity::Tenant => self.tenant.to_string(),
         }
     }

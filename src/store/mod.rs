@@ -8,9 +8,11 @@ mod alerts;
 mod api_keys;
 mod audit;
 mod clients;
+mod credentials;
 mod destructions;
 mod doctor;
 mod engine;
+mod foreign;
 mod idempotency;
 mod incidents;
 mod intents;
@@ -31,8 +33,12 @@ use std::fmt;
 pub use alerts::Alert;
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use credentials::{
+    CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
+};
 pub use doctor::{Needed, Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
+pub use foreign::{ForeignRow, read_foreign};
 pub use idempotency::StoredAnswer;
 pub use intents::{Intent, IntentState};
 pub use keks::{ListedKek, Rewrapped, WrappedKey};

@@ -84,7 +84,8 @@ fn render() -> String {
 fn render_routes(out: &mut String) {
     out.push_str(
         "\n## HTTP routes\n\nOf the public listener, from the table that its router is built from; a route that is not in \
-         it does not exist. What they take and answer: [oauth.md](oauth.md).\n\n\
+         it does not exist. What they take and answer: [oauth.md](oauth.md), \
+         [vault.md](vault.md).\n\n\
          | method | path | action | kind | exposure |\n|---|---|---|---|---|\n",
     );
     for route in ROUTES {

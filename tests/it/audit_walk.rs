@@ -133,6 +133,10 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "RotateApiKey" | "RevokeApiKey" => ("admin", Some("auditor")),
         "GetPrincipal" | "GetApiKey" | "ListApiKeys" | "ListPeppers" => ("auditor", Some("issuer")),
         "ListTenants" | "ListPrincipals" => ("auditor", Some("issuer")),
+        "PutCredential" | "RevealCredential" | "DeleteCredential" | "ValidateCredential"
+        | "ImportCredentials" => ("service", Some("issuer")),
+        "GetCredential" | "ListCredentials" | "GetCredentialReport" => ("auditor", Some("issuer")),
+        "ListProviders" => ("service", None),
         unknown => panic!("action {unknown} has nobody in tests/it/audit_walk.rs; add them"),
     }
 }

@@ -10,9 +10,9 @@ use std::{
 use claviger::{
     authz::{Authz, Decision, Policies, PolicyError},
     model::{
-        Action, ApiKeyId, ClientId, DestructionId, Entity, Grant, IncidentId, KekRotationId, KeyId,
-        Principal, PrincipalId, PrincipalKind, PrincipalState, Purpose, Resource, Role, RotationId,
-        Scope, Scopes, TenantDestructionId, TenantName, Timestamp,
+        Action, ApiKeyId, ClientId, CredentialId, DestructionId, Entity, Grant, IncidentId,
+        KekRotationId, KeyId, Principal, PrincipalId, PrincipalKind, PrincipalState, Purpose,
+        Resource, Role, RotationId, Scope, Scopes, TenantDestructionId, TenantName, Timestamp,
     },
 };
 
@@ -58,9 +58,14 @@ const EXPECTED: [(Role, &str); 9] = [
         Role::Auditor,
         "GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations ListKeyDestructions GetTenantDestruction \
          ListTenantDestructions ListKeks GetKekRotation ListKekRotations GetIncident ListIncidents ListAuditEvents \
-         VerifyAudit GetPrincipal ListPrincipals ListTenants GetApiKey ListApiKeys ListPeppers GetClient ListClients",
+         VerifyAudit GetPrincipal ListPrincipals ListTenants GetApiKey ListApiKeys ListPeppers GetClient ListClients \
+         GetCredential ListCredentials GetCredentialReport ListProviders",
     ),
-    (Role::CredentialManager, ""),
+    (
+        Role::CredentialManager,
+        "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential ImportCredentials \
+         GetCredentialReport ListProviders",
+    ),
     (Role::TokenIssuer, "IssueToken VerifyToken GetKey"),
     (
         Role::CryptoUser,
@@ -70,11 +75,17 @@ const EXPECTED: [(Role, &str); 9] = [
 ];
 const EVERYBODY: &str = "GetJwks GetMetadata";
 /// What everybody may do in the tenant that is their home, without any role.
-const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken";
+const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken ListProviders";
+/// What `can.use_users` gives for what is one's own.
+const OWN_CREDENTIALS: &str = "PutCredential GetCredential RevealCredential ListCredentials DeleteCredential \
+     ValidateCredential GetCredentialReport";
+/// What `can.manage_users` gives in the home tenant.
+const USERS_CREDENTIALS: &str = "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential \
+     ImportCredentials GetCredentialReport";
 /// What jobs of the daemon may do in every tenant, whatever their roles.
 const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
      SwitchKey DestroyMaterial SettleIntent CheckpointAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
-     DestroyTenantMaterial CreatePepper ExpireApiKey";
+     DestroyTenantMaterial CreatePepper ExpireApiKey CreateCredentialKey RewrapCredentials";
 /// Asked of the system tenant only.
 const WHOLE_INSTALLATION: [&str; 7] = [
     "CreateTenant",
@@ -123,6 +134,14 @@ fn key(tenant_name: &str) -> Resource {
     }
 }
 
+fn credential(owner: PrincipalId) -> Entity {
+    Entity::Credential {
+        id: CredentialId::random(),
+        owner,
+        provider: "openai".parse().expect("a provider"),
+    }
+}
+
 /// One thing of every kind in a tenant.
 fn things(name: &str) -> Vec<Resource> {
     let entities = [
@@ -142,6 +161,7 @@ fn things(name: &str) -> Vec<Resource> {
             owner: PrincipalId::random(),
         },
         Entity::Tenant,
+        credential(PrincipalId::random()),
     ];
     let others = entities.into_iter().map(|entity| Resource {
         tenant: tenant(name),
@@ -173,7 +193,7 @@ fn built_in() -> Result<Authz, PolicyError> {
 fn every_role_may_do_what_the_table_says_and_nothing_else() -> TestResult {
     let authz = built_in()?;
     let table: BTreeMap<Role, &str> = EXPECTED.into_iter().collect();
-    let mut permitted_to_somebody = BTreeSet::new();
+    let mut permitted_to_somebody = words(OWN_CREDENTIALS);
     for kind in [
         PrincipalKind::User,
         PrincipalKind::Service,
@@ -258,6 +278,51 @@ fn everybody_manages_the_api_keys_that_act_as_themselves_and_no_others() -> Test
     let own = "CreateApiKey RotateApiKey RevokeApiKey GetApiKey ListApiKeys GetPrincipal";
     assert_eq!(of(somebody.id), words(own));
     assert_eq!(of(PrincipalId::random()), BTreeSet::new());
+    Ok(())
+}
+
+// R-CRED-2, R-ACL-3
+#[test]
+fn entitlements_count_at_home_and_nowhere_else() -> TestResult {
+    let authz = built_in()?;
+    let with = |scopes: &str| Principal {
+        scopes: scopes.parse().expect("scopes"),
+        ..user(&[])
+    };
+    let on = |who: &Principal, owner: PrincipalId, name: &str| {
+        let things = [credential(owner), Entity::Principal(owner), Entity::Tenant];
+        let things = things.map(|entity| Resource {
+            tenant: tenant(name),
+            entity,
+        });
+        let may = |action: &&Action| {
+            let mut decisions = things.iter().map(|t| authz.decide(who, **action, t));
+            action.name().contains("Credential") && decisions.any(Decision::is_allowed)
+        };
+        let names = Action::ALL.iter().filter(may).map(|action| action.name());
+        names.collect::<BTreeSet<_>>()
+    };
+    let (own, none) = (words(OWN_CREDENTIALS), BTreeSet::new());
+    let somebody = PrincipalId::random();
+
+    let uses = with("can.use_users");
+    assert_eq!(on(&uses, uses.id, "acme"), own);
+    assert_eq!(on(&uses, somebody, "acme"), none);
+    assert_eq!(on(&uses, uses.id, "globex"), none);
+
+    let manages = with("can.manage_users");
+    assert_eq!(on(&manages, somebody, "acme"), words(USERS_CREDENTIALS));
+    assert_eq!(on(&manages, manages.id, "acme"), words(USERS_CREDENTIALS));
+    assert_eq!(on(&manages, somebody, "globex"), none);
+
+    assert_eq!(on(&with("orders.read"), somebody, "acme"), none);
+    let nothing = with("");
+    assert_eq!(on(&nothing, nothing.id, "acme"), none);
+    // A role reveals nothing either.
+    let manager = user(&[(Role::CredentialManager, "*")]);
+    for name in ["acme", "globex"] {
+        assert!(!on(&manager, manager.id, name).contains("RevealCredential"));
+    }
     Ok(())
 }
 

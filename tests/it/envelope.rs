@@ -153,11 +153,12 @@ struct KindVector {
 #[test]
 fn other_kinds_agree_with_an_independent_implementation() -> TestResult {
     let vectors: Vec<KindVector> = serde_json::from_str(include_str!("vectors/kinds.json"))?;
-    assert_eq!(vectors.len(), 5);
+    assert_eq!(vectors.len(), 6);
     for KindVector { version, vector: v } in vectors {
         let kind = match version {
             2 => Kind::WrappedKey,
             3 => Kind::MacSecret,
+            4 => Kind::Credential,
             other => panic!("format version {other}"),
         };
         let (key_id, kid) = (v.key_id.parse()?, v.kid.parse()?);
@@ -177,7 +178,12 @@ fn other_kinds_agree_with_an_independent_implementation() -> TestResult {
 /// Each kind opens as itself; the others refuse it as it is, and also when its header says that it is one of theirs.
 #[test]
 fn a_ciphertext_opens_as_its_own_kind_only() -> TestResult {
-    const KINDS: [Kind; 3] = [Kind::Data, Kind::WrappedKey, Kind::MacSecret];
+    const KINDS: [Kind; 4] = [
+        Kind::Data,
+        Kind::WrappedKey,
+        Kind::MacSecret,
+        Kind::Credential,
+    ];
     for one in KINDS {
         let sealed = envelope::seal(&key(1), &of_kind(one, "kid-1"), b"text")?;
         assert_eq!(
@@ -408,7 +414,8 @@ fn foreign_headers_are_told_apart() -> TestResult {
     };
     assert_eq!(with(0, b'X'), Err(EnvelopeError::Malformed));
     assert_eq!(with(3, 0), Err(EnvelopeError::UnknownFormat(0)));
-    assert_eq!(with(3, 4), Err(EnvelopeError::UnknownFormat(4)));
+    assert_eq!(with(3, 5), Err(EnvelopeError::UnknownFormat(5)));
+    assert_eq!(with(3, 4)?.kind, Kind::Credential);
     assert_eq!(with(3, 2)?.kind, Kind::WrappedKey);
     assert_eq!(with(4, 0), Err(EnvelopeError::Malformed));
     assert_eq!(with(4, 255), Err(EnvelopeError::Truncated));

@@ -9,7 +9,7 @@ use std::{
 /// Floors, from the bottom. A new top-level module takes its place here.
 const RANKS: [&[&str]; 8] = [
     &["model", "error", "clock", "health", "fault"],
-    &["backends", "envelope", "store"],
+    &["backends", "envelope", "store", "egress"],
     &["gate", "authz", "audit"],
     &[
         "rotation",
@@ -30,7 +30,7 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 14] = [
+const SIDEWAYS: [(&str, &str); 15] = [
     // config composes the sections that modules declare, telemetry's among them.
     ("config", "telemetry"),
     ("app", "config"),
@@ -46,6 +46,7 @@ const SIDEWAYS: [(&str, &str); 14] = [
     ("clients", "directory"),
     ("gate", "authz"),
     ("gate", "audit"),
+    ("vault", "directory"),
 ];
 /// Arrows refused although they go down: the edges reach data and devices through what the product does.
 const WALLS: [(&str, &str); 4] = [

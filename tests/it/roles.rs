@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 83] = [
+const TABLE: [(&str, &str); 92] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -102,6 +102,15 @@ const TABLE: [(&str, &str); 83] = [
     ("UpdateClient",            "Y     D      D        D        D       D       D       H     U"),
     ("ListAuditEvents",         "D     D      D        D        Y       Y       D       H     U"),
     ("VerifyAudit",             "D     D      D        D        Y       Y       H       H     U"),
+    ("PutCredential",           "D     D      D        D        D       D       Y       H     U"),
+    ("GetCredential",           "D     D      D        D        D       Y       Y       H     U"),
+    ("RevealCredential",        "D     D      D        D        D       D       Y       H     U"),
+    ("ListCredentials",         "D     D      D        D        D       Y       Y       H     U"),
+    ("DeleteCredential",        "D     D      D        D        D       D       Y       H     U"),
+    ("ValidateCredential",      "D     D      D        D        D       D       Y       H     U"),
+    ("ImportCredentials",       "D     D      D        D        D       D       Y       H     U"),
+    ("ListProviders",           "Y     Y      Y        Y        Y       Y       Y       Y     U"),
+    ("GetCredentialReport",     "D     D      D        D        D       Y       Y       H     U"),
 ];
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod clients;
+mod credentials;
 
 use std::collections::BTreeMap;
 
@@ -147,6 +148,9 @@ impl World {
         };
         // The first one makes the pepper, which is a change of its own.
         world.api_key().await;
+        // Likewise the first credential.
+        world.entitle().await;
+        world.credential().await;
         world
     }
 
@@ -232,6 +236,15 @@ impl World {
                 self.kek(name).await
             }
             "VerifyAudit" => case(&VerifyAuditRequest::default()),
+            "PutCredential"
+            | "GetCredential"
+            | "RevealCredential"
+            | "ListCredentials"
+            | "DeleteCredential"
+            | "ValidateCredential"
+            | "ImportCredentials"
+            | "ListProviders"
+            | "GetCredentialReport" => self.credential_case(name).await,
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
         }
     }

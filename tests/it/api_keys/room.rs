@@ -15,7 +15,7 @@ use claviger::{
     error::{Error, Result},
     gate::{Freshness, Gate},
     grpc::proto::ListApiKeysResponse,
-    keys::{Backends, Keks, KeySnapshot, Keys, KeysConfig},
+    keys::{Backends, Keks, KeySnapshot, Keys, KeysConfig, Reserved},
     model::{
         Action, Algorithm, ApiKey, ApiKeyId, ApiKeyText, Caller, Credential, Grant, IntentId,
         KeyRef, KeySpec, Principal, PrincipalId, PrincipalKind, PrincipalState, PublicKey,
@@ -80,7 +80,10 @@ impl Room {
         let keks = Keks::open(db.clone(), backends.clone(), named, now, HOUR);
         let keks = Arc::new(keks.await.expect("a KEK"));
         let (safe, defaults) = ("safe".to_owned(), KeysConfig::default());
-        let reserved = vec![config.pepper().expect("a name")];
+        let reserved = Reserved {
+            platform: vec![config.pepper().expect("a name")],
+            ..Reserved::default()
+        };
         let keys = Keys::new(
             db.clone(),
             backends,

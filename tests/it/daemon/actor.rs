@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
-    client_service_client::ClientServiceClient, crypto_service_client::CryptoServiceClient,
-    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
-    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    client_service_client::ClientServiceClient, credential_service_client::CredentialServiceClient,
+    crypto_service_client::CryptoServiceClient, data_key_service_client::DataKeyServiceClient,
+    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
+    kek_service_client::KekServiceClient, key_service_client::KeyServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -58,6 +58,7 @@ clients! {
     incidents: IncidentServiceClient,
     erasures: ErasureServiceClient,
     keks: KekServiceClient,
+    credentials: CredentialServiceClient,
 }
 
 impl Daemon {

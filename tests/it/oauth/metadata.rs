@@ -1,6 +1,6 @@
 //! Discovery (RFC 8414), and what the listener counts.
 
-use claviger::model::ROUTES;
+use claviger::model::{ROUTES, Route};
 use serde_json::{Value, json};
 
 use super::realm::Realm;
@@ -80,21 +80,35 @@ async fn discovery_lists_what_is_enabled_and_nothing_else() {
     realm.daemon.stop().await;
 }
 
+async fn asked(realm: &Realm, method: &str, path: &str) -> u16 {
+    match method {
+        "GET" => realm.daemon.public_get(path).await.status,
+        "POST" => realm.post(path, &[]).await.status,
+        other => {
+            let request = http::Request::builder()
+                .method(other)
+                .uri(path)
+                .header("host", "localhost");
+            let request = request.body(Default::default()).expect("a request");
+            realm.exchange(None, request).await.status
+        }
+    }
+}
+
 // R-ACL-4
 #[tokio::test]
 async fn every_route_answers_and_is_counted_with_its_exposure() {
     let realm = Realm::new().await;
     for route in ROUTES {
-        let status = match route.method {
-            "GET" => realm.daemon.public_get(route.path).await.status,
-            _ => realm.post(route.path, &[]).await.status,
-        };
+        let status = asked(&realm, route.method, route.path).await;
         assert!(matches!(status, 200 | 401), "{}: {status}", route.path);
-        let other = match route.method {
-            "GET" => realm.post(route.path, &[]).await.status,
-            _ => realm.daemon.public_get(route.path).await.status,
-        };
-        assert_eq!(other, 405, "{}", route.path);
+        for other in ["GET", "POST", "DELETE", "PUT"] {
+            let is_route = |r: &&Route| (r.method, r.path) == (other, route.path);
+            if !ROUTES.iter().any(|r| is_route(&r)) {
+                let status = asked(&realm, other, route.path).await;
+                assert_eq!(status, 405, "{other} {}", route.path);
+            }
+        }
     }
     assert_eq!(
         realm.daemon.public_get("/oauth/authorize").await.status,

@@ -13,7 +13,7 @@ cobblestone-256.json  C2SP chunked encryption without our header. The vectors pu
 envelope.json         our own format, from docs/envelope.md: header, context encoding, then the message by
                       HMAC (standard library) and AES-GCM (cryptography). Each is also opened with
                       cryptography's own Cobblestone-256 before it is written.
-kinds.json            the same for what is not a caller's data: wrapped data keys and imported MAC secrets.
+kinds.json            the same for what is not a caller's data: wrapped data keys, imported MAC secrets, credentials.
 mac-keys.json         HMAC keys that are derived from data keys, from docs/envelope.md.
 """
 
@@ -149,6 +149,7 @@ def fields(*items):
 
 
 DATA, WRAPPED_KEY, MAC_SECRET = (1, b"claviger envelope"), (2, b"claviger wrapped data key"), (3, b"claviger imported mac secret")
+CREDENTIAL = (4, b"claviger credential")
 
 
 def data_vectors():
@@ -172,6 +173,8 @@ def kind_vectors():
         (WRAPPED_KEY, "wrapped-64", "system", {"b": "2", "a": "1"}, 64),
         (MAC_SECRET, "secret-16", "acme", {}, 16),
         (MAC_SECRET, "secret-512", "acme", {}, 512),
+        (CREDENTIAL, "credential", "acme", {"value": "1", "credential": "2", "tenant": "acme", "owner": "3",
+                                            "provider": "alpaca", "environment": "testing"}, 90),
     ]:
         yield {"version": kind[0], **our_vector(kind, name, tenant, aad, length)}
 

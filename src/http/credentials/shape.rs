@@ -1,0 +1,72 @@
+//! Credentials as JSON: docs/vault.md.
+
+use serde_json::{Map, Value, json};
+
+use super::body::page_token;
+use crate::{
+    model::{CredentialValue, Timestamp},
+    vault::{FullCredential, Revealed},
+};
+
+/// `{"credentials": […]}`, and where the next page begins if there may be one.
+pub fn page(page: &[FullCredential], size: i64) -> Value {
+    let all: Vec<_> = page.iter().map(credential).collect();
+    let mut json = json!({ "credentials": all });
+    if let Some(last) = page.last()
+        && page.len() as i64 == size
+    {
+        json["next_page_token"] = page_token(&last.head.id.to_string()).into();
+    }
+    json
+}
+
+/// One credential, masked.
+pub fn credential(c: &FullCredential) -> Value {
+    let head = &c.head;
+    let probe = head.probe.as_ref().map(|probe| {
+        json!({
+            "result": probe.result.as_str(),
+            "detail": probe.detail,
+            "time": probe.at.to_string(),
+        })
+    });
+    json!({
+        "id": head.id.to_string(),
+        "owner_id": head.key.owner.to_string(),
+        "provider": head.key.provider.as_str(),
+        "environment": head.key.environment.as_str(),
+        "name": head.key.name,
+        "organisation": head.organisation,
+        "masked": c.masked(),
+        "values": c.values.iter().map(value).collect::<Vec<_>>(),
+        "format_ok": head.format_ok,
+        "last_probe": probe,
+        "rotation_due_time": head.rotation_due_at.to_string(),
+        "create_time": head.created_at.to_string(),
+        "update_time": head.updated_at.to_string(),
+    })
+}
+
+/// The secret. It is for the caller and nobody else.
+pub fn revealed(revealed: &Revealed) -> Value {
+    let fields = revealed.fields.iter();
+    let fields: Map<_, _> = fields
+        .map(|(name, value)| (name.to_owned(), value.expose_secret().as_str().into()))
+        .collect();
+    json!({
+        "id": revealed.credential.head.id.to_string(),
+        "label": revealed.label.as_str(),
+        "fields": fields,
+    })
+}
+
+fn value(v: &CredentialValue) -> Value {
+    let time = |at: Option<Timestamp>| at.map(|at| at.to_string());
+    json!({
+        "label": v.label.as_str(),
+        "last_four": v.last_four,
+        "create_time": v.created_at.to_string(),
+        "promote_time": time(v.promoted_at),
+        "hold_until_time": time(v.hold_until),
+    })
+}

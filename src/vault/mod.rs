@@ -1,0 +1,193 @@
+//! R3: the vault, where users keep the credentials of brokers and LLM providers (R-CRED-1).
+//!
+//! A secret is a set of named fields, sealed under the tenant's own key before it is stored; what a row holds in the clear
+//! is whose it is and its last characters. The sealed bytes are bound to the row's id, credential, tenant, owner, provider
+//! and environment, so that they open in no other place. Who may is not decided here: everything that acts takes a permit.
+
+mod catalogue;
+mod config;
+mod import;
+mod key;
+mod put;
+mod report;
+mod reveal;
+mod rewrap;
+mod seal;
+mod validate;
+
+use std::sync::Arc;
+
+pub use catalogue::{Catalogue, Warnings};
+pub use config::VaultConfig;
+pub use import::{ImportItem, ImportOutcome, ImportRequest, ImportResult, Imported, ItemOwner};
+pub use put::{Put, PutCredential};
+pub use reveal::Revealed;
+pub use validate::Validated;
+
+pub use crate::store::{
+    CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
+};
+
+use crate::{
+    clock::Clock,
+    directory::Directory,
+    egress::Egress,
+    error::{Error, Reason, Result},
+    gate::{AdminPermit, Permit, Recorded, not_found},
+    keys::Keys,
+    model::{CredentialId, CredentialKey, Entity, KeyName, Principal, Resource, TenantName},
+    store::Db,
+};
+
+/// The vault.
+pub struct Vault {
+    db: Db,
+    keys: Arc<Keys>,
+    directory: Arc<Directory>,
+    egress: Arc<Egress>,
+    clock: Clock,
+    key: KeyName,
+    is_strict: bool,
+    catalogue: Catalogue,
+}
+
+impl Vault {
+    /// A vault over these parts. Errors: a sentence that names the setting of `config` that is wrong.
+    pub fn new(
+        db: Db,
+        (keys, directory, egress): (Arc<Keys>, Arc<Directory>, Arc<Egress>),
+        clock: Clock,
+        config: &VaultConfig,
+    ) -> std::result::Result<Self, String> {
+        Ok(Self {
+            db,
+            keys,
+            directory,
+            egress,
+            clock,
+            key: config.key()?,
+            is_strict: config.strict,
+            catalogue: config.catalogue()?,
+        })
+    }
+
+    /// The providers that are known.
+    pub const fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// The credential with this id, and what the gate decides about.
+    pub async fn find(&self, id: CredentialId) -> Result<(Resource, Option<FullCredential>)> {
+        let found = self.db.credential(id).await?;
+        let resource = match &found {
+            Some(found) => resource(id, &found.head.key),
+            None => Resource {
+                tenant: TenantName::system(),
+                entity: Entity::UnknownCredential(id),
+            },
+        };
+        Ok((resource, found))
+    }
+
+    /// The credential that is about to be stored for `owner`, if it is there already; its id, new if it is not; and what
+    /// the gate decides about.
+    pub async fn find_place(&self, owner: &Principal, place: Place) -> Result<Found> {
+        let key = CredentialKey {
+            tenant: owner.tenant.clone(),
+            owner: owner.id,
+            provider: place.provider,
+            environment: place.environment,
+            name: place.name,
+        };
+        let existing = self.db.credential_by_key(&key).await?;
+        let id = existing
+            .as_ref()
+            .map_or_else(CredentialId::random, |found| found.head.id);
+        Ok(Found {
+            resource: resource(id, &key),
+            id,
+            key,
+            existing,
+        })
+    }
+
+    /// Up to `limit` credentials after `after`, oldest first.
+    pub async fn list(
+        &self,
+        _permit: &Permit,
+        filter: &CredentialFilter,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<FullCredential>> {
+        Ok(self.db.credentials(filter, after, limit).await?)
+    }
+
+    /// Deletes a credential as it was found, with all its values.
+    ///
+    /// Errors: CREDENTIAL_NOT_FOUND, CONFLICT.
+    pub async fn delete(
+        &self,
+        permit: AdminPermit,
+        found: Option<FullCredential>,
+    ) -> Result<Recorded<()>> {
+        let found = found.ok_or_else(|| not_found(permit.permit().resource()))?;
+        let details = details(&found.head.key);
+        let mut mutation = permit.begin().await?;
+        if !mutation.tx().delete_credential(&found.head).await? {
+            return Err(conflict());
+        }
+        mutation.record((), details).await
+    }
+}
+
+/// Where a credential of an owner belongs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its provider.
+    pub provider: crate::model::ProviderName,
+    /// Its environment.
+    pub environment: crate::model::CredentialEnvironment,
+    /// Its name.
+    pub name: String,
+}
+
+/// What is there.
+pub struct Found {
+    /// What the gate decides about.
+    pub resource: Resource,
+    id: CredentialId,
+    key: CredentialKey,
+    existing: Option<FullCredential>,
+}
+
+fn resource(id: CredentialId, key: &CredentialKey) -> Resource {
+    Resource {
+        tenant: key.tenant.clone(),
+        entity: Entity::Credential {
+            id,
+            owner: key.owner,
+            provider: key.provider.clone(),
+        },
+    }
+}
+
+/// What every audit row about a credential says of it.
+fn details(key: &CredentialKey) -> serde_json::Value {
+    serde_json::json!({
+        "owner": key.owner.to_string(),
+        "provider": key.provider.as_str(),
+        "environment": key.environment.as_str(),
+        "name": key.name,
+    })
+}
+
+fn conflict() -> Error {
+    Error::new(
+        Reason::Conflict,
+        "somebody else changed this credential; read it again and retry",
+    )
+}
+
+fn invalid(message: impl Into<std::borrow::Cow<'static, str>>) -> Error {
+    Error::new(Reason::InvalidField, message)
+}
