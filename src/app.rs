@@ -30,7 +30,7 @@ use crate::{
     http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_usage, flush_uses,
         run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
@@ -42,6 +42,7 @@ use crate::{
     store::Db,
     telemetry,
     tokens::Tokens,
+    usage::Usage,
 };
 
 /// Why the daemon does not start, or stopped.
@@ -188,6 +189,7 @@ pub async fn run(
         clock.clone(),
         replica.clone(),
     ));
+    let usage = Arc::new(Usage::new(db.clone(), clock.clone(), config.usage.clone()));
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
@@ -207,6 +209,7 @@ pub async fn run(
             .checkpoint
             .clone()
             .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
+        usage: Arc::clone(&usage),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -255,6 +258,7 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
+        usage: Arc::clone(&usage),
     };
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     // Behind the head of the feed: what is revoked from here on comes with it.
@@ -364,6 +368,8 @@ pub async fn run(
     let every = config.api_keys.last_used_interval();
     let used = Arc::clone(&api_keys);
     tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
+    let (counted, metered) = (Arc::clone(&usage), Arc::clone(&gate));
+    tasks.spawn(done(flush_usage(counted, metered, stopped())));
     tasks.spawn(done(sweep_data_keys(Arc::clone(&uses), stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
@@ -410,6 +416,9 @@ pub async fn run(
     }
     if let Err(error) = api_keys.flush_uses().await {
         tracing::warn!(%error, "last uses of API keys not written");
+    }
+    if let Err(error) = usage.flush(&gate).await {
+        tracing::warn!(%error, "usage by the daemon's own calls not written");
     }
     drop(gate);
     // Open calls that were cut may still hold the gate for a moment; do not wait for them for ever.

@@ -14,6 +14,7 @@ use figment::{
 use serde::Deserialize;
 
 use crate::{
+    alerts::AlertsConfig,
     audit::{AccessConfig, AccessMode},
     authn::{AuthnConfig, ClientCertificate, TlsConfig},
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
@@ -27,6 +28,7 @@ use crate::{
     store::DatabaseConfig,
     telemetry::LogConfig,
     tokens::{JwksConfig, TokensConfig},
+    usage::UsageConfig,
 };
 
 /// The whole configuration.
@@ -99,6 +101,12 @@ pub struct Config {
     /// First tenants and principals.
     #[serde(default)]
     pub bootstrap: BootstrapConfig,
+    /// Usage and limits.
+    #[serde(default)]
+    pub usage: UsageConfig,
+    /// Alerts and their channels.
+    #[serde(default)]
+    pub alerts: AlertsConfig,
 }
 
 /// Where a daemon runs.
@@ -253,6 +261,9 @@ impl Config {
             return wrong(e);
         }
         if let Err(e) = self.api_keys.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.usage.check().and_then(|()| self.alerts.check()) {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {
