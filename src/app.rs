@@ -10,6 +10,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    alerts::{Alerts, Channels},
     audit::{ADMIN_STREAM, AccessLog, Reader},
     authn::{self, Authn, ClientCertificate, Issuers, Manner, ReloadableTls},
     authz::{Authz, Policies},
@@ -23,6 +24,7 @@ use crate::{
     config::{BackendConfig, Config, Environment, KekConfig},
     destruction::Destructions,
     directory::Directory,
+    egress::Egress,
     erasure::{Erasures, Notary},
     gate::{Freshness, Gate},
     grpc::{self, Parts, listener},
@@ -30,7 +32,7 @@ use crate::{
     http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_usage, flush_uses,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, deliver_alerts, flush_api_key_uses, flush_usage, flush_uses,
         run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
@@ -181,6 +183,8 @@ pub async fn run(
         config.rotation.request_ttl(),
         notary,
     ));
+    let egress = Egress::new(&config.egress).map_err(|e| AppError(format!("egress: {e}")))?;
+    let egress = Arc::new(egress);
     // Not the configured name alone: two daemons that share one by mistake are still two to wait for.
     let replica = format!("{}/{}", config.audit.replica, uuid::Uuid::now_v7());
     let incidents = Arc::new(Incidents::new(
@@ -190,6 +194,9 @@ pub async fn run(
         replica.clone(),
     ));
     let usage = Arc::new(Usage::new(db.clone(), clock.clone(), config.usage.clone()));
+    let channels = Channels::new(&config.alerts, &egress).map_err(AppError::new)?;
+    let alerts = Alerts::new(db.clone(), clock.clone(), config.alerts.clone(), channels);
+    let alerts = Arc::new(alerts);
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
@@ -204,12 +211,14 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         idempotency: config.idempotency,
         incidents: Arc::clone(&incidents),
+        egress: Arc::clone(&egress),
         checkpoints: config
             .audit
             .checkpoint
             .clone()
             .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
         usage: Arc::clone(&usage),
+        alerts: Arc::clone(&alerts),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -259,6 +268,7 @@ pub async fn run(
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
         usage: Arc::clone(&usage),
+        alerts: Arc::clone(&alerts),
     };
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     // Behind the head of the feed: what is revoked from here on comes with it.
@@ -369,6 +379,7 @@ pub async fn run(
     let used = Arc::clone(&api_keys);
     tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
     let (counted, metered) = (Arc::clone(&usage), Arc::clone(&gate));
+    tasks.spawn(done(deliver_alerts(alerts, stopped())));
     tasks.spawn(done(flush_usage(counted, metered, stopped())));
     tasks.spawn(done(sweep_data_keys(Arc::clone(&uses), stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);

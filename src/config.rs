@@ -20,6 +20,7 @@ use crate::{
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
     clients::{ApiKeysConfig, OauthConfig},
     directory::BootstrapConfig,
+    egress::EgressConfig,
     grpc::{LimitsConfig, listener::GrpcConfig},
     http::{ops::OpsConfig, public::PublicConfig},
     jobs::{FeedConfig, IdempotencyConfig, SchedulerConfig},
@@ -107,6 +108,9 @@ pub struct Config {
     /// Alerts and their channels.
     #[serde(default)]
     pub alerts: AlertsConfig,
+    /// Where the daemon's own requests may go.
+    #[serde(default)]
+    pub egress: EgressConfig,
 }
 
 /// Where a daemon runs.
@@ -269,6 +273,9 @@ impl Config {
         if let Err(e) = self.bootstrap.check() {
             return wrong(e.message().to_owned());
         }
+        if let Err(e) = self.egress.check() {
+            return wrong(e);
+        }
         if !self.backends.contains_key(&self.kek.backend) {
             return wrong(format!(
                 "kek.backend {:?} is not one of [backends]",
@@ -346,6 +353,7 @@ impl Config {
                 self.keys.reconcile_after_seconds < 30,
                 "keys.reconcile_after_seconds below 30",
             ),
+            (self.egress.allow_http, "egress.allow_http = true"),
         ];
         match refused.into_iter().find(|(is_set, _)| *is_set) {
             Some((_, what)) => Err(ConfigError(format!(

@@ -13,7 +13,7 @@
 //! | R4 | [`authn`] | who is calling |
 //! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`tokens`], [`directory`], [`clients`], [`usage`], [`alerts`] | what the product does |
 //! | R2 | [`gate`], [`authz`], [`audit`] | the one door: may they, and what happened |
-//! | R1 | [`backends`], [`envelope`], [`store`] | the device, the ciphertext, the database |
+//! | R1 | [`backends`], [`envelope`], [`store`], [`egress`] | the device, the ciphertext, the database, the way out |
 //! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`] | nouns and pure rules |
 //!
 //! `directory` (tenants, principals, roles) is a room that the first design did not name: principals are managed over
@@ -49,6 +49,7 @@ pub mod clock;
 pub mod config;
 pub mod destruction;
 pub mod directory;
+pub mod egress;
 pub mod envelope;
 pub mod erasure;
 pub mod error;

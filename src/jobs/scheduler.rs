@@ -21,6 +21,7 @@ use crate::{
     clients::ApiKeys,
     clock::Clock,
     destruction::Destructions,
+    egress::Egress,
     erasure::Erasures,
     error::{Reason, Result},
     gate::Gate,
@@ -95,6 +96,8 @@ pub struct Work {
     pub idempotency: IdempotencyConfig,
     /// Incidents.
     pub incidents: Arc<Incidents>,
+    /// The way out.
+    pub egress: Arc<Egress>,
     /// Writes checkpoints of the audit log, where that is configured.
     pub checkpoints: Option<Checkpoints>,
     /// Usage and limits.

@@ -9,7 +9,7 @@ use std::{
 /// Floors, from the bottom. A new top-level module takes its place here.
 const RANKS: [&[&str]; 8] = [
     &["model", "error", "clock", "health", "fault"],
-    &["backends", "envelope", "store"],
+    &["backends", "envelope", "store", "egress"],
     &["gate", "authz", "audit"],
     &[
         "rotation",

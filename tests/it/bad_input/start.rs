@@ -125,7 +125,12 @@ async fn a_wrong_configuration_stops_the_start() {
         let hasty = format!("{production}\n[keys]\n{setting}");
         case.fails(&hasty, &[name, "dev"]).await;
     }
+    let plain = format!("{production}\n[egress]\nallow_http = true");
+    case.fails(&plain, &["egress.allow_http", "dev"]).await;
     for (section, setting) in [
+        ("egress", "max_seconds = 0"),
+        ("egress", "allow_networks = [\"localhost\"]"),
+        ("egress", "ca_file = \"/nowhere/ca.pem\""),
         ("keys", "reconcile_after_seconds = 5"),
         ("keys", "last_used_interval_seconds = 0"),
         ("idempotency", "retention_hours = 0"),
