@@ -32,8 +32,8 @@ use crate::{
     http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, deliver_alerts, flush_api_key_uses, flush_usage, flush_uses,
-        run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, deliver_alerts, flush_api_key_uses,
+        flush_usage, flush_uses, run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys,

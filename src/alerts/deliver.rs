@@ -13,21 +13,24 @@ use crate::{
 };
 
 /// Deliveries that are carried out at the same time.
-const AT_ONCE: i64 = 16;
+const AT_ONCE: i64 = 32;
 
 impl Alerts {
-    /// Carries out what is due; true when there may be more.
-    pub async fn deliver_due(&self) -> Result<bool> {
+    /// Carries out what is due, as much as fits into one round.
+    pub async fn deliver_due(&self) -> Result<()> {
         let due = self.db.due_deliveries(self.clock.now(), AT_ONCE).await?;
-        let is_full = due.len() as i64 == AT_ONCE;
         for outcome in join_all(due.iter().map(|delivery| self.deliver(delivery))).await {
             outcome?;
         }
-        Ok(is_full)
+        Ok(())
     }
 
     async fn deliver(&self, delivery: &Delivery) -> Result<()> {
-        if !self.db.claim_delivery(delivery, self.config.claim()).await? {
+        if !self
+            .db
+            .claim_delivery(delivery, self.config.claim())
+            .await?
+        {
             return Ok(());
         }
         let attempt = delivery.attempts + 1;
@@ -35,7 +38,8 @@ impl Alerts {
         fault::point("alert_sent");
         let outcome = match sent {
             Ok(()) => {
-                self.end(delivery, attempt, DeliveryState::Delivered, "").await?;
+                self.end(delivery, attempt, DeliveryState::Delivered, "")
+                    .await?;
                 "delivered"
             }
             Err(why) if attempt >= self.config.max_attempts => {
@@ -45,7 +49,8 @@ impl Alerts {
                     why,
                     "alert not delivered, and not tried any more; `claviger alerts retry` tries again"
                 );
-                self.end(delivery, attempt, DeliveryState::Dead, why).await?;
+                self.end(delivery, attempt, DeliveryState::Dead, why)
+                    .await?;
                 "dead"
             }
             Err(why) => {
@@ -84,10 +89,14 @@ impl Alerts {
     /// Errors: why it did not get there, UPPER_SNAKE_CASE.
     async fn send(&self, delivery: &Delivery) -> std::result::Result<(), &'static str> {
         let found = self.db.alert_to_deliver(delivery.alert).await;
-        let told = found.map_err(|_| "DATABASE_UNAVAILABLE")?.ok_or("ALERT_GONE")?;
+        let told = found
+            .map_err(|_| "DATABASE_UNAVAILABLE")?
+            .ok_or("ALERT_GONE")?;
         let patience = self.config.patience();
         let now = self.clock.now();
-        let sending = self.channels.send(&delivery.channel, &told.alert, now, patience);
+        let sending = self
+            .channels
+            .send(&delivery.channel, &told.alert, now, patience);
         let sent = tokio::time::timeout(patience, sending).await;
         sent.unwrap_or(Err("TIMEOUT"))
     }

@@ -105,7 +105,10 @@ impl Rule {
             }
             // The daemon's own calls are many, and have bounds of their own.
             Self::RequestRate => (requests > t.requests && !is_own).then(|| {
-                format!("{what} made {requests} requests in a minute, more than {}", t.requests)
+                format!(
+                    "{what} made {requests} requests in a minute, more than {}",
+                    t.requests
+                )
             }),
             Self::CostRate => (cost > t.cost)
                 .then(|| format!("{what} cost {cost} within an hour, more than {}", t.cost)),
@@ -118,12 +121,12 @@ impl Rule {
 
 /// Kind and id of the thing that was observed, and what a sentence calls it.
 pub fn subject(o: &Observed) -> ((&'static str, &str), String) {
-    let key = &o.key;
+    let (key, principal) = (&o.key, o.key.principal.as_str());
     match (key.provider.as_str(), key.credential.as_str()) {
-        (FAILED_LOGINS, _) => (("source", &key.principal), key.principal.clone()),
+        (FAILED_LOGINS, _) => (("source", principal), principal.to_owned()),
         (OWN_CALLS, _) => {
-            let what = format!("principal {} to this service", key.principal);
-            (("principal", &key.principal), what)
+            let what = format!("principal {principal} to this service");
+            (("principal", principal), what)
         }
         (provider, "") => (("provider", provider), format!("provider {provider}")),
         (provider, credential) => {
@@ -173,8 +176,14 @@ mod tests {
         assert!(told(Rule::ErrorRate, &openai(20, 2)));
         assert!(!told(Rule::RequestRate, &openai(100, 0)));
         assert!(told(Rule::RequestRate, &openai(101, 0)));
-        assert!(!told(Rule::RequestRate, &seen(OWN_CALLS, 9999, 0, Cost::ZERO)));
-        assert!(told(Rule::ErrorRate, &seen(OWN_CALLS, 100, 100, Cost::ZERO)));
+        assert!(!told(
+            Rule::RequestRate,
+            &seen(OWN_CALLS, 9999, 0, Cost::ZERO)
+        ));
+        assert!(told(
+            Rule::ErrorRate,
+            &seen(OWN_CALLS, 100, 100, Cost::ZERO)
+        ));
         let cost = |nanos| seen("openai", 1, 0, Cost::from_nanos(nanos));
         assert!(!told(Rule::CostRate, &cost(10_000_000_000)));
         assert!(told(Rule::CostRate, &cost(10_000_000_001)));

@@ -1,6 +1,8 @@
 //! Looks at usage and budgets, ends alerts that are over, and makes the deliveries of new ones. A scheduled job: one replica
 //! at a time, under its term. Whatever it raises or makes is unique, so that it may be cut off and run again.
 
+use std::time::Duration;
+
 use super::{
     Alerts,
     rules::{Rule, Thresholds, subject},
@@ -16,6 +18,8 @@ use crate::{
 
 /// Alerts that are routed in one transaction.
 const PAGE: i64 = 100;
+/// Usage that is told so late is still looked at.
+const LATE: Duration = Duration::from_secs(5 * 60);
 
 /// An alert about a window, to be raised if it is not yet.
 struct Finding {
@@ -24,44 +28,50 @@ struct Finding {
 }
 
 impl Alerts {
-    /// Raises what the rules find in the usage of the current window and the one before, and budgets that are reached.
+    /// Raises what the rules find in the usage of the current window and of those before, and budgets that are reached; ends
+    /// alerts that are over.
     pub async fn look_at_usage(&self, term: &Term) -> Result<()> {
         let now = self.clock.now();
         let thresholds = self.thresholds();
         let mut found = Vec::new();
         for rule in Rule::ALL {
-            let current = aligned(now, rule.window());
-            for begin in [current.minus(rule.window()), current] {
+            let mut begin = aligned(now.minus(LATE), rule.window());
+            while begin <= now {
                 found.extend(self.apply(rule, &thresholds, begin, now).await?);
+                begin = begin.plus(rule.window());
             }
         }
-        for limit in self.db.limits_with_budgets().await? {
+        // What nobody uses reaches nothing.
+        for limit in self.db.budgets_in_use(now.minus(LATE)).await? {
             found.extend(self.reached(&limit, now).await?);
-        }
-        if found.is_empty() {
-            return Ok(());
         }
         let mut tx = self.db.begin().await?;
         tx.hold(term).await?;
         for finding in &found {
-            tx.raise_alert_until(&finding.alert, finding.ends_at).await?;
+            tx.raise_alert_until(&finding.alert, finding.ends_at)
+                .await?;
         }
+        tx.resolve_alerts(now).await?;
         Ok(tx.commit().await?)
     }
 
-    /// Ends what is over, and has what is new delivered to every channel.
+    /// Has what is new delivered to every channel.
     pub async fn route(&self, term: &Term) -> Result<()> {
+        let new = self.db.unrouted_alerts(PAGE).await?;
+        if new.is_empty() {
+            return Ok(());
+        }
         let mut tx = self.db.begin().await?;
         tx.hold(term).await?;
         let now = tx.now().await?;
-        for alert in tx.unrouted_alerts(PAGE).await? {
+        for alert in new {
             for channel in self.channels.names() {
-                tx.add_delivery(alert.id, &alert.tenant, channel, now).await?;
+                tx.add_delivery(alert.id, &alert.tenant, channel, now)
+                    .await?;
             }
             tx.note_routed(alert.id, now).await?;
             metrics::counter!("claviger_alerts_total", "kind" => alert.kind).increment(1);
         }
-        tx.resolve_alerts(self.clock.now()).await?;
         Ok(tx.commit().await?)
     }
 

@@ -151,7 +151,10 @@ mod tests {
         meter.stranger(here);
         drop(taken);
         let taken = meter.take();
-        let counts: Vec<_> = taken.iter().map(|(w, c)| (*w, c.calls, c.failures)).collect();
+        let counts: Vec<_> = taken
+            .iter()
+            .map(|(w, c)| (*w, c.calls, c.failures))
+            .collect();
         assert_eq!(counts, [(Whose::Stranger(here), 3, 3)]);
         taken.written();
         assert!(meter.take().is_empty());

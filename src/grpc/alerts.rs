@@ -154,9 +154,7 @@ fn delivery_state(number: i32) -> Result<Option<DeliveryState>> {
         Ok(P::Pending) => Ok(Some(DeliveryState::Pending)),
         Ok(P::Delivered) => Ok(Some(DeliveryState::Delivered)),
         Ok(P::Dead) => Ok(Some(DeliveryState::Dead)),
-        Err(_) => Err(convert::invalid(
-            "state must be PENDING, DELIVERED or DEAD",
-        )),
+        Err(_) => Err(convert::invalid("state must be PENDING, DELIVERED or DEAD")),
     }
 }
 

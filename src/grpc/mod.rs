@@ -44,9 +44,9 @@ pub fn routes(
     config: &GrpcConfig,
 ) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
-        alert_service_server::AlertServiceServer,        api_key_service_server::ApiKeyServiceServer, audit_service_server::AuditServiceServer,
-        client_service_server::ClientServiceServer, crypto_service_server::CryptoServiceServer,
-        data_key_service_server::DataKeyServiceServer,
+        alert_service_server::AlertServiceServer, api_key_service_server::ApiKeyServiceServer,
+        audit_service_server::AuditServiceServer, client_service_server::ClientServiceServer,
+        crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
         incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
         key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,

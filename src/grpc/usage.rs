@@ -96,10 +96,13 @@ impl UsageApi {
     ) -> Result<proto::GetUsageReportResponse> {
         let size = convert::page_size(r.page_size)?;
         let after = position(&convert::page_token(REPORT, &r.page_token)?)?;
+        let mut principal = String::new();
         let (resource, missing) = match r.principal_id.as_str() {
             "" => (Resource::tenant(convert::tenant(&r.tenant, &caller)?), None),
             id => {
-                let (resource, found) = self.0.directory.find(id.parse()?).await?;
+                let id: PrincipalId = id.parse()?;
+                principal = id.to_string();
+                let (resource, found) = self.0.directory.find(id).await?;
                 let is_elsewhere = !r.tenant.is_empty() && r.tenant != resource.tenant.as_str();
                 if is_elsewhere && found.is_some() {
                     return Err(convert::invalid(
@@ -119,7 +122,7 @@ impl UsageApi {
             only: UsageKey {
                 provider: name_or_nothing("provider", &r.provider)?,
                 credential: name_or_nothing("credential_id", &r.credential_id)?,
-                principal: r.principal_id,
+                principal,
             },
             apart: groups(&r.group_by)?,
         };
@@ -148,7 +151,9 @@ impl UsageApi {
         r: proto::SetLimitRequest,
     ) -> Result<proto::SetLimitResponse> {
         let tenant = convert::tenant(&r.tenant, &caller)?;
-        let asked = r.limit.ok_or_else(|| convert::invalid("limit is required"))?;
+        let asked = r
+            .limit
+            .ok_or_else(|| convert::invalid("limit is required"))?;
         let limit = limit(asked, tenant.clone())?;
         let usage = Arc::clone(&self.0.usage);
         let answer = |limit: &Limit, receipt: &Receipt| proto::SetLimitResponse {
@@ -227,7 +232,10 @@ fn name_or_nothing(field: &str, value: &str) -> Result<String> {
 
 fn key(provider: &str, credential: &str, principal: &str, caller: &Caller) -> Result<UsageKey> {
     let provider = name("provider", provider)?;
-    if provider.bytes().any(|b| b.is_ascii_uppercase() || b == b':') {
+    if provider
+        .bytes()
+        .any(|b| b.is_ascii_uppercase() || b == b':')
+    {
         return Err(convert::invalid(
             "provider must be lower-case letters, digits and . _ -",
         ));
@@ -263,7 +271,9 @@ fn event(e: &proto::UsageEvent, caller: &Caller, now: Timestamp) -> Result<Usage
     let requests = number("requests", e.requests.unwrap_or(1), MOST_REQUESTS)?;
     let cost = cost("cost", &e.cost)?.unwrap_or_default();
     if cost > MOST_COST {
-        return Err(convert::invalid(format!("cost must be at most {MOST_COST}")));
+        return Err(convert::invalid(format!(
+            "cost must be at most {MOST_COST}"
+        )));
     }
     let errors = number("errors", e.errors, MOST_REQUESTS)?;
     if errors > requests {

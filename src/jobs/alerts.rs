@@ -10,12 +10,12 @@ use crate::{alerts::Alerts, error::Result, store::Term};
 /// Time between two looks at what is to be delivered.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// Raises what the usage calls for. Errors: LEASE_LOST.
+/// Raises what the usage calls for, and ends alerts that are over. Errors: LEASE_LOST.
 pub async fn look_at_usage(work: &Work, term: &Term) -> Result<()> {
     work.alerts.look_at_usage(term).await
 }
 
-/// Has new alerts delivered, and ends those that are over. Errors: LEASE_LOST.
+/// Has new alerts delivered. Errors: LEASE_LOST.
 pub async fn route(work: &Work, term: &Term) -> Result<()> {
     work.alerts.route(term).await
 }
@@ -30,15 +30,9 @@ pub async fn deliver_alerts(alerts: Arc<Alerts>, shutdown: impl Future<Output = 
             () = &mut shutdown => return,
             _ = tick.tick() => {}
         }
-        loop {
-            match alerts.deliver_due().await {
-                Ok(true) => {}
-                Ok(false) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "alerts not delivered; they are at the next look");
-                    break;
-                }
-            }
+        // Not cut by the shutdown: an attempt is short, and cut off it would be made again.
+        if let Err(error) = alerts.deliver_due().await {
+            tracing::warn!(%error, "alerts not delivered; they are at the next look");
         }
     }
 }

@@ -12,9 +12,10 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    Checkpoints, IdempotencyConfig, alerts, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
-    expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile,
-    rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
+    Checkpoints, IdempotencyConfig, alerts, checkpoint_audit, complete_grace, destroy_due,
+    destroy_tenants, expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue,
+    prune, reconcile, rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due, round::Patience,
+    switch_key,
 };
 use crate::{
     alerts::Alerts,

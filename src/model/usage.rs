@@ -484,11 +484,34 @@ mod tests {
             ("00.1", 100_000_000),
             ("1000000000", 1_000_000_000_000_000_000),
         ] {
-            assert_eq!(text.parse::<Cost>().map(Cost::nanos).ok(), Some(nanos), "{text}");
+            assert_eq!(
+                text.parse::<Cost>().map(Cost::nanos).ok(),
+                Some(nanos),
+                "{text}"
+            );
         }
         for text in [
-            "", " ", ".", "1.", ".5", "-1", "+1", "-0", "NaN", "nan", "inf", "1e3", "0x1", "1,5", "1 ", "1_0",
-            "0.0000000001", "1000000000.000000001", "99999999999", "1.2.3", "１",
+            "",
+            " ",
+            ".",
+            "1.",
+            ".5",
+            "-1",
+            "+1",
+            "-0",
+            "NaN",
+            "nan",
+            "inf",
+            "1e3",
+            "0x1",
+            "1,5",
+            "1 ",
+            "1_0",
+            "0.0000000001",
+            "1000000000.000000001",
+            "99999999999",
+            "1.2.3",
+            "１",
         ] {
             assert!(text.parse::<Cost>().is_err(), "{text:?}");
         }
@@ -504,12 +527,21 @@ mod tests {
             Timestamp::from_micros(at.as_microsecond())
         };
         let (begin, end) = Period::Month.around(day("2028-02-29T23:59:59.999999Z"));
-        assert_eq!((begin, end), (day("2028-02-01T00:00:00Z"), day("2028-03-01T00:00:00Z")));
+        assert_eq!(
+            (begin, end),
+            (day("2028-02-01T00:00:00Z"), day("2028-03-01T00:00:00Z"))
+        );
         assert_eq!(Period::Month.around(end).0, end);
         let (begin, end) = Period::Month.around(day("2026-12-31T00:00:00Z"));
-        assert_eq!((begin, end), (day("2026-12-01T00:00:00Z"), day("2027-01-01T00:00:00Z")));
+        assert_eq!(
+            (begin, end),
+            (day("2026-12-01T00:00:00Z"), day("2027-01-01T00:00:00Z"))
+        );
         let (begin, end) = Period::Hour.around(day("2026-01-01T10:59:59Z"));
-        assert_eq!((begin, end), (day("2026-01-01T10:00:00Z"), day("2026-01-01T11:00:00Z")));
+        assert_eq!(
+            (begin, end),
+            (day("2026-01-01T10:00:00Z"), day("2026-01-01T11:00:00Z"))
+        );
     }
 
     #[test]
@@ -518,10 +550,19 @@ mod tests {
         assert_eq!(window.admit(at(100), 3, 5), Ok(2));
         assert_eq!(window.admit(at(110), 2, 5), Ok(0));
         // The requests of second 100 count until second 161.
-        assert_eq!(window.admit(at(120), 1, 5), Err(Some(Duration::from_secs(41))));
-        assert_eq!(window.admit(at(120), 4, 5), Err(Some(Duration::from_secs(51))));
+        assert_eq!(
+            window.admit(at(120), 1, 5),
+            Err(Some(Duration::from_secs(41)))
+        );
+        assert_eq!(
+            window.admit(at(120), 4, 5),
+            Err(Some(Duration::from_secs(51)))
+        );
         assert_eq!(window.admit(at(120), 6, 5), Err(None));
-        assert_eq!(window.admit(at(160), 1, 5), Err(Some(Duration::from_secs(1))));
+        assert_eq!(
+            window.admit(at(160), 1, 5),
+            Err(Some(Duration::from_secs(1)))
+        );
         assert_eq!(window.admit(at(161), 1, 5), Ok(2));
         assert_eq!(window.to_string().parse::<Window>().ok(), Some(window));
     }

@@ -153,7 +153,14 @@ impl Db {
         let mut tx = self.begin().await?;
         let now = tx.now().await?;
         let until = now.plus(claim).micros();
-        let rows = execute!(&mut tx, CLAIM, d.id.to_string(), d.attempts, until, now.micros())?;
+        let rows = execute!(
+            &mut tx,
+            CLAIM,
+            d.id.to_string(),
+            d.attempts,
+            until,
+            now.micros()
+        )?;
         tx.commit().await?;
         Ok(rows == 1)
     }
@@ -168,7 +175,15 @@ impl Db {
     ) -> Result<()> {
         let mut tx = self.begin().await?;
         let now = tx.now().await?.micros();
-        execute!(&mut tx, END, id.to_string(), attempt, state.as_str(), error, now)?;
+        execute!(
+            &mut tx,
+            END,
+            id.to_string(),
+            attempt,
+            state.as_str(),
+            error,
+            now
+        )?;
         tx.commit().await
     }
 
@@ -196,7 +211,16 @@ impl Db {
         limit: i64,
     ) -> Result<Vec<Delivery>> {
         let state = state.map_or("", DeliveryState::as_str);
-        let rows = fetch_all!(self, Row, PAGE, tenant.as_str(), state, alert, before, limit)?;
+        let rows = fetch_all!(
+            self,
+            Row,
+            PAGE,
+            tenant.as_str(),
+            state,
+            alert,
+            before,
+            limit
+        )?;
         rows.into_iter().map(Row::delivery).collect()
     }
 }

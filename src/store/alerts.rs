@@ -4,7 +4,7 @@
 
 use super::{
     Db, Result, Tx,
-    engine::{execute, fetch_all, fetch_all_in, fetch_in, fetch_optional},
+    engine::{execute, fetch_all, fetch_in, fetch_optional},
     parse,
 };
 use crate::{
@@ -28,7 +28,8 @@ const ACK: &str = "UPDATE alerts SET acked_by = $2, acked_at = $3, ack_note = $4
 const UNROUTED: &str =
     "SELECT id, tenant, kind FROM alerts WHERE routed_at IS NULL ORDER BY id LIMIT $1";
 const ROUTED: &str = "UPDATE alerts SET routed_at = $2 WHERE id = $1 AND routed_at IS NULL";
-const PRUNE: &str = "DELETE FROM alerts WHERE raised_at < $1 AND (state = 'RESOLVED' OR acked_at IS NOT NULL)";
+const PRUNE: &str =
+    "DELETE FROM alerts WHERE raised_at < $1 AND (state = 'RESOLVED' OR acked_at IS NOT NULL)";
 /// What ends an alert that fires; $1 is now. What is not here fires until somebody looks after it and it is pruned.
 const RESOLVE: [&str; 5] = [
     "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND ends_at IS NOT NULL AND ends_at <= $1",
@@ -218,19 +219,6 @@ impl Tx {
         Ok(execute!(self, ACK, id.to_string(), by, at.micros(), note)? == 1)
     }
 
-    /// Up to `limit` alerts of which no deliveries were made yet, oldest first.
-    pub async fn unrouted_alerts(&mut self, limit: i64) -> Result<Vec<UnroutedAlert>> {
-        let rows = fetch_all_in!(self, (String, String, String), UNROUTED, limit)?;
-        let unrouted = rows.into_iter().map(|(id, tenant, kind)| {
-            Ok(UnroutedAlert {
-                id: parse("alert id", &id)?,
-                tenant: parse("tenant", &tenant)?,
-                kind,
-            })
-        });
-        unrouted.collect()
-    }
-
     /// Notes that the deliveries of an alert are made.
     pub async fn note_routed(&mut self, id: AlertId, now: Timestamp) -> Result<()> {
         execute!(self, ROUTED, id.to_string(), now.micros()).map(|_| ())
@@ -262,6 +250,19 @@ impl Db {
             limit,
         )?;
         rows.into_iter().map(ToldRow::told).collect()
+    }
+
+    /// Up to `limit` alerts of which no deliveries were made yet, oldest first.
+    pub async fn unrouted_alerts(&self, limit: i64) -> Result<Vec<UnroutedAlert>> {
+        let rows = fetch_all!(self, (String, String, String), UNROUTED, limit)?;
+        let unrouted = rows.into_iter().map(|(id, tenant, kind)| {
+            Ok(UnroutedAlert {
+                id: parse("alert id", &id)?,
+                tenant: parse("tenant", &tenant)?,
+                kind,
+            })
+        });
+        unrouted.collect()
     }
 
     /// One alert, of whatever tenant.

@@ -23,10 +23,14 @@ const ONE: &str = "SELECT tenant, subject_kind, subject, requests_per_minute, ho
 const PAGE: &str = "SELECT tenant, subject_kind, subject, requests_per_minute, hour_soft, hour_hard, day_soft, day_hard, \
      month_soft, month_hard, set_by, set_at FROM usage_limits WHERE tenant = $1 AND (subject_kind, subject) > ($2, $3) \
      ORDER BY subject_kind, subject LIMIT $4";
-const WITH_BUDGETS: &str = "SELECT tenant, subject_kind, subject, requests_per_minute, hour_soft, hour_hard, day_soft, \
-     day_hard, month_soft, month_hard, set_by, set_at FROM usage_limits WHERE hour_soft IS NOT NULL OR hour_hard IS NOT NULL \
-     OR day_soft IS NOT NULL OR day_hard IS NOT NULL OR month_soft IS NOT NULL OR month_hard IS NOT NULL \
-     ORDER BY tenant, subject_kind, subject";
+// Those whose subject used something since $1, and those that were set since then.
+const BUDGETS_IN_USE: &str = "SELECT tenant, subject_kind, subject, requests_per_minute, hour_soft, hour_hard, day_soft, \
+     day_hard, month_soft, month_hard, set_by, set_at FROM usage_limits l WHERE (hour_soft IS NOT NULL OR hour_hard IS NOT NULL \
+     OR day_soft IS NOT NULL OR day_hard IS NOT NULL OR month_soft IS NOT NULL OR month_hard IS NOT NULL) \
+     AND (set_at >= $1 OR EXISTS (SELECT 1 FROM usage_aggregates u WHERE u.tenant = l.tenant AND u.span = 'MINUTE' \
+     AND u.begins_at >= $1 AND (l.subject_kind = 'TENANT' OR (l.subject_kind = 'CREDENTIAL' AND u.credential_id = l.subject) \
+     OR (l.subject_kind = 'PROVIDER' AND u.provider = l.subject) \
+     OR (l.subject_kind = 'PRINCIPAL' AND u.principal_id = l.subject)))) ORDER BY tenant, subject_kind, subject";
 // Writes first, so that whoever asks at the same time waits, and reads what this transaction has left.
 const LOCK_WINDOW: &str = "INSERT INTO usage_windows (tenant, subject_kind, subject, slots, touched_at) \
      VALUES ($1, $2, $3, '', 0) ON CONFLICT (tenant, subject_kind, subject) DO UPDATE SET touched_at = usage_windows.touched_at";
@@ -130,9 +134,10 @@ impl Db {
         rows.into_iter().map(Row::limit).collect()
     }
 
-    /// The limits of all tenants that have a budget.
-    pub async fn limits_with_budgets(&self) -> Result<Vec<Limit>> {
-        let rows = fetch_all!(self, Row, WITH_BUDGETS)?;
+    /// The limits of all tenants that have a budget, and whose subject used something since `since`, or that were set since
+    /// then.
+    pub async fn budgets_in_use(&self, since: Timestamp) -> Result<Vec<Limit>> {
+        let rows = fetch_all!(self, Row, BUDGETS_IN_USE, since.micros())?;
         rows.into_iter().map(Row::limit).collect()
     }
 }

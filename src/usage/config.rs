@@ -54,7 +54,12 @@ impl UsageConfig {
         within("flush_interval_seconds", self.flush_interval_seconds, 1, 60)?;
         within("event_retention_days", self.event_retention_days, 1, 90)?;
         // Alerts look at the last hour, budgets at the last hour and month.
-        within("minute_retention_hours", self.minute_retention_hours, 2, 8784)?;
+        within(
+            "minute_retention_hours",
+            self.minute_retention_hours,
+            2,
+            8784,
+        )?;
         within("hour_retention_days", self.hour_retention_days, 1, 3660)?;
         within("day_retention_days", self.day_retention_days, 62, 36_600)
     }

@@ -18,14 +18,19 @@ use crate::{
 impl Usage {
     /// Sets a limit, in place of the one that its subject has.
     ///
-    /// Errors: INVALID_FIELD for a limit that says nothing, or that is none; PRINCIPAL_NOT_FOUND; TENANT_ERASED.
-    pub async fn set_limit(&self, permit: AdminPermit, mut limit: Limit) -> Result<Recorded<Limit>> {
+    /// Errors: INVALID_FIELD for a limit that says nothing, or that is none; PRINCIPAL_NOT_FOUND.
+    pub async fn set_limit(
+        &self,
+        permit: AdminPermit,
+        mut limit: Limit,
+    ) -> Result<Recorded<Limit>> {
         permit
             .permit()
             .covers_tenant(Action::SetLimit, &limit.tenant)?;
         check(&limit)?;
         let subject = &limit.subject;
-        if subject.kind == SubjectKind::Principal && !self.is_of(&limit.tenant, &subject.id).await? {
+        if subject.kind == SubjectKind::Principal && !self.is_of(&limit.tenant, &subject.id).await?
+        {
             return Err(unknown_principal());
         }
         limit.set_by = permit.caller().principal.id.to_string();
@@ -78,7 +83,10 @@ fn check(limit: &Limit) -> Result<()> {
         ));
     }
     let rates = 1..=1_000_000;
-    if limit.requests_per_minute.is_some_and(|rate| !rates.contains(&rate)) {
+    if limit
+        .requests_per_minute
+        .is_some_and(|rate| !rates.contains(&rate))
+    {
         return Err(invalid("requests_per_minute must be 1 to 1000000"));
     }
     for (period, budget) in limit.budgets() {
@@ -108,7 +116,10 @@ fn details(limit: &Limit) -> Value {
     let cost = |cost: Option<Cost>| cost.map(|cost| cost.to_string());
     let budgets = limit.budgets().map(|(period, Budget { soft, hard })| {
         let name = |period: Period| period.as_str().to_owned();
-        (name(period), json!({"soft": cost(soft), "hard": cost(hard)}))
+        (
+            name(period),
+            json!({"soft": cost(soft), "hard": cost(hard)}),
+        )
     });
     json!({
         "requests_per_minute": limit.requests_per_minute,

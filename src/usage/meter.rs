@@ -37,7 +37,12 @@ impl Usage {
         let mut tenants: BTreeMap<TenantName, Sums> = BTreeMap::new();
         for (whose, counted) in counted {
             let (tenant, key) = row(whose, counted);
-            add(tenants.entry(tenant).or_default(), now, &key, &used(counted, now));
+            add(
+                tenants.entry(tenant).or_default(),
+                now,
+                &key,
+                &used(counted, now),
+            );
         }
         let mut tx = self.db.begin().await?;
         for (tenant, sums) in &tenants {

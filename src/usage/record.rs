@@ -99,15 +99,17 @@ impl Usage {
         let until = event.at.max(self.clock.now());
         let until = until.plus(self.config.event_retention()).plus(SLACK);
         let digest = digest(event);
-        Ok(match tx.mark_usage(tenant, &event.id, &digest, until).await? {
-            EventMark::New => Ok(Recorded::New),
-            EventMark::Same => Ok(Recorded::Duplicate),
-            EventMark::Other => Err(Error::new(
-                Reason::EventIdReused,
-                "another event was recorded under this id; it still counts and this one does not; give each event an id of \
+        Ok(
+            match tx.mark_usage(tenant, &event.id, &digest, until).await? {
+                EventMark::New => Ok(Recorded::New),
+                EventMark::Same => Ok(Recorded::Duplicate),
+                EventMark::Other => Err(Error::new(
+                    Reason::EventIdReused,
+                    "another event was recorded under this id; it still counts and this one does not; give each event an id of \
                  its own",
-            )),
-        })
+                )),
+            },
+        )
     }
 
     /// An event older than the ids that are kept could come a second time.

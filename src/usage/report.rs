@@ -25,7 +25,9 @@ impl Usage {
         // A permit for one's own account is one for one's own rows.
         let is_permitted = match &permit.resource().entity {
             Entity::Principal(id) => query.only.principal == id.to_string(),
-            _ => permit.covers_tenant(Action::GetUsageReport, &query.tenant).is_ok(),
+            _ => permit
+                .covers_tenant(Action::GetUsageReport, &query.tenant)
+                .is_ok(),
         };
         if !is_permitted || permit.resource().tenant != query.tenant {
             return Err(Error::internal("a permit was used for something else"));

@@ -93,9 +93,8 @@ impl Email {
 fn tls(config: &EmailConfig) -> Result<TlsParameters, String> {
     let mut tls = TlsParameters::builder(config.host.clone());
     if let Some(path) = &config.ca_file {
-        let wrong = |e: &dyn std::fmt::Display| {
-            format!("alerts.email.ca_file {}: {e}", path.display())
-        };
+        let wrong =
+            |e: &dyn std::fmt::Display| format!("alerts.email.ca_file {}: {e}", path.display());
         let pem = std::fs::read(path).map_err(|e| wrong(&e))?;
         tls = tls.add_root_certificate(Certificate::from_pem(&pem).map_err(|e| wrong(&e))?);
     }
@@ -103,9 +102,10 @@ fn tls(config: &EmailConfig) -> Result<TlsParameters, String> {
 }
 
 fn password(config: &EmailConfig) -> Result<Zeroizing<String>, String> {
-    let path = config.password_file.as_ref().ok_or(
-        "alerts.email.password_file is required with a username",
-    )?;
+    let path = config
+        .password_file
+        .as_ref()
+        .ok_or("alerts.email.password_file is required with a username")?;
     let text = std::fs::read_to_string(path)
         .map_err(|e| format!("alerts.email.password_file {}: {e}", path.display()))?;
     let text = Zeroizing::new(text);

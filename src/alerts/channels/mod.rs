@@ -30,7 +30,9 @@ impl Channels {
         let webhooks = config.webhooks.iter();
         Ok(Self {
             log: config.log,
-            email: email.map(|c| Email::new(c, config.patience())).transpose()?,
+            email: email
+                .map(|c| Email::new(c, config.patience()))
+                .transpose()?,
             webhooks: webhooks
                 .map(|c| Webhook::new(c, Arc::clone(egress)))
                 .collect::<Result<_, _>>()?,

@@ -43,7 +43,9 @@ impl Webhook {
             )
         })?;
         if !config.url.starts_with("https://") && !config.url.starts_with("http://") {
-            return Err(format!("alerts.webhooks {name}: url must begin with https://"));
+            return Err(format!(
+                "alerts.webhooks {name}: url must begin with https://"
+            ));
         }
         Ok(Self {
             name: name.clone(),
