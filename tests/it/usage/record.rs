@@ -236,7 +236,7 @@ async fn our_own_calls_are_counted_by_principal() {
     let sign = |key: &str| SignRequest {
         tenant: "acme".into(),
         key: key.into(),
-        input: Some(sign_request::Input::Message("m".into())),
+        payload: Some(sign_request::Payload::Message("m".into())),
     };
     for _ in 0..5 {
         service.crypto().sign(sign("orders")).await.expect("Sign");
