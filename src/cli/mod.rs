@@ -4,6 +4,7 @@
 //! `policy`, `hsm`, `kek`), the local environment (`dev`), and one for every RPC, which is a gRPC client and
 //! nothing more. exit.rs holds the exit codes that all of them share.
 
+mod alerts;
 mod api_key;
 mod audit;
 mod batch;
@@ -21,6 +22,7 @@ mod incident;
 mod input;
 mod kek;
 mod key;
+mod limit;
 mod mac;
 mod migrate;
 mod oauth_client;
@@ -39,6 +41,7 @@ mod stream;
 mod tenant;
 mod tls;
 mod token;
+mod usage;
 mod webhook;
 
 use std::process::ExitCode;
@@ -110,6 +113,12 @@ enum Command {
     Credential(credential::Command),
     #[command(subcommand)]
     Provider(credential::ProviderCommand),
+    #[command(subcommand)]
+    Usage(usage::Command),
+    #[command(subcommand)]
+    Limit(limit::Command),
+    #[command(subcommand)]
+    Alerts(alerts::Command),
 }
 
 /// Parses the arguments, runs the command, reports its failure on stderr.
@@ -174,6 +183,9 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Provider(command) => {
             credential::providers(command, &options.connect().await?).await
         }
+        Command::Usage(command) => usage::run(command, &options.connect().await?).await,
+        Command::Limit(command) => limit::run(command, &options.connect().await?).await,
+        Command::Alerts(command) => alerts::run(command, &options.connect().await?).await,
     }
 }
 
@@ -303,6 +315,18 @@ mod tests {
             "credential import aws --owner-id o --environment testing --prefix p/ --bundle b",
             "credential import azure --vault u --token-file f --owner-name o --environment production",
             "credential import google --project p --token-file f --owner-name o --environment production",
+            "usage report --day",
+            "usage report --day 2026-01-31 --by principal --csv",
+            "usage report --begin 2h --span minute --credential ID",
+            "usage record --event-id e --provider openai --credential ID --tokens-in 5 --cost 0.01",
+            "usage acquire --provider p --requests 5 --estimated-cost 0.1",
+            "limit set --credential ID --requests-per-minute 5 --hour-soft 1 --hour-hard 2.5",
+            "limit list --tenant t",
+            "limit delete --whole-tenant",
+            "alerts list --state firing --kind ERROR_RATE --unacknowledged",
+            "alerts ack ID --note n",
+            "alerts deliveries --state dead",
+            "alerts retry ID",
         ] {
             assert_eq!(parses(line), Ok(()), "{line}");
         }
@@ -351,6 +375,13 @@ mod tests {
             (
                 "credential import env --owner-name o --environment live-ish",
                 "development",
+            ),
+            ("usage record --provider p", "--event-id"),
+            ("usage report --day 2026-13-01", "2026-01-31"),
+            ("limit set --requests-per-minute 5", "--credential"),
+            (
+                "limit set --provider p --principal q",
+                "cannot be used with",
             ),
         ] {
             let said = parses(line).expect_err(line);

@@ -3,6 +3,7 @@
 //! A service converts the message, goes through the gate, and converts the answer. It sees neither the database nor
 //! a backend, and decides nothing.
 
+mod alerts;
 mod api_keys;
 mod audit;
 mod call;
@@ -25,6 +26,7 @@ mod rotation;
 mod status;
 mod streams;
 mod tokens;
+mod usage;
 
 pub use call::{LimitsConfig, Parts};
 use std::time::Duration;
@@ -43,8 +45,8 @@ pub fn routes(
     config: &GrpcConfig,
 ) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
-        api_key_service_server::ApiKeyServiceServer, audit_service_server::AuditServiceServer,
-        client_service_server::ClientServiceServer,
+        alert_service_server::AlertServiceServer, api_key_service_server::ApiKeyServiceServer,
+        audit_service_server::AuditServiceServer, client_service_server::ClientServiceServer,
         credential_service_server::CredentialServiceServer,
         crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
@@ -52,6 +54,7 @@ pub fn routes(
         key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,
         principal_service_server::PrincipalServiceServer,
         rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
+        usage_service_server::UsageServiceServer,
     };
     let limit = config.max_request_bytes;
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -71,6 +74,8 @@ pub fn routes(
     let api_keys = ApiKeyServiceServer::new(api_keys::ApiKeyApi(parts.clone()));
     let clients = ClientServiceServer::new(clients::ClientApi(parts.clone()));
     let credentials = CredentialServiceServer::new(credentials::CredentialApi(parts.clone()));
+    let usage = UsageServiceServer::new(usage::UsageApi(parts.clone()));
+    let alerts = AlertServiceServer::new(alerts::AlertApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
@@ -86,6 +91,8 @@ pub fn routes(
         .add_service(api_keys.max_decoding_message_size(limit))
         .add_service(clients.max_decoding_message_size(limit))
         .add_service(credentials.max_decoding_message_size(limit))
+        .add_service(usage.max_decoding_message_size(limit))
+        .add_service(alerts.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

@@ -24,6 +24,7 @@ pub mod scopes;
 pub mod secret;
 pub mod tenant_destruction;
 pub mod time;
+pub mod usage;
 
 pub use action::{AccessKind, Action, Exposure, METHODS, Method, ROUTES, Route};
 pub use algorithm::{Algorithm, KeySpec, Purpose};
@@ -35,9 +36,9 @@ pub use credential::{
 };
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
-    AlertId, ApiKeyId, ClientId, CredentialId, CredentialValueId, DestructionId, IncidentId,
-    IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId,
-    TenantDestructionId, TenantName, TokenId,
+    AlertId, ApiKeyId, ClientId, CredentialId, CredentialValueId, DeliveryId, DestructionId,
+    IncidentId, IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId,
+    RotationId, TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use kek::{KekRotation, KekRow, KekState};

@@ -137,6 +137,11 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "ImportCredentials" => ("service", Some("issuer")),
         "GetCredential" | "ListCredentials" | "GetCredentialReport" => ("auditor", Some("issuer")),
         "ListProviders" => ("service", None),
+        "RecordUsage" | "AcquireUsage" => ("service", Some("issuer")),
+        "SetLimit" | "DeleteLimit" => ("admin", Some("auditor")),
+        "GetUsageReport" | "ListLimits" => ("auditor", Some("issuer")),
+        "AckAlert" | "RetryDelivery" => ("officer", Some("auditor")),
+        "ListAlerts" | "ListDeliveries" => ("auditor", Some("issuer")),
         unknown => panic!("action {unknown} has nobody in tests/it/audit_walk.rs; add them"),
     }
 }

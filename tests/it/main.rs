@@ -2,6 +2,7 @@
 
 mod abuse;
 mod access_option;
+mod alerts;
 mod api_doc;
 mod api_keys;
 mod audit_walk;
@@ -57,5 +58,6 @@ mod stumbles;
 mod three_roles;
 mod tls;
 mod trouble;
+mod usage;
 mod vault;
 mod warm_path;

@@ -5,6 +5,7 @@
 mod accounts;
 mod clients;
 mod credentials;
+mod usage;
 
 use std::collections::BTreeMap;
 
@@ -234,6 +235,10 @@ impl World {
             "ListKeks" | "RotateKek" | "ApproveKekRotation" | "DeployKekRotation"
             | "RejectKekRotation" | "CancelKekRotation" | "GetKekRotation" | "ListKekRotations" => {
                 self.kek(name).await
+            }
+            "RecordUsage" | "AcquireUsage" | "GetUsageReport" | "SetLimit" | "ListLimits"
+            | "DeleteLimit" | "ListAlerts" | "AckAlert" | "ListDeliveries" | "RetryDelivery" => {
+                self.usage_case(name).await
             }
             "VerifyAudit" => case(&VerifyAuditRequest::default()),
             "PutCredential"
