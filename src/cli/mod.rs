@@ -21,6 +21,7 @@ mod incident;
 mod input;
 mod kek;
 mod key;
+mod lease;
 mod mac;
 mod migrate;
 mod oauth_client;
@@ -109,6 +110,8 @@ enum Command {
     #[command(subcommand)]
     Credential(credential::Command),
     #[command(subcommand)]
+    Lease(lease::Command),
+    #[command(subcommand)]
     Provider(credential::ProviderCommand),
 }
 
@@ -171,6 +174,7 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Pepper(command) => api_key::pepper(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
         Command::Credential(command) => credential::run(command, &options.connect().await?).await,
+        Command::Lease(command) => lease::run(command, &options.connect().await?).await,
         Command::Provider(command) => {
             credential::providers(command, &options.connect().await?).await
         }
@@ -302,6 +306,12 @@ mod tests {
             "credential import env --owner-name o --environment prod --replace",
             "credential import aws --owner-id o --environment testing --prefix p/ --bundle b",
             "credential import azure --vault u --token-file f --owner-name o --environment production",
+            "lease take ID --ttl 15min --out f",
+            "lease renew ID --ttl 1h",
+            "lease return ID",
+            "lease revoke ID --reason r",
+            "lease list --credential ID",
+            "lease watch ID ID",
             "credential import google --project p --token-file f --owner-name o --environment production",
         ] {
             assert_eq!(parses(line), Ok(()), "{line}");

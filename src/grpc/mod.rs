@@ -17,6 +17,7 @@ mod incidents;
 mod keks;
 mod keys;
 pub mod layers;
+mod leases;
 pub mod listener;
 mod macs;
 mod principals;
@@ -49,8 +50,8 @@ pub fn routes(
         crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
         incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
-        key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,
-        principal_service_server::PrincipalServiceServer,
+        key_service_server::KeyServiceServer, lease_service_server::LeaseServiceServer,
+        mac_service_server::MacServiceServer, principal_service_server::PrincipalServiceServer,
         rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
     };
     let limit = config.max_request_bytes;
@@ -71,6 +72,7 @@ pub fn routes(
     let api_keys = ApiKeyServiceServer::new(api_keys::ApiKeyApi(parts.clone()));
     let clients = ClientServiceServer::new(clients::ClientApi(parts.clone()));
     let credentials = CredentialServiceServer::new(credentials::CredentialApi(parts.clone()));
+    let leases = LeaseServiceServer::new(leases::LeaseApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
@@ -86,6 +88,7 @@ pub fn routes(
         .add_service(api_keys.max_decoding_message_size(limit))
         .add_service(clients.max_decoding_message_size(limit))
         .add_service(credentials.max_decoding_message_size(limit))
+        .add_service(leases.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

@@ -43,8 +43,11 @@ impl IdempotencyConfig {
     }
 }
 
+/// How long the row of a lease stays when its time is over; the audit log has it for ever.
+const LEASES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Forgets the answers to mutating calls that are older than the retention, and revocations, webhook deliveries and
-/// client assertions that are over, by database time.
+/// client assertions that are over, and leases that have been for a week, by database time.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let mut tx = work.db.begin().await?;
     tx.hold(term).await?;
@@ -56,13 +59,16 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let revocations = tx.prune_revocations(now).await?;
     let webhooks = tx.prune_webhooks(now).await?;
     let assertions = tx.prune_assertions(now).await?;
+    let before = now.micros().saturating_sub(micros(LEASES_KEPT));
+    let leases = tx.prune_leases(Timestamp::from_micros(before)).await?;
     tx.commit().await?;
-    if answers + revocations + webhooks + assertions > 0 {
+    if answers + revocations + webhooks + assertions + leases > 0 {
         tracing::debug!(
             answers,
             revocations,
             webhooks,
             assertions,
+            leases,
             "forgot what is over"
         );
     }

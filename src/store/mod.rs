@@ -8,6 +8,7 @@ mod alerts;
 mod api_keys;
 mod audit;
 mod clients;
+mod credential_leases;
 mod credentials;
 mod destructions;
 mod doctor;
@@ -33,6 +34,7 @@ use std::fmt;
 pub use alerts::Alert;
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use credential_leases::LeasesOf;
 pub use credentials::{
     CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
 };

@@ -137,6 +137,10 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "ImportCredentials" => ("service", Some("issuer")),
         "GetCredential" | "ListCredentials" | "GetCredentialReport" => ("auditor", Some("issuer")),
         "ListProviders" => ("service", None),
+        "LeaseCredential" | "RenewLease" | "ReturnLease" | "RevokeLease" | "WatchCredentials" => {
+            ("service", Some("issuer"))
+        }
+        "ListLeases" => ("auditor", Some("issuer")),
         unknown => panic!("action {unknown} has nobody in tests/it/audit_walk.rs; add them"),
     }
 }

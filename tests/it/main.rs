@@ -33,6 +33,7 @@ mod jwt_attacks;
 mod jwt_mandatory;
 mod keks;
 mod kms;
+mod leases;
 mod leftovers;
 mod lifecycle_model;
 mod listener;

@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 92] = [
+const TABLE: [(&str, &str); 98] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -111,6 +111,12 @@ const TABLE: [(&str, &str); 92] = [
     ("ImportCredentials",       "D     D      D        D        D       D       Y       H     U"),
     ("ListProviders",           "Y     Y      Y        Y        Y       Y       Y       Y     U"),
     ("GetCredentialReport",     "D     D      D        D        D       Y       Y       H     U"),
+    ("LeaseCredential",         "D     D      D        D        D       D       Y       H     U"),
+    ("RenewLease",              "D     D      D        D        D       D       Y       H     U"),
+    ("ReturnLease",             "D     D      D        D        D       D       Y       H     U"),
+    ("RevokeLease",             "D     D      D        D        D       D       Y       H     U"),
+    ("ListLeases",              "D     D      D        D        D       Y       Y       H     U"),
+    ("WatchCredentials",        "D     D      D        D        D       D       Y       H     U"),
 ];
 
 #[tokio::test]

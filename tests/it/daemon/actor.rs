@@ -8,7 +8,8 @@ use claviger::grpc::proto::{
     crypto_service_client::CryptoServiceClient, data_key_service_client::DataKeyServiceClient,
     erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
     kek_service_client::KekServiceClient, key_service_client::KeyServiceClient,
-    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
+    lease_service_client::LeaseServiceClient, mac_service_client::MacServiceClient,
+    principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -59,6 +60,7 @@ clients! {
     erasures: ErasureServiceClient,
     keks: KekServiceClient,
     credentials: CredentialServiceClient,
+    leases: LeaseServiceClient,
 }
 
 impl Daemon {
