@@ -62,7 +62,10 @@ impl CredentialApi {
             None => None,
         };
         let unknown = not_found(&resource);
-        let resource = found.as_ref().map_or(resource, |f| f.resource.clone());
+        // To somebody of another tenant an owner with such a credential, one without and nobody are the same.
+        let sees = caller.principal.sees(&resource.tenant);
+        let found_resource = found.as_ref().filter(|_| sees).map(|f| f.resource.clone());
+        let resource = found_resource.unwrap_or(resource);
         let answer = |put: &Put, receipt: &Receipt| proto::PutCredentialResponse {
             credential: Some(message(&put.credential)),
             warnings: put.warnings.clone(),

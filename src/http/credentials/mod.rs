@@ -190,7 +190,10 @@ impl BrokerCredentials {
             None => None,
         };
         let unknown = not_found(&resource);
-        let resource = found.as_ref().map_or(resource, |f| f.resource.clone());
+        // To somebody of another tenant an owner with such a credential, one without and nobody are the same.
+        let sees = caller.principal.sees(&resource.tenant);
+        let found_resource = found.as_ref().filter(|_| sees).map(|f| f.resource.clone());
+        let resource = found_resource.unwrap_or(resource);
         let (vault, gate) = (Arc::clone(&self.vault), Arc::clone(&self.gate));
         let tenant = resource.tenant.clone();
         let act = async move |permit| {
