@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 16] = [
+const PROTOS: [&str; 17] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
@@ -22,6 +22,7 @@ const PROTOS: [&str; 16] = [
     "claviger/v1/credentials.proto",
     "claviger/v1/usage.proto",
     "claviger/v1/alerts.proto",
+    "claviger/v1/leases.proto",
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.

@@ -292,7 +292,7 @@ pub async fn run(
         authn: Arc::clone(&parts.authn),
         gate: Arc::clone(&gate),
         directory: Arc::clone(&directory),
-        vault,
+        vault: Arc::clone(&vault),
         patience: config.public.patience(),
     });
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
@@ -338,6 +338,7 @@ pub async fn run(
         health: health.component("database"),
         replica: replica.clone(),
         seen,
+        vault,
     };
     // The KEKs were read before the head of the feed was.
     uses.keks().reload().await.map_err(AppError::new)?;

@@ -110,6 +110,8 @@ reasons! {
     ClientNotFound = "CLIENT_NOT_FOUND": NotFound,
     /// No such credential, or none the caller may see.
     CredentialNotFound = "CREDENTIAL_NOT_FOUND": NotFound,
+    /// No such lease, or none that is the caller's.
+    LeaseNotFound = "LEASE_NOT_FOUND": NotFound,
     /// No such tenant, or none the caller may see.
     TenantNotFound = "TENANT_NOT_FOUND": NotFound,
     /// The subject has no limit of its own.
@@ -124,6 +126,8 @@ reasons! {
     ApiKeyState = "API_KEY_STATE": FailedPrecondition,
     /// The stored value of a credential does not open: it was changed, or belongs to another row.
     CredentialUnreadable = "CREDENTIAL_UNREADABLE": FailedPrecondition,
+    /// The lease is over, or the credential has another value by now.
+    LeaseState = "LEASE_STATE": FailedPrecondition,
     /// More scopes than the owner, the client or the caller holds.
     ScopeExceeded = "SCOPE_EXCEEDED": FailedPrecondition,
     /// The key has another purpose.

@@ -21,8 +21,8 @@ use crate::grpc::proto::{
     credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    key_service_client::KeyServiceClient, lease_service_client::LeaseServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
     usage_service_client::UsageServiceClient,
 };
@@ -67,6 +67,14 @@ impl Connection {
         CryptoServiceClient::new(service)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// `LeaseService` for watching, which has no end: without a deadline.
+    pub fn watches(&self) -> LeaseServiceClient<Service> {
+        LeaseServiceClient::new(InterceptedService::new(
+            self.channel.clone(),
+            Deadline(None),
+        ))
     }
 }
 
@@ -119,6 +127,8 @@ clients! {
     principals: PrincipalServiceClient,
     /// Client of `ClientService`.
     clients: ClientServiceClient,
+    /// Client of `LeaseService`.
+    leases: LeaseServiceClient,
     /// Client of `CredentialService`.
     credentials: CredentialServiceClient,
     /// Client of `ApiKeyService`.

@@ -22,6 +22,7 @@ mod incident;
 mod input;
 mod kek;
 mod key;
+mod lease;
 mod limit;
 mod mac;
 mod migrate;
@@ -112,6 +113,8 @@ enum Command {
     #[command(subcommand)]
     Credential(credential::Command),
     #[command(subcommand)]
+    Lease(lease::Command),
+    #[command(subcommand)]
     Provider(credential::ProviderCommand),
     #[command(subcommand)]
     Usage(usage::Command),
@@ -180,6 +183,7 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Pepper(command) => api_key::pepper(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
         Command::Credential(command) => credential::run(command, &options.connect().await?).await,
+        Command::Lease(command) => lease::run(command, &options.connect().await?).await,
         Command::Provider(command) => {
             credential::providers(command, &options.connect().await?).await
         }
@@ -314,6 +318,12 @@ mod tests {
             "credential import env --owner-name o --environment prod --replace",
             "credential import aws --owner-id o --environment testing --prefix p/ --bundle b",
             "credential import azure --vault u --token-file f --owner-name o --environment production",
+            "lease take ID --ttl 15min --out f",
+            "lease renew ID --ttl 1h",
+            "lease return ID",
+            "lease revoke ID --reason r",
+            "lease list --credential ID",
+            "lease watch ID ID",
             "credential import google --project p --token-file f --owner-name o --environment production",
             "usage report --day",
             "usage report --day 2026-01-31 --by principal --csv",

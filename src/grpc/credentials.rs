@@ -341,7 +341,7 @@ fn fields(given: Vec<proto::CredentialField>) -> Result<SecretFields> {
     SecretFields::new(texts.collect::<Result<Vec<_>>>()?)
 }
 
-fn shown(fields: &SecretFields) -> Vec<proto::CredentialField> {
+pub(super) fn shown(fields: &SecretFields) -> Vec<proto::CredentialField> {
     let fields = fields.iter();
     fields
         .map(|(name, value)| proto::CredentialField {

@@ -18,6 +18,7 @@ mod incidents;
 mod keks;
 mod keys;
 pub mod layers;
+mod leases;
 pub mod listener;
 mod macs;
 mod principals;
@@ -51,8 +52,8 @@ pub fn routes(
         crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
         incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
-        key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,
-        principal_service_server::PrincipalServiceServer,
+        key_service_server::KeyServiceServer, lease_service_server::LeaseServiceServer,
+        mac_service_server::MacServiceServer, principal_service_server::PrincipalServiceServer,
         rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
         usage_service_server::UsageServiceServer,
     };
@@ -76,6 +77,7 @@ pub fn routes(
     let credentials = CredentialServiceServer::new(credentials::CredentialApi(parts.clone()));
     let usage = UsageServiceServer::new(usage::UsageApi(parts.clone()));
     let alerts = AlertServiceServer::new(alerts::AlertApi(parts.clone()));
+    let leases = LeaseServiceServer::new(leases::LeaseApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
@@ -93,6 +95,7 @@ pub fn routes(
         .add_service(credentials.max_decoding_message_size(limit))
         .add_service(usage.max_decoding_message_size(limit))
         .add_service(alerts.max_decoding_message_size(limit))
+        .add_service(leases.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

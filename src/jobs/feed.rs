@@ -28,6 +28,7 @@ use crate::{
     model::{Action, Timestamp},
     store::{AuditRow, Db, Head, TokenRevocation},
     tokens::Tokens,
+    vault::Vault,
 };
 
 /// Section `[feed]`.
@@ -70,6 +71,8 @@ pub struct Feed {
     pub tokens: Arc<Tokens>,
     /// Forgets OAuth clients.
     pub clients: Arc<Clients>,
+    /// Tells those who watch credentials.
+    pub vault: Arc<Vault>,
     /// Says whether the database answers.
     pub health: Component,
     /// Name that this replica reports itself under.
@@ -192,9 +195,8 @@ impl Feed {
                 self.api_keys.forget_all();
                 self.forget_client(&row.entity_id);
             }
-            // Nothing about them is cached.
-            "credential" => {}
-            "tenant" if row.action == Action::ImportCredentials.name() => {}
+            "credential" => self.look_again(row),
+            "tenant" if row.action == Action::ImportCredentials.name() => self.look_again(row),
             // A client revoked a token that is none of its own: nothing happened.
             "tenant" if row.action == Action::RevokeOwnToken.name() => {}
             // A checkpoint changes nothing that is cached.
@@ -211,6 +213,18 @@ impl Feed {
                 self.directory.forget();
                 self.authz.forget();
                 self.clients.forget_tokens();
+            }
+        }
+    }
+
+    /// Nothing about credentials is cached; those who watch them look again. Most rows change no value.
+    fn look_again(&self, row: &AuditRow) {
+        let details = details(row);
+        let imported = details["credentials"].as_array().into_iter().flatten();
+        let ids = imported.filter_map(|id| id.as_str());
+        for id in ids.chain([row.entity_id.as_str()]) {
+            if let Ok(id) = id.parse() {
+                self.vault.changed(id);
             }
         }
     }

@@ -44,8 +44,11 @@ impl IdempotencyConfig {
     }
 }
 
+/// How long the row of a lease stays when its time is over; the audit log has it for ever.
+const LEASES_KEPT: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
 /// Forgets the answers to mutating calls that are older than the retention, and revocations, webhook deliveries and
-/// client assertions that are over, by database time.
+/// client assertions that are over, and leases that have been for a week, by database time.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let mut tx = work.db.begin().await?;
     tx.hold(term).await?;
@@ -60,15 +63,18 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let before = now.minus(work.alerts.config().retention());
     let told = tx.prune_alerts(before).await? + tx.prune_deliveries(before).await?;
     let used = prune_usage(&mut tx, work.usage.config(), now).await?;
+    let before = now.micros().saturating_sub(micros(LEASES_KEPT));
+    let leases = tx.prune_leases(Timestamp::from_micros(before)).await?;
     tx.commit().await?;
-    if answers + revocations + webhooks + assertions + used + told > 0 {
+    if answers + revocations + webhooks + assertions + used + told + leases > 0 {
         tracing::debug!(
             answers,
             revocations,
             webhooks,
             assertions,
-            used,
+            leases,
             told,
+            used,
             "forgot what is over"
         );
     }

@@ -115,6 +115,10 @@ uuid_id!(
     CredentialValueId, "credential value"
 );
 uuid_id!(
+    /// Identifies a lease of a credential.
+    LeaseId, "lease"
+);
+uuid_id!(
     /// Names something we are about to create in a backend: its `CKA_ID` or KMS tag.
     IntentId, "intent"
 );

@@ -15,6 +15,7 @@ pub mod ids;
 pub mod incident;
 pub mod kek;
 pub mod key;
+pub mod lease;
 pub mod principal;
 pub mod provider;
 pub mod public_key;
@@ -37,12 +38,13 @@ pub use credential::{
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
     AlertId, ApiKeyId, ClientId, CredentialId, CredentialValueId, DeliveryId, DestructionId,
-    IncidentId, IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId,
+    IncidentId, IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, LeaseId, NoteId, PrincipalId,
     RotationId, TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use kek::{KekRotation, KekRow, KekState};
 pub use key::{Key, KeyVersion, RotationMode, RotationPolicy, VersionState};
+pub use lease::{Lease, LeaseEnd, LeaseState};
 pub use principal::{
     Caller, Credential, Grant, Idempotency, Identity, Job, Principal, PrincipalKind,
     PrincipalState, Role, Scope,

@@ -9,6 +9,7 @@ mod alerts;
 mod api_keys;
 mod audit;
 mod clients;
+mod credential_leases;
 mod credentials;
 mod destructions;
 mod doctor;
@@ -37,6 +38,7 @@ pub use alert_deliveries::{Delivery, DeliveryState};
 pub use alerts::{Alert, AlertFilter, AlertState, ToldAlert, UnroutedAlert};
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
+pub use credential_leases::LeasesOf;
 pub use credentials::{
     CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
 };

@@ -17,6 +17,8 @@ pub struct VaultConfig {
     /// Refuse values that do not look as the catalogue says, instead of warning. Default false: a provider may have newer
     /// keys than the catalogue knows.
     pub strict: bool,
+    /// How long a lease can be held at most, renewals included, in seconds: 60 to 30 days. Default a day.
+    pub max_lease_seconds: u64,
     /// Providers beside those of the catalogue, or instead of them.
     pub providers: Vec<Provider>,
     /// Where providers are asked, by name, instead of where the catalogue says: a proxy, a region, a stand-in.
@@ -28,6 +30,7 @@ impl Default for VaultConfig {
         Self {
             key: "credentials".to_owned(),
             strict: false,
+            max_lease_seconds: 24 * 60 * 60,
             providers: Vec::new(),
             base_urls: BTreeMap::new(),
         }
@@ -38,6 +41,9 @@ impl VaultConfig {
     /// Errors: a sentence that names the setting.
     pub fn check(&self) -> Result<(), String> {
         self.key()?;
+        if !(60..=30 * 24 * 60 * 60).contains(&self.max_lease_seconds) {
+            return Err("vault.max_lease_seconds must be 60 to 2592000".into());
+        }
         self.catalogue().map(|_| ())
     }
 

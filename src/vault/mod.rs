@@ -8,24 +8,28 @@ mod catalogue;
 mod config;
 mod import;
 mod key;
+mod leases;
 mod put;
 mod report;
 mod reveal;
 mod rewrap;
 mod seal;
 mod validate;
+mod watch;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 pub use catalogue::{Catalogue, Warnings};
 pub use config::VaultConfig;
 pub use import::{ImportItem, ImportOutcome, ImportRequest, ImportResult, Imported, ItemOwner};
+pub use leases::Leased;
 pub use put::{Put, PutCredential};
 pub use reveal::Revealed;
 pub use validate::Validated;
+pub use watch::{Seen, Watch};
 
 pub use crate::store::{
-    CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
+    CredentialFilter, CredentialsOf, FullCredential, LeasesOf, OutdatedValues, ProviderCounts,
 };
 
 use crate::{
@@ -37,7 +41,7 @@ use crate::{
     keys::Keys,
     model::{
         Action, Caller, CredentialId, CredentialKey, Entity, KeyName, Principal, Resource,
-        TenantName,
+        TenantName, Timestamp,
     },
     store::Db,
 };
@@ -51,6 +55,8 @@ pub struct Vault {
     clock: Clock,
     key: KeyName,
     is_strict: bool,
+    max_lease: Duration,
+    news: watch::News,
     catalogue: Catalogue,
 }
 
@@ -70,8 +76,15 @@ impl Vault {
             clock,
             key: config.key()?,
             is_strict: config.strict,
+            max_lease: Duration::from_secs(config.max_lease_seconds),
+            news: watch::News::default(),
             catalogue: config.catalogue()?,
         })
+    }
+
+    /// The time.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// The providers that are known.

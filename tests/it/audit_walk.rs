@@ -142,6 +142,10 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         "GetUsageReport" | "ListLimits" => ("auditor", Some("issuer")),
         "AckAlert" | "RetryDelivery" => ("officer", Some("auditor")),
         "ListAlerts" | "ListDeliveries" => ("auditor", Some("issuer")),
+        "LeaseCredential" | "RenewLease" | "ReturnLease" | "RevokeLease" | "WatchCredentials" => {
+            ("service", Some("issuer"))
+        }
+        "ListLeases" => ("auditor", Some("issuer")),
         unknown => panic!("action {unknown} has nobody in tests/it/audit_walk.rs; add them"),
     }
 }

@@ -59,12 +59,13 @@ const EXPECTED: [(Role, &str); 9] = [
         "GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations ListKeyDestructions GetTenantDestruction \
          ListTenantDestructions ListKeks GetKekRotation ListKekRotations GetIncident ListIncidents ListAuditEvents \
          VerifyAudit GetPrincipal ListPrincipals ListTenants GetApiKey ListApiKeys ListPeppers GetClient ListClients \
-         GetCredential ListCredentials GetCredentialReport ListProviders",
+         GetCredential ListCredentials GetCredentialReport ListProviders ListLeases \
+         WatchCredentials",
     ),
     (
         Role::CredentialManager,
         "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential ImportCredentials \
-         GetCredentialReport ListProviders",
+         GetCredentialReport ListProviders RevokeLease ListLeases",
     ),
     (Role::TokenIssuer, "IssueToken VerifyToken GetKey"),
     (
@@ -102,10 +103,13 @@ const EVERYBODY: &str = "GetJwks GetMetadata";
 const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken ListProviders";
 /// What `can.use_users` gives for what is one's own.
 const OWN_CREDENTIALS: &str = "PutCredential GetCredential RevealCredential ListCredentials DeleteCredential \
-     ValidateCredential GetCredentialReport";
+     ValidateCredential GetCredentialReport LeaseCredential RenewLease ReturnLease RevokeLease ListLeases \
+     WatchCredentials";
 /// What `can.manage_users` gives in the home tenant.
 const USERS_CREDENTIALS: &str = "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential \
-     ImportCredentials GetCredentialReport";
+     ImportCredentials GetCredentialReport RevokeLease ListLeases";
+/// What `can.lease_credentials` gives in the home tenant.
+const LEASES: &str = "LeaseCredential RenewLease ReturnLease WatchCredentials";
 /// What jobs of the daemon may do in every tenant, whatever their roles.
 const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
      SwitchKey DestroyMaterial SettleIntent CheckpointAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
@@ -324,7 +328,8 @@ fn entitlements_count_at_home_and_nowhere_else() -> TestResult {
         });
         let may = |action: &&Action| {
             let mut decisions = things.iter().map(|t| authz.decide(who, **action, t));
-            action.name().contains("Credential") && decisions.any(Decision::is_allowed)
+            let about = ["Credential", "Lease"].map(|word| action.name().contains(word));
+            about.contains(&true) && decisions.any(Decision::is_allowed)
         };
         let names = Action::ALL.iter().filter(may).map(|action| action.name());
         names.collect::<BTreeSet<_>>()
@@ -341,6 +346,11 @@ fn entitlements_count_at_home_and_nowhere_else() -> TestResult {
     assert_eq!(on(&manages, somebody, "acme"), words(USERS_CREDENTIALS));
     assert_eq!(on(&manages, manages.id, "acme"), words(USERS_CREDENTIALS));
     assert_eq!(on(&manages, somebody, "globex"), none);
+
+    let leases = with("can.lease_credentials");
+    assert_eq!(on(&leases, somebody, "acme"), words(LEASES));
+    assert_eq!(on(&leases, leases.id, "acme"), words(LEASES));
+    assert_eq!(on(&leases, somebody, "globex"), none);
 
     assert_eq!(on(&with("orders.read"), somebody, "acme"), none);
     let nothing = with("");

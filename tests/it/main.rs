@@ -35,6 +35,7 @@ mod jwt_attacks;
 mod jwt_mandatory;
 mod keks;
 mod kms;
+mod leases;
 mod leftovers;
 mod lifecycle_model;
 mod listener;

@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 102] = [
+const TABLE: [(&str, &str); 108] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -121,6 +121,12 @@ const TABLE: [(&str, &str); 102] = [
     ("AckAlert",                "D     D      D        D        Y       D       D       H     U"),
     ("ListDeliveries",          "D     D      D        D        Y       Y       D       H     U"),
     ("RetryDelivery",           "D     D      D        D        Y       D       D       H     U"),
+    ("LeaseCredential",         "D     D      D        D        D       D       Y       H     U"),
+    ("RenewLease",              "D     D      D        D        D       D       Y       H     U"),
+    ("ReturnLease",             "D     D      D        D        D       D       Y       H     U"),
+    ("RevokeLease",             "D     D      D        D        D       D       Y       H     U"),
+    ("ListLeases",              "D     D      D        D        D       Y       Y       H     U"),
+    ("WatchCredentials",        "D     D      D        D        D       Y       Y       H     U"),
 ];
 
 #[tokio::test]

@@ -5,6 +5,7 @@
 mod accounts;
 mod clients;
 mod credentials;
+mod leases;
 mod usage;
 
 use std::collections::BTreeMap;
@@ -250,6 +251,8 @@ impl World {
             | "ImportCredentials"
             | "ListProviders"
             | "GetCredentialReport" => self.credential_case(name).await,
+            "LeaseCredential" | "RenewLease" | "ReturnLease" | "RevokeLease" | "ListLeases"
+            | "WatchCredentials" => self.lease_case(name).await,
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
         }
     }

@@ -8,8 +8,8 @@ use claviger::grpc::proto::{
     credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    key_service_client::KeyServiceClient, lease_service_client::LeaseServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
     usage_service_client::UsageServiceClient,
 };
@@ -62,6 +62,7 @@ clients! {
     keks: KekServiceClient,
     alerts: AlertServiceClient,
     credentials: CredentialServiceClient,
+    leases: LeaseServiceClient,
     usage: UsageServiceClient,
 }
 
