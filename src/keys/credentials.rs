@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     envelope::{self, EnvelopeError, Kind},
-    error::{Error, Reason, Result},
+    error::{Error, Result},
     model::{KeyName, KeyRef, Kid, Purpose, Secret, TenantName, VersionState},
 };
 
@@ -72,12 +72,4 @@ impl Keys {
         uses.opened();
         Ok(Secret::new(secret))
     }
-}
-
-/// Could not the secret be opened because of the key, rather than of the ciphertext?
-pub fn is_key_trouble(error: &Error) -> bool {
-    !matches!(
-        error.reason(),
-        Reason::CiphertextInvalid | Reason::DatabaseUnavailable | Reason::Conflict
-    )
 }

@@ -32,7 +32,6 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 pub use create::{AdoptKey, CreateKey};
-pub use credentials::is_key_trouble;
 pub use data_keys::binding as data_key_binding;
 pub use import::{ImportKey, ImportedSecret};
 pub use inventory::UpdateKey;

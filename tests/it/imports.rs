@@ -21,7 +21,7 @@ async fn daemon(engine: Engine) -> Daemon {
     let grant = GrantRoleRequest {
         principal_id: service[0][0].clone(),
         role: "credential-manager".into(),
-        scope: "acme".into(),
+        tenant: "acme".into(),
     };
     let mut admin = daemon.actor("admin").principals();
     admin.grant_role(grant).await.expect("GrantRole");

@@ -44,10 +44,11 @@ async fn a_persons_day_with_the_vault() {
     );
     let again = d.cli(&put).await;
     assert_eq!(again.status.code(), Some(5), "{again:?}");
-    let id = &d.rows("SELECT id FROM credentials").await[0][0];
+    let id = d.rows("SELECT id FROM credentials").await[0][0].clone();
+    let id = id.as_str();
 
     let of = async |args: &[&str]| {
-        d.cli_ok(&[&["--as", "service", "credential"], args].concat())
+        d.cli_ok(&[&["--as", "service", "credential"][..], args].concat())
             .await
     };
     for shown in [
