@@ -17,12 +17,13 @@ use super::{
 };
 use crate::grpc::proto::{
     api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
-    client_service_client::ClientServiceClient, credential_service_client::CredentialServiceClient,
-    crypto_service_client::CryptoServiceClient, data_key_service_client::DataKeyServiceClient,
-    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
-    kek_service_client::KekServiceClient, key_service_client::KeyServiceClient,
-    lease_service_client::LeaseServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    client_service_client::ClientServiceClient,
+    credential_rotation_service_client::CredentialRotationServiceClient,
+    credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
+    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
+    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
+    key_service_client::KeyServiceClient, lease_service_client::LeaseServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 
@@ -126,6 +127,8 @@ clients! {
     principals: PrincipalServiceClient,
     /// Client of `ClientService`.
     clients: ClientServiceClient,
+    /// Client of `CredentialRotationService`.
+    credential_rotations: CredentialRotationServiceClient,
     /// Client of `LeaseService`.
     leases: LeaseServiceClient,
     /// Client of `CredentialService`.

@@ -266,7 +266,7 @@ impl CredentialApi {
 
     /// Whose credentials a request is about, and what the gate decides about; with what there is to say once it has, when
     /// nobody has the id.
-    async fn whose(
+    pub(super) async fn whose(
         &self,
         caller: &Caller,
         owner_id: &str,
@@ -312,7 +312,7 @@ fn organisation(given: String) -> Result<String> {
 }
 
 /// The secret of a request; its buffers are wiped whatever comes of it.
-fn fields(given: Vec<proto::CredentialField>) -> Result<SecretFields> {
+pub(super) fn fields(given: Vec<proto::CredentialField>) -> Result<SecretFields> {
     let values: Vec<_> = given
         .into_iter()
         .map(|field| (field.name, call::secret(field.value)))
@@ -434,7 +434,7 @@ fn label_number(label: ValueLabel) -> i32 {
     .into()
 }
 
-fn probe(probed: &Probed) -> proto::CredentialProbe {
+pub(super) fn probe(probed: &Probed) -> proto::CredentialProbe {
     use proto::ProbeResult as P;
     let result = match probed.result {
         ProbeResult::Valid => P::Valid,
@@ -462,7 +462,7 @@ fn value(v: &CredentialValue) -> proto::CredentialValue {
     }
 }
 
-fn message(c: &FullCredential) -> proto::Credential {
+pub(super) fn message(c: &FullCredential) -> proto::Credential {
     let head = &c.head;
     proto::Credential {
         id: head.id.to_string(),

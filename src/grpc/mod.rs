@@ -8,6 +8,7 @@ mod audit;
 mod call;
 mod clients;
 mod convert;
+mod credential_rotations;
 mod credentials;
 mod crypto;
 mod data_keys;
@@ -46,6 +47,7 @@ pub fn routes(
     use proto::{
         api_key_service_server::ApiKeyServiceServer, audit_service_server::AuditServiceServer,
         client_service_server::ClientServiceServer,
+        credential_rotation_service_server::CredentialRotationServiceServer,
         credential_service_server::CredentialServiceServer,
         crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
@@ -72,6 +74,9 @@ pub fn routes(
     let api_keys = ApiKeyServiceServer::new(api_keys::ApiKeyApi(parts.clone()));
     let clients = ClientServiceServer::new(clients::ClientApi(parts.clone()));
     let credentials = CredentialServiceServer::new(credentials::CredentialApi(parts.clone()));
+    let credential_rotations = CredentialRotationServiceServer::new(
+        credential_rotations::CredentialRotationApi(parts.clone()),
+    );
     let leases = LeaseServiceServer::new(leases::LeaseApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
@@ -89,6 +94,7 @@ pub fn routes(
         .add_service(clients.max_decoding_message_size(limit))
         .add_service(credentials.max_decoding_message_size(limit))
         .add_service(leases.max_decoding_message_size(limit))
+        .add_service(credential_rotations.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

@@ -14,8 +14,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::{
     Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
     expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile,
-    rewrap_credentials, rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due,
-    round::Patience, switch_key,
+    rewrap_credentials, rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_credentials,
+    rotate_due, round::Patience, switch_key,
 };
 use crate::{
     clients::ApiKeys,
@@ -181,6 +181,14 @@ fn jobs() -> Vec<Job> {
             "rewrap_credentials",
             Duration::from_secs(2),
             |work, term| Box::pin(rewrap_credentials::run(work, term)),
+        ),
+        job("rotate_credentials", at_every_look, |work, term| {
+            Box::pin(rotate_credentials::run(work, term))
+        }),
+        job(
+            "remind_credentials",
+            Duration::from_secs(5),
+            |work, term| Box::pin(rotate_credentials::remind(work, term)),
         ),
         // Last: in the course of a rotation of the KEK it uses up its slice of time at every look.
         job("rewrap_data_keys", at_every_look, |work, term| {

@@ -9,6 +9,7 @@ mod api_keys;
 mod audit;
 mod clients;
 mod credential_leases;
+mod credential_rotations;
 mod credentials;
 mod destructions;
 mod doctor;
@@ -35,6 +36,7 @@ pub use alerts::Alert;
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use credential_leases::LeasesOf;
+pub use credential_rotations::CredentialRotationsOf;
 pub use credentials::{
     CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
 };

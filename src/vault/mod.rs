@@ -13,6 +13,7 @@ mod put;
 mod report;
 mod reveal;
 mod rewrap;
+mod rotation;
 mod seal;
 mod validate;
 mod watch;
@@ -20,16 +21,20 @@ mod watch;
 use std::{sync::Arc, time::Duration};
 
 pub use catalogue::{Catalogue, Warnings};
-pub use config::VaultConfig;
+pub use config::{CredentialRotationConfig, VaultConfig};
 pub use import::{ImportItem, ImportOutcome, ImportRequest, ImportResult, Imported, ItemOwner};
 pub use leases::Leased;
 pub use put::{Put, PutCredential};
 pub use reveal::Revealed;
+pub use rotation::{
+    Demand, FoundRotation, Look, Reminder, RollBack, StageCredential, Staged, unknown_rotation,
+};
 pub use validate::Validated;
 pub use watch::{Seen, Watch};
 
 pub use crate::store::{
-    CredentialFilter, CredentialsOf, FullCredential, LeasesOf, OutdatedValues, ProviderCounts,
+    CredentialFilter, CredentialRotationsOf, CredentialsOf, FullCredential, LeasesOf,
+    OutdatedValues, ProviderCounts,
 };
 
 use crate::{
@@ -56,6 +61,7 @@ pub struct Vault {
     is_strict: bool,
     max_lease: Duration,
     news: watch::News,
+    rotation: config::Times,
     catalogue: Catalogue,
 }
 
@@ -77,6 +83,7 @@ impl Vault {
             is_strict: config.strict,
             max_lease: Duration::from_secs(config.max_lease_seconds),
             news: watch::News::default(),
+            rotation: config.rotation.times(),
             catalogue: config.catalogue()?,
         })
     }
@@ -148,9 +155,12 @@ impl Vault {
         let found = found.ok_or_else(|| not_found(permit.permit().resource()))?;
         let details = details(&found.head.key);
         let mut mutation = permit.begin().await?;
-        if !mutation.tx().delete_credential(&found.head).await? {
+        let (tx, id, now) = (mutation.tx(), found.head.id, self.clock.now());
+        if !tx.delete_credential(&found.head).await? {
             return Err(conflict());
         }
+        tx.close_credential_rotation(id, "CREDENTIAL_DELETED", now)
+            .await?;
         mutation.record((), details).await
     }
 }

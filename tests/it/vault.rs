@@ -8,6 +8,7 @@ mod commands;
 mod key;
 mod people;
 mod probes;
+mod rotation;
 mod rows;
 
 use claviger::grpc::proto::*;

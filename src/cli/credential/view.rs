@@ -134,7 +134,7 @@ fn format_of(ok: bool) -> String {
     if ok { "ok" } else { "unusual" }.to_owned()
 }
 
-fn probe(probe: Option<&CredentialProbe>) -> String {
+pub fn probe(probe: Option<&CredentialProbe>) -> String {
     let Some(probe) = probe else {
         return String::new();
     };

@@ -4,12 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
     api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
-    client_service_client::ClientServiceClient, credential_service_client::CredentialServiceClient,
-    crypto_service_client::CryptoServiceClient, data_key_service_client::DataKeyServiceClient,
-    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
-    kek_service_client::KekServiceClient, key_service_client::KeyServiceClient,
-    lease_service_client::LeaseServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    client_service_client::ClientServiceClient,
+    credential_rotation_service_client::CredentialRotationServiceClient,
+    credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
+    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
+    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
+    key_service_client::KeyServiceClient, lease_service_client::LeaseServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
 };
 use hyper_util::rt::TokioIo;
@@ -61,6 +62,7 @@ clients! {
     keks: KekServiceClient,
     credentials: CredentialServiceClient,
     leases: LeaseServiceClient,
+    credential_rotations: CredentialRotationServiceClient,
 }
 
 impl Daemon {
