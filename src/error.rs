@@ -126,6 +126,8 @@ reasons! {
     LeaseState = "LEASE_STATE": FailedPrecondition,
     /// The credential or its rotation is in a state that does not allow this.
     CredentialRotationState = "CREDENTIAL_ROTATION_STATE": FailedPrecondition,
+    /// The driver that mints the values of a provider failed.
+    CredentialDriverFailed = "CREDENTIAL_DRIVER_FAILED": FailedPrecondition,
     /// More scopes than the owner, the client or the caller holds.
     ScopeExceeded = "SCOPE_EXCEEDED": FailedPrecondition,
     /// The key has another purpose.

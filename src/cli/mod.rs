@@ -311,6 +311,7 @@ mod tests {
             "credential rotation promote ID --without-probe",
             "credential rotation complete ID --without-proof",
             "credential rotation roll-back ID --reason r",
+            "credential rotation set ID --driver webhook --period 30d",
             "credential rotation get ID",
             "credential rotation list --credential ID",
             "credential rotation due --owner me --within 7d",

@@ -18,7 +18,10 @@ use crate::{
         Action, Caller, CredentialId, CredentialRotation, CredentialRotationState, Resource,
         RotationDriver, credential_rotation::Proof,
     },
-    vault::{CredentialRotationsOf, Demand, RollBack, StageCredential, Staged, unknown_rotation},
+    vault::{
+        CredentialRotationsOf, Demand, FullCredential, RollBack, SetRotation, StageCredential,
+        Staged, unknown_rotation,
+    },
 };
 
 /// CredentialRotationService over these parts.
@@ -69,7 +72,7 @@ impl CredentialRotationApi {
             receipt: convert::receipt(receipt),
         };
         let vault = Arc::clone(&self.0.vault);
-        let act = async move |permit| vault.promote(permit, found, probe).await;
+        let act = async move |permit| vault.promote(permit, None, found, probe).await;
         let gate = &self.0.gate;
         gate.mutate(&caller, Action::PromoteCredential, resource, answer, act)
             .await
@@ -114,6 +117,29 @@ impl CredentialRotationApi {
         let gate = &self.0.gate;
         gate.mutate(&caller, Action::RollBackCredential, resource, answer, act)
             .await
+    }
+
+    async fn set(
+        &self,
+        caller: Caller,
+        r: proto::SetCredentialRotationRequest,
+    ) -> Result<proto::SetCredentialRotationResponse> {
+        let request = SetRotation {
+            driver: match r.driver.as_str() {
+                "" => None,
+                name => Some(name.parse()?),
+            },
+            period: convert::duration("rotation_period", r.rotation_period)?,
+        };
+        let (resource, found) = self.0.vault.find(r.credential_id.parse()?).await?;
+        let answer = |c: &FullCredential, receipt: &Receipt| proto::SetCredentialRotationResponse {
+            credential: Some(credentials::message(c)),
+            receipt: convert::receipt(receipt),
+        };
+        let vault = Arc::clone(&self.0.vault);
+        let act = async move |permit| vault.set_rotation(permit, found, request).await;
+        let (gate, action) = (&self.0.gate, Action::SetCredentialRotation);
+        gate.mutate(&caller, action, resource, answer, act).await
     }
 
     async fn get(
@@ -204,6 +230,7 @@ fn hide_secret(message: &mut proto::StageCredentialRequest) {
 fn message(r: &CredentialRotation) -> proto::CredentialRotation {
     use proto::{CredentialProof as P, CredentialRotationState as S};
     let state = match r.state {
+        CredentialRotationState::Minting => S::Minting,
         CredentialRotationState::Staged => S::Staged,
         CredentialRotationState::Holding => S::Holding,
         CredentialRotationState::Completed => S::Completed,
@@ -269,6 +296,14 @@ impl CredentialRotationService for CredentialRotationApi {
     ) -> Answer<proto::RollBackCredentialResponse> {
         let act = async |caller, m| self.roll_back(caller, m).await;
         self.0.call(r, Action::RollBackCredential, act).await
+    }
+
+    async fn set_credential_rotation(
+        &self,
+        r: Request<proto::SetCredentialRotationRequest>,
+    ) -> Answer<proto::SetCredentialRotationResponse> {
+        let act = async |caller, m| self.set(caller, m).await;
+        self.0.call(r, Action::SetCredentialRotation, act).await
     }
 
     async fn get_credential_rotation(

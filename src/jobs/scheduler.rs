@@ -182,6 +182,9 @@ fn jobs() -> Vec<Job> {
             Duration::from_secs(2),
             |work, term| Box::pin(rewrap_credentials::run(work, term)),
         ),
+        job("begin_credential_rotations", at_every_look, |work, term| {
+            Box::pin(rotate_credentials::begin(work, term))
+        }),
         job("rotate_credentials", at_every_look, |work, term| {
             Box::pin(rotate_credentials::run(work, term))
         }),

@@ -39,7 +39,7 @@ pub struct CredentialRotation {
     pub old_probe: Option<Probed>,
     /// Why it was rolled back.
     pub why: String,
-    /// When the new value was staged.
+    /// When it began.
     pub created_at: Timestamp,
     /// When it was last changed.
     pub updated_at: Timestamp,
@@ -48,6 +48,8 @@ pub struct CredentialRotation {
 /// Where a rotation is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CredentialRotationState {
+    /// A driver is asked for the new value.
+    Minting,
     /// The new value is PENDING.
     Staged,
     /// The new value is CURRENT, the old one PREVIOUS.
@@ -59,7 +61,8 @@ pub enum CredentialRotationState {
 }
 
 impl CredentialRotationState {
-    const ALL: [Self; 4] = [
+    const ALL: [Self; 5] = [
+        Self::Minting,
         Self::Staged,
         Self::Holding,
         Self::Completed,
@@ -69,6 +72,7 @@ impl CredentialRotationState {
     /// The text in the database.
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Minting => "MINTING",
             Self::Staged => "STAGED",
             Self::Holding => "HOLDING",
             Self::Completed => "COMPLETED",

@@ -25,13 +25,13 @@ macro_rules! rotations {
 }
 
 const INSERT: &str = "INSERT INTO credential_rotations (id, credential_id, tenant, state, driver, new_value, old_value, \
-     due_before, hold_for, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+     due_before, hold_for, check_at, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
 const UPDATE: &str = "UPDATE credential_rotations SET state = $2, hold_until = $3, check_at = $4, new_probe_result = $5, \
      new_probe_detail = $6, new_probed_at = $7, old_probe_result = $8, old_probe_detail = $9, old_probed_at = $10, \
      why = $11, updated_at = $12 WHERE id = $1";
 const LOCK: &str = "UPDATE credential_rotations SET state = state WHERE id = $1";
 const CLOSE: &str = "UPDATE credential_rotations SET state = 'ROLLED_BACK', check_at = NULL, why = $2, updated_at = $3 \
-     WHERE credential_id = $1 AND state IN ('STAGED', 'HOLDING')";
+     WHERE credential_id = $1 AND state IN ('MINTING', 'STAGED', 'HOLDING')";
 const BY_ID: &str = rotations!("WHERE id = $1");
 const OF_CREDENTIAL: &str = rotations!("WHERE credential_id = $1 AND id > $2 ORDER BY id LIMIT $3");
 const OF_TENANT: &str = rotations!("WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3");
@@ -139,6 +139,7 @@ impl Tx {
             r.old_value.to_string(),
             r.due_before.micros(),
             micros(r.hold_for),
+            r.check_at.map(Timestamp::micros),
             r.created_at.micros(),
             r.updated_at.micros(),
         )

@@ -62,6 +62,12 @@ const UNTOLD: &str = heads!(
      WHERE a.window_key = $1 || '/' || credentials.id || '/' || CAST(rotation_due_at AS TEXT)) \
      ORDER BY rotation_due_at, id LIMIT $4"
 );
+const DUE_FOR_DRIVERS: &str = heads!(
+    "WHERE rotation_due_at <= $1 AND rotation_driver <> 'manual' \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credentials.tenant AND t.erased_at IS NOT NULL) \
+     AND NOT EXISTS (SELECT 1 FROM credential_rotations r WHERE r.credential_id = credentials.id \
+     AND (r.state IN ('MINTING', 'STAGED', 'HOLDING') OR r.created_at > $2)) ORDER BY rotation_due_at, id LIMIT $3"
+);
 /// Counts of the credentials that the condition names.
 macro_rules! report {
     ($which:literal) => {
@@ -472,6 +478,19 @@ impl Db {
             found.push(self.with_values(row).await?);
         }
         Ok(found)
+    }
+
+    /// Up to `limit` credentials that are due at `now` and have a driver, and no rotation that is under way or began after
+    /// `since`.
+    pub async fn credentials_due_for_drivers(
+        &self,
+        now: Timestamp,
+        since: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<StoredCredential>> {
+        let (now, since) = (now.micros(), since.micros());
+        let rows = fetch_all!(self, Row, DUE_FOR_DRIVERS, now, since, limit)?;
+        rows.into_iter().map(StoredCredential::try_from).collect()
     }
 
     /// Up to `limit` credentials that are to be rotated after `from` and by `until`, and that no alert of this kind is about.

@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use super::Catalogue;
+use super::{
+    Catalogue,
+    rotation::{Driver, DriverConfig},
+};
 use crate::model::{KeyName, Provider, ProviderName};
 
 /// Section `[vault]`.
@@ -38,6 +41,8 @@ pub struct CredentialRotationConfig {
     pub check_seconds: u64,
     /// How long before a credential is due people are told, in days: 0 to 365. Default 7.
     pub remind_days: u32,
+    /// What mints new values, by provider. Default none: people bring them.
+    pub drivers: BTreeMap<ProviderName, DriverConfig>,
 }
 
 impl Default for CredentialRotationConfig {
@@ -46,6 +51,7 @@ impl Default for CredentialRotationConfig {
             hold_seconds: 24 * 60 * 60,
             check_seconds: 300,
             remind_days: 7,
+            drivers: BTreeMap::new(),
         }
     }
 }
@@ -70,7 +76,20 @@ impl CredentialRotationConfig {
         if self.remind_days > 365 {
             return Err("vault.rotation.remind_days must be at most 365".into());
         }
+        for (provider, driver) in &self.drivers {
+            let checked = driver.check();
+            checked.map_err(|e| format!("vault.rotation.drivers.{provider}: {e}"))?;
+        }
         Ok(())
+    }
+
+    pub(super) fn drivers(&self) -> Result<BTreeMap<ProviderName, Driver>, String> {
+        let drivers = self.drivers.iter().map(|(provider, config)| {
+            let driver = config.driver();
+            let driver = driver.map_err(|e| format!("vault.rotation.drivers.{provider}: {e}"))?;
+            Ok((provider.clone(), driver))
+        });
+        drivers.collect()
     }
 
     pub(super) fn times(&self) -> Times {

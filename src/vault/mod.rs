@@ -18,7 +18,7 @@ mod seal;
 mod validate;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use catalogue::{Catalogue, Warnings};
 pub use config::{CredentialRotationConfig, VaultConfig};
@@ -27,7 +27,8 @@ pub use leases::Leased;
 pub use put::{Put, PutCredential};
 pub use reveal::Revealed;
 pub use rotation::{
-    Demand, FoundRotation, Look, Reminder, RollBack, StageCredential, Staged, unknown_rotation,
+    Demand, DriverConfig, FoundRotation, Look, Reminder, RollBack, SetRotation, StageCredential,
+    Staged, unknown_rotation,
 };
 pub use validate::Validated;
 pub use watch::{Seen, Watch};
@@ -45,7 +46,8 @@ use crate::{
     gate::{AdminPermit, Permit, Recorded, not_found},
     keys::Keys,
     model::{
-        CredentialId, CredentialKey, Entity, KeyName, Principal, Resource, TenantName, Timestamp,
+        CredentialId, CredentialKey, Entity, KeyName, Principal, ProviderName, Resource,
+        TenantName, Timestamp,
     },
     store::Db,
 };
@@ -62,6 +64,7 @@ pub struct Vault {
     max_lease: Duration,
     news: watch::News,
     rotation: config::Times,
+    drivers: BTreeMap<ProviderName, rotation::Driver>,
     catalogue: Catalogue,
 }
 
@@ -84,6 +87,7 @@ impl Vault {
             max_lease: Duration::from_secs(config.max_lease_seconds),
             news: watch::News::default(),
             rotation: config.rotation.times(),
+            drivers: config.rotation.drivers()?,
             catalogue: config.catalogue()?,
         })
     }

@@ -144,7 +144,8 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         "StageCredential"
         | "PromoteCredential"
         | "CompleteCredentialRotation"
-        | "RollBackCredential" => ("service", Some("issuer")),
+        | "RollBackCredential"
+        | "SetCredentialRotation" => ("service", Some("issuer")),
         "GetCredentialRotation" | "ListCredentialRotations" | "ListDueCredentials" => {
             ("auditor", Some("issuer"))
         }

@@ -66,7 +66,8 @@ const EXPECTED: [(Role, &str); 9] = [
         Role::CredentialManager,
         "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential ImportCredentials \
          GetCredentialReport ListProviders RevokeLease ListLeases StageCredential PromoteCredential \
-         CompleteCredentialRotation RollBackCredential GetCredentialRotation ListCredentialRotations ListDueCredentials",
+         CompleteCredentialRotation RollBackCredential SetCredentialRotation GetCredentialRotation \
+         ListCredentialRotations ListDueCredentials",
     ),
     (Role::TokenIssuer, "IssueToken VerifyToken GetKey"),
     (
@@ -82,18 +83,19 @@ const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken ListProvi
 const OWN_CREDENTIALS: &str = "PutCredential GetCredential RevealCredential ListCredentials DeleteCredential \
      ValidateCredential GetCredentialReport LeaseCredential RenewLease ReturnLease RevokeLease ListLeases \
      WatchCredentials StageCredential PromoteCredential CompleteCredentialRotation RollBackCredential \
-     GetCredentialRotation ListCredentialRotations ListDueCredentials";
+     SetCredentialRotation GetCredentialRotation ListCredentialRotations ListDueCredentials";
 /// What `can.manage_users` gives in the home tenant.
 const USERS_CREDENTIALS: &str = "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential \
      ImportCredentials GetCredentialReport RevokeLease ListLeases StageCredential PromoteCredential \
-     CompleteCredentialRotation RollBackCredential GetCredentialRotation ListCredentialRotations ListDueCredentials";
+     CompleteCredentialRotation RollBackCredential SetCredentialRotation GetCredentialRotation \
+         ListCredentialRotations ListDueCredentials";
 /// What `can.lease_credentials` gives in the home tenant.
 const LEASES: &str = "LeaseCredential RenewLease ReturnLease WatchCredentials";
 /// What jobs of the daemon may do in every tenant, whatever their roles.
 const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
      SwitchKey DestroyMaterial SettleIntent CheckpointAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
-     DestroyTenantMaterial CreatePepper ExpireApiKey CreateCredentialKey RewrapCredentials CompleteCredentialRotation \
-     RollBackCredential";
+     DestroyTenantMaterial CreatePepper ExpireApiKey CreateCredentialKey RewrapCredentials StageCredential PromoteCredential \
+     CompleteCredentialRotation RollBackCredential";
 /// Asked of the system tenant only.
 const WHOLE_INSTALLATION: [&str; 7] = [
     "CreateTenant",

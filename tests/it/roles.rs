@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 105] = [
+const TABLE: [(&str, &str); 106] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -121,6 +121,7 @@ const TABLE: [(&str, &str); 105] = [
     ("PromoteCredential",       "D     D      D        D        D       D       Y       H     U"),
     ("CompleteCredentialRotation", "D  D      D        D        D       D       Y       H     U"),
     ("RollBackCredential",      "D     D      D        D        D       D       Y       H     U"),
+    ("SetCredentialRotation",   "D     D      D        D        D       D       Y       H     U"),
     ("GetCredentialRotation",   "D     D      D        D        D       Y       Y       H     U"),
     ("ListCredentialRotations", "D     D      D        D        D       Y       Y       H     U"),
     ("ListDueCredentials",      "D     D      D        D        D       Y       Y       H     U"),

@@ -253,6 +253,7 @@ impl World {
             | "PromoteCredential"
             | "CompleteCredentialRotation"
             | "RollBackCredential"
+            | "SetCredentialRotation"
             | "GetCredentialRotation"
             | "ListCredentialRotations"
             | "ListDueCredentials" => self.credential_rotation_case(name).await,

@@ -5,6 +5,7 @@ mod bad_input;
 mod broker;
 mod calls;
 mod commands;
+mod drivers;
 mod key;
 mod people;
 mod probes;

@@ -18,7 +18,8 @@ use crate::grpc::proto::{
     CompleteCredentialRotationRequest, CredentialProof, CredentialRotation,
     CredentialRotationState, GetCredentialRotationRequest, ListCredentialRotationsRequest,
     ListCredentialRotationsResponse, ListDueCredentialsRequest, ListDueCredentialsResponse,
-    PromoteCredentialRequest, RollBackCredentialRequest, StageCredentialRequest,
+    PromoteCredentialRequest, RollBackCredentialRequest, SetCredentialRotationRequest,
+    StageCredentialRequest,
 };
 
 /// Put another value in the place of one, step by step
@@ -32,6 +33,8 @@ pub enum Command {
     Complete(Complete),
     /// Take the old value back
     RollBack(RollBack),
+    /// Say where new values come from, and how often
+    Set(Set),
     /// Show one rotation
     Get(Named),
     /// List rotations, oldest first
@@ -78,6 +81,18 @@ pub struct RollBack {
     /// Why, in a sentence
     #[arg(long, default_value = "", hide_default_value = true)]
     reason: String,
+}
+
+#[derive(Args, Debug)]
+pub struct Set {
+    /// Id of the credential
+    credential: String,
+    /// Where new values come from
+    #[arg(long, value_parser = ["manual", "webhook", "command"])]
+    driver: Option<String>,
+    /// How long a value is to be used, such as 30d
+    #[arg(long, value_name = "TIME", value_parser = input::duration)]
+    period: Option<Duration>,
 }
 
 #[derive(Args, Debug)]
@@ -128,6 +143,21 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
             let call = async |r| session.credential_rotations().roll_back_credential(r).await;
             let answer = session.mutate(request, call).await?;
             session.show(&answer, |a| details(a.rotation.as_ref()))?;
+        }
+        Command::Set(args) => {
+            let request = SetCredentialRotationRequest {
+                credential_id: args.credential,
+                driver: args.driver.unwrap_or_default(),
+                rotation_period: args.period.map(input::proto_duration),
+            };
+            let call = async |r| {
+                session
+                    .credential_rotations()
+                    .set_credential_rotation(r)
+                    .await
+            };
+            let answer = session.mutate(request, call).await?;
+            session.show(&answer, |a| view::details(a.credential.as_ref()))?;
         }
         Command::Get(Named { id }) => {
             let request = GetCredentialRotationRequest { rotation_id: id };

@@ -71,7 +71,7 @@ impl Vault {
     /// Notes what a look found that changes nothing, and when the next one is. Who must revoke an old value is told, once.
     ///
     /// Errors: LEASE_LOST.
-    pub async fn keep_holding(&self, term: &Term, found: &FoundRotation, look: Look) -> Result<()> {
+    pub async fn wait(&self, term: &Term, found: &FoundRotation, look: Look) -> Result<()> {
         let now = self.clock.now();
         let mut tx = self.db.begin().await?;
         tx.hold(term).await?;

@@ -5,6 +5,8 @@
 //! One order of locks: the version of the key, the tenant, the credential, its rotation, its values.
 
 mod check;
+mod driver;
+mod mint;
 mod remind;
 mod settle;
 mod stage;
@@ -13,6 +15,8 @@ mod step;
 use std::time::Duration;
 
 pub use check::Look;
+pub use driver::{Driver, DriverConfig};
+pub use mint::SetRotation;
 pub use remind::Reminder;
 pub use settle::RollBack;
 pub use stage::{StageCredential, Staged};

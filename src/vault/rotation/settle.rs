@@ -6,7 +6,7 @@ use crate::{
     gate::{AdminPermit, Recorded},
     model::{
         CredentialRotation, CredentialRotationState, CredentialValue, ProbeResult, Probed,
-        ValueLabel,
+        RotationDriver, ValueLabel,
         credential_rotation::{OfStaged, Proof, of_staged},
     },
     store::{FullCredential, Term},
@@ -25,6 +25,8 @@ pub enum RollBack {
         /// What it said of the old one.
         old: Probed,
     },
+    /// The driver gave no value in time.
+    NotMinted,
     /// A person wants it; why, in words.
     Asked(String),
 }
@@ -38,6 +40,7 @@ impl Vault {
     pub async fn promote(
         &self,
         permit: AdminPermit,
+        term: Option<Term>,
         found: Option<FoundRotation>,
         probe: Demand,
     ) -> Result<Recorded<CredentialRotation>> {
@@ -63,11 +66,11 @@ impl Vault {
             ));
         }
         let now = self.clock.now();
-        let mut step = Step::begin(permit, None, &rotation, staged, now).await?;
+        let mut step = Step::begin(permit, term.as_ref(), &rotation, staged, now).await?;
         step.rotation.new_probe.clone_from(&said);
+        let check_at = now.plus(self.rotation.check);
         match next {
             OfStaged::Promote => {
-                let check_at = now.plus(self.rotation.check);
                 step.promote(format_ok, said, check_at).await?;
             }
             OfStaged::RollBack => {
@@ -75,7 +78,11 @@ impl Vault {
                 let text = refused(&step.credential);
                 step.tell("CREDENTIAL_ROLLED_BACK", text).await?;
             }
-            OfStaged::Stay | OfStaged::Refuse => {}
+            // Who began it asks again.
+            OfStaged::Stay | OfStaged::Refuse => {
+                let again = (rotation.driver != RotationDriver::Manual).then_some(check_at);
+                step.rotation.check_at = again;
+            }
         }
         step.done().await
     }
@@ -153,7 +160,7 @@ impl Vault {
                 let previous = value_of(&credential, ValueLabel::Previous, rotation.old_value)?;
                 self.looks_right(&credential, previous).await?
             }
-            CredentialRotationState::Staged => true,
+            CredentialRotationState::Minting | CredentialRotationState::Staged => true,
             CredentialRotationState::Completed | CredentialRotationState::RolledBack => {
                 return Err(state(format!(
                     "the rotation is {}; only one that is under way can be rolled back",
@@ -167,6 +174,11 @@ impl Vault {
             RollBack::Asked(reason) => {
                 step.reason = Some(reason);
                 "ASKED_FOR"
+            }
+            RollBack::NotMinted => {
+                let text = not_minted(&step.credential);
+                step.tell("CREDENTIAL_ROLLED_BACK", text).await?;
+                "NOT_MINTED"
             }
             RollBack::Refused { new, old } => {
                 step.rotation.new_probe = Some(new);
@@ -217,5 +229,12 @@ fn refused(credential: &FullCredential) -> String {
     format!(
         "the provider refuses the new value of credential {key} of tenant {tenant}; the old value stays in use, and \
          another new one is needed"
+    )
+}
+
+fn not_minted(credential: &FullCredential) -> String {
+    let (key, tenant) = (&credential.head.key, &credential.head.key.tenant);
+    format!(
+        "the driver gave no new value of credential {key} of tenant {tenant} for a day; the old value stays in use"
     )
 }

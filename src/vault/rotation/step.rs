@@ -5,8 +5,8 @@ use crate::{
     error::Result,
     gate::{AdminPermit, Mutation, Recorded},
     model::{
-        AlertId, CredentialRotation, CredentialRotationState, Probed, Timestamp, ValueLabel,
-        credential_rotation::Proof,
+        AlertId, CredentialRotation, CredentialRotationState, CredentialValue, Probed, Timestamp,
+        ValueLabel, credential_rotation::Proof,
     },
     store::{Alert, FullCredential, Term},
     vault::{conflict, details},
@@ -33,10 +33,20 @@ impl Step {
         state: CredentialRotationState,
         now: Timestamp,
     ) -> Result<Self> {
-        let mut mutation = match term {
+        let mutation = match term {
             Some(term) => permit.begin_in(term).await?,
             None => permit.begin().await?,
         };
+        Self::lock(mutation, rotation, state, now).await
+    }
+
+    /// As `begin`, in a change that has begun.
+    pub(super) async fn lock(
+        mut mutation: Mutation,
+        rotation: &CredentialRotation,
+        state: CredentialRotationState,
+        now: Timestamp,
+    ) -> Result<Self> {
         let tx = mutation.tx();
         let credential = tx.lock_credential(rotation.credential).await?;
         let credential = credential.ok_or_else(unknown_rotation)?;
@@ -50,6 +60,19 @@ impl Step {
             now,
             reason: None,
         })
+    }
+
+    /// What a driver has minted becomes PENDING.
+    pub(super) async fn stage(&mut self, value: &CredentialValue) -> Result<()> {
+        value_of(
+            &self.credential,
+            ValueLabel::Current,
+            self.rotation.old_value,
+        )?;
+        self.rotation.state = CredentialRotationState::Staged;
+        self.rotation.check_at = Some(self.now);
+        let (tx, key) = (self.mutation.tx(), &self.credential.head.key);
+        Ok(tx.insert_credential_value(key, value).await?)
     }
 
     /// PENDING becomes CURRENT, and CURRENT becomes PREVIOUS.

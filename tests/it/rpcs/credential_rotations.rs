@@ -3,7 +3,7 @@
 use claviger::grpc::proto::{
     CompleteCredentialRotationRequest, CredentialField, GetCredentialRotationRequest,
     ListCredentialRotationsRequest, ListDueCredentialsRequest, PromoteCredentialRequest,
-    RollBackCredentialRequest, StageCredentialRequest,
+    RollBackCredentialRequest, SetCredentialRotationRequest, StageCredentialRequest,
 };
 
 use super::{Case, World, case};
@@ -25,7 +25,8 @@ impl World {
     async fn staged(&self) -> String {
         let request = self.staging().await;
         let service = self.daemon.actor("service");
-        let staged = service.credential_rotations().stage_credential(request);
+        let mut client = service.credential_rotations();
+        let staged = client.stage_credential(request);
         let staged = staged.await.expect("StageCredential").into_inner().rotation;
         staged.expect("a rotation").id
     }
@@ -38,7 +39,8 @@ impl World {
             without_probe: true,
         };
         let service = self.daemon.actor("service");
-        let promoted = service.credential_rotations().promote_credential(request);
+        let mut client = service.credential_rotations();
+        let promoted = client.promote_credential(request);
         promoted.await.expect("PromoteCredential");
         rotation_id
     }
@@ -71,6 +73,16 @@ impl World {
                     reason: "a test".into(),
                 };
                 case(&roll_back(self.promoted().await)).or(&roll_back("none".into()))
+            }
+            "SetCredentialRotation" => {
+                let credential_id = self.credential().await;
+                let set = |driver: &str| SetCredentialRotationRequest {
+                    credential_id: credential_id.clone(),
+                    driver: driver.into(),
+                    rotation_period: None,
+                };
+                // Nothing mints values of this provider.
+                case(&set("manual")).or(&set("webhook"))
             }
             "GetCredentialRotation" => case(&GetCredentialRotationRequest {
                 rotation_id: self.staged().await,

@@ -15,18 +15,18 @@ use tonic::{Code, Status};
 use super::*;
 use crate::daemon::{Engine, PATIENCE, Setup, reason};
 
-const OLD: &str = "wJalrXUtnFEMIK7MDENGbPxRfiCYOLDOLDOLDOLD";
-const NEW: &str = "xKbmsYVuoGFNJL8NEFOHcQySgjDZNEWNEWNEWNEW";
+pub(super) const OLD: &str = "wJalrXUtnFEMIK7MDENGbPxRfiCYOLDOLDOLDOLD";
+pub(super) const NEW: &str = "xKbmsYVuoGFNJL8NEFOHcQySgjDZNEWNEWNEWNEW";
 
 /// Takes the secrets that are issued and not revoked, and refuses every other; or is down.
-struct Provider {
+pub(super) struct Provider {
     port: u16,
-    live: Arc<Mutex<BTreeSet<&'static str>>>,
+    pub(super) live: Arc<Mutex<BTreeSet<&'static str>>>,
     is_down: Arc<Mutex<bool>>,
 }
 
 impl Provider {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let provider = Self {
             port: listener.local_addr().expect("an address").port(),
@@ -61,11 +61,11 @@ impl Provider {
         provider
     }
 
-    fn issues(&self, secret: &'static str) {
+    pub(super) fn issues(&self, secret: &'static str) {
         self.live.lock().expect("no panic").insert(secret);
     }
 
-    fn revokes(&self, secret: &'static str) {
+    pub(super) fn revokes(&self, secret: &'static str) {
         self.live.lock().expect("no panic").remove(secret);
     }
 
@@ -75,26 +75,30 @@ impl Provider {
 }
 
 /// A daemon, its provider, and a credential of alice that `service` manages.
-struct Realm {
-    d: Daemon,
-    provider: Provider,
+pub(super) struct Realm {
+    pub(super) d: Daemon,
+    pub(super) provider: Provider,
     alice: Person,
-    id: String,
+    pub(super) id: String,
 }
 
 impl Realm {
     async fn new(engine: Engine) -> Self {
-        let provider = Provider::new().await;
+        Self::with(engine, Provider::new().await, "").await
+    }
+
+    /// With more lines in section `[vault.rotation]`, and after it.
+    pub(super) async fn with(engine: Engine, provider: Provider, more: &str) -> Self {
         let config = format!(
             "[egress]\nallow_http = true\nallow_networks = [\"127.0.0.0/8\"]\n[vault.base_urls]\n\
-             alpaca = \"http://127.0.0.1:{}\"\n[vault.rotation]\ncheck_seconds = 1",
+             alpaca = \"http://127.0.0.1:{}\"\n[vault.rotation]\ncheck_seconds = 1\n{more}",
             provider.port
         );
         let d = Setup::new(engine).append(config).start().await;
         let request = GrantRoleRequest {
             principal_id: d.id_of("service").await,
             role: "credential-manager".into(),
-            scope: "acme".into(),
+            tenant: "acme".into(),
         };
         let admin = d.actor("admin");
         let granted = admin.principals().grant_role(request).await;
@@ -148,7 +152,8 @@ impl Realm {
             without_probe: false,
         };
         let actor = self.d.actor("service");
-        let promoted = actor.credential_rotations().promote_credential(request);
+        let mut client = actor.credential_rotations();
+        let promoted = client.promote_credential(request);
         Ok(promoted.await?.into_inner().rotation.expect("a rotation"))
     }
 
@@ -182,7 +187,8 @@ impl Realm {
             reason: "it was too slow".into(),
         };
         let actor = self.d.actor("service");
-        let rolled = actor.credential_rotations().roll_back_credential(request);
+        let mut client = actor.credential_rotations();
+        let rolled = client.roll_back_credential(request);
         Ok(rolled.await?.into_inner().rotation.expect("a rotation"))
     }
 
@@ -191,15 +197,18 @@ impl Realm {
             rotation_id: id.into(),
         };
         let actor = self.d.actor("auditor");
-        let got = actor
-            .credential_rotations()
-            .get_credential_rotation(request);
+        let mut client = actor.credential_rotations();
+        let got = client.get_credential_rotation(request);
         let got = got.await.expect("GetCredentialRotation").into_inner();
         got.rotation.expect("a rotation")
     }
 
     /// The rotation, once the daemon has brought it there by itself.
-    async fn gets_to(&self, id: &str, state: CredentialRotationState) -> CredentialRotation {
+    pub(super) async fn gets_to(
+        &self,
+        id: &str,
+        state: CredentialRotationState,
+    ) -> CredentialRotation {
         let until = Instant::now() + PATIENCE;
         loop {
             let rotation = self.get(id).await;
@@ -225,7 +234,7 @@ impl Realm {
     }
 
     /// CURRENT, PENDING, PREVIOUS.
-    async fn values(&self) -> [Option<String>; 3] {
+    pub(super) async fn values(&self) -> [Option<String>; 3] {
         [
             self.reveals("CURRENT").await,
             self.reveals("PENDING").await,
@@ -233,7 +242,7 @@ impl Realm {
         ]
     }
 
-    async fn alerts(&self) -> Vec<String> {
+    pub(super) async fn alerts(&self) -> Vec<String> {
         let rows = self
             .d
             .rows("SELECT kind FROM alerts WHERE kind LIKE 'CREDENTIAL%' ORDER BY raised_at, id");
@@ -241,7 +250,7 @@ impl Realm {
     }
 
     /// No secret is anywhere, and the audit log holds.
-    async fn end(self) {
+    pub(super) async fn end(self) {
         let everything = crate::canaries::dump(&self.d).await + &self.d.log();
         for secret in [OLD, NEW] {
             assert!(!everything.contains(secret));
@@ -258,11 +267,11 @@ fn alpaca(secret: &str) -> Value {
     })
 }
 
-fn some(secret: &str) -> Option<String> {
+pub(super) fn some(secret: &str) -> Option<String> {
     Some(secret.to_owned())
 }
 
-fn why<T>(answer: Result<T, Status>) -> String {
+pub(super) fn why<T>(answer: Result<T, Status>) -> String {
     reason(&answer.err().expect("a refusal"))
 }
 
@@ -527,7 +536,8 @@ async fn who_may_not_put_may_not_rotate_and_bad_values_are_not_staged() {
             without_probe: true,
         };
         let actor_of = realm.d.actor(actor);
-        let refused = actor_of.credential_rotations().promote_credential(request);
+        let mut client = actor_of.credential_rotations();
+        let refused = client.promote_credential(request);
         assert_eq!(refused.await.expect_err(actor).code(), code, "{actor}");
     }
     assert_eq!(realm.values().await, [some(OLD), some(NEW), None]);
@@ -559,7 +569,8 @@ async fn people_are_told_once_what_is_due_and_what_is_overdue() {
             ..Default::default()
         };
         let auditor = realm.d.actor("auditor");
-        let listed = auditor.credential_rotations().list_due_credentials(request);
+        let mut client = auditor.credential_rotations();
+        let listed = client.list_due_credentials(request);
         let listed = listed.await.expect("ListDueCredentials").into_inner();
         let ids = listed.credentials.into_iter().map(|c| c.id);
         ids.collect::<Vec<_>>()
