@@ -1,9 +1,9 @@
 //! CredentialService: the vault.
 //!
-//! Answers that the gate keeps for repeated calls never hold a secret. RevealCredential, whose answer is one, keeps none: it
-//! goes without an idempotency key, whatever the caller sent.
+//! Answers that the gate keeps for repeated calls never hold a secret: that of RevealCredential is put in afterwards, and
+//! only into the answer of the very call that was recorded.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
@@ -62,7 +62,10 @@ impl CredentialApi {
             None => None,
         };
         let unknown = not_found(&resource);
-        let resource = found.as_ref().map_or(resource, |f| f.resource.clone());
+        // To somebody of another tenant an owner with such a credential, one without and nobody are the same.
+        let sees = caller.principal.sees(&resource.tenant);
+        let found_resource = found.as_ref().filter(|_| sees).map(|f| f.resource.clone());
+        let resource = found_resource.unwrap_or(resource);
         let answer = |put: &Put, receipt: &Receipt| proto::PutCredentialResponse {
             credential: Some(message(&put.credential)),
             warnings: put.warnings.clone(),
@@ -102,25 +105,37 @@ impl CredentialApi {
 
     async fn reveal(
         &self,
-        mut caller: Caller,
+        caller: Caller,
         r: proto::RevealCredentialRequest,
     ) -> Result<proto::RevealCredentialResponse> {
-        // Nothing that the gate could keep may hold a secret.
-        caller.idempotency = None;
         let reason = convert::text("reason", r.reason, MAX_REASON)?;
         let label = label(r.label)?;
         let (resource, found) = self.0.vault.find(r.credential_id.parse()?).await?;
-        let answer = |revealed: &Revealed, receipt: &Receipt| proto::RevealCredentialResponse {
-            credential: Some(message(&revealed.credential)),
-            label: label_number(revealed.label),
-            fields: shown(&revealed.fields),
-            receipt: convert::receipt(receipt),
+        let handed_over = Arc::new(Mutex::new(None));
+        let hand_over = Arc::clone(&handed_over);
+        let answer = move |revealed: &Revealed, receipt: &Receipt| {
+            let mut slot = hand_over.lock().unwrap_or_else(PoisonError::into_inner);
+            *slot = Some((receipt.seq, shown(&revealed.fields)));
+            proto::RevealCredentialResponse {
+                credential: Some(message(&revealed.credential)),
+                label: label_number(revealed.label),
+                fields: Vec::new(),
+                receipt: convert::receipt(receipt),
+            }
         };
         let vault = Arc::clone(&self.0.vault);
         let act = async move |permit| vault.reveal(permit, found, label, reason).await;
         let gate = &self.0.gate;
-        gate.mutate(&caller, Action::RevealCredential, resource, answer, act)
-            .await
+        let revealed = gate.mutate(&caller, Action::RevealCredential, resource, answer, act);
+        let mut answer = revealed.await?;
+        let mut slot = handed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        let recorded = answer.receipt.as_ref().map(|receipt| receipt.seq);
+        if let Some((seq, fields)) = slot.take()
+            && recorded == Some(seq)
+        {
+            answer.fields = fields;
+        }
+        Ok(answer)
     }
 
     async fn list(

@@ -59,8 +59,8 @@ const EXPECTED: [(Role, &str); 9] = [
         "GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations ListKeyDestructions GetTenantDestruction \
          ListTenantDestructions ListKeks GetKekRotation ListKekRotations GetIncident ListIncidents ListAuditEvents \
          VerifyAudit GetPrincipal ListPrincipals ListTenants GetApiKey ListApiKeys ListPeppers GetClient ListClients \
-         GetCredential ListCredentials GetCredentialReport ListProviders ListLeases GetCredentialRotation \
-         ListCredentialRotations ListDueCredentials",
+         GetCredential ListCredentials GetCredentialReport ListProviders ListLeases WatchCredentials \
+         GetCredentialRotation ListCredentialRotations ListDueCredentials",
     ),
     (
         Role::CredentialManager,

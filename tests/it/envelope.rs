@@ -414,7 +414,8 @@ fn foreign_headers_are_told_apart() -> TestResult {
     };
     assert_eq!(with(0, b'X'), Err(EnvelopeError::Malformed));
     assert_eq!(with(3, 0), Err(EnvelopeError::UnknownFormat(0)));
-    assert_eq!(with(3, 4), Err(EnvelopeError::UnknownFormat(4)));
+    assert_eq!(with(3, 5), Err(EnvelopeError::UnknownFormat(5)));
+    assert_eq!(with(3, 4)?.kind, Kind::Credential);
     assert_eq!(with(3, 2)?.kind, Kind::WrappedKey);
     assert_eq!(with(4, 0), Err(EnvelopeError::Malformed));
     assert_eq!(with(4, 255), Err(EnvelopeError::Truncated));

@@ -173,6 +173,12 @@ fn without_secret(path: &str, answer: Bytes) -> Bytes {
             blank(&mut answer.secret);
             answer.encode_to_vec().into()
         }
+        Some("RevealCredential") => {
+            let mut answer = RevealCredentialResponse::decode(answer).expect("an answer");
+            assert!(!answer.fields.is_empty(), "{path}: no secret");
+            answer.fields.clear();
+            answer.encode_to_vec().into()
+        }
         _ => answer,
     }
 }

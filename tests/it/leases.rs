@@ -32,7 +32,7 @@ impl Realm {
         let grant = GrantRoleRequest {
             principal_id: daemon.id_of("officer").await,
             role: "credential-manager".into(),
-            scope: "acme".into(),
+            tenant: "acme".into(),
         };
         admin.grant_role(grant).await.expect("GrantRole");
         let mut realm = Self {

@@ -116,7 +116,7 @@ const TABLE: [(&str, &str); 106] = [
     ("ReturnLease",             "D     D      D        D        D       D       Y       H     U"),
     ("RevokeLease",             "D     D      D        D        D       D       Y       H     U"),
     ("ListLeases",              "D     D      D        D        D       Y       Y       H     U"),
-    ("WatchCredentials",        "D     D      D        D        D       D       Y       H     U"),
+    ("WatchCredentials",        "D     D      D        D        D       Y       Y       H     U"),
     ("StageCredential",         "D     D      D        D        D       D       Y       H     U"),
     ("PromoteCredential",       "D     D      D        D        D       D       Y       H     U"),
     ("CompleteCredentialRotation", "D  D      D        D        D       D       Y       H     U"),

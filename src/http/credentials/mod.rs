@@ -7,7 +7,10 @@
 mod body;
 mod shape;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::{
     extract::{Path, Request, State},
@@ -52,6 +55,9 @@ struct Reply {
     status: u32,
     #[prost(string, tag = "2")]
     json: String,
+    /// The audit row of the call that was answered like this.
+    #[prost(int64, tag = "3")]
+    seq: i64,
 }
 
 /// GET: the credentials of a user, masked.
@@ -93,7 +99,7 @@ pub async fn reveal(
     request: Request,
 ) -> Response {
     let act = async |caller: Caller, head: Parts, body| {
-        parts.reveal(caller, &user, &id, &head, body).await
+        parts.reveal(caller, (&user, &id), &head, body).await
     };
     parts.run(request, Action::RevealCredential, act).await
 }
@@ -190,7 +196,10 @@ impl BrokerCredentials {
             None => None,
         };
         let unknown = not_found(&resource);
-        let resource = found.as_ref().map_or(resource, |f| f.resource.clone());
+        // To somebody of another tenant an owner with such a credential, one without and nobody are the same.
+        let sees = caller.principal.sees(&resource.tenant);
+        let found_resource = found.as_ref().filter(|_| sees).map(|f| f.resource.clone());
+        let resource = found_resource.unwrap_or(resource);
         let (vault, gate) = (Arc::clone(&self.vault), Arc::clone(&self.gate));
         let tenant = resource.tenant.clone();
         let act = async move |permit| {
@@ -198,7 +207,7 @@ impl BrokerCredentials {
             vault.make_key(&gate, &tenant).await?;
             vault.put(permit, found, request).await
         };
-        let answer = |put: &Put, _: &Receipt| {
+        let answer = |put: &Put, receipt: &Receipt| {
             let status = match put.is_new {
                 true => StatusCode::CREATED,
                 false => StatusCode::OK,
@@ -207,6 +216,7 @@ impl BrokerCredentials {
             reply(
                 status,
                 &json!({ "credential": credential, "warnings": put.warnings }),
+                receipt,
             )
         };
         let gate = &self.gate;
@@ -228,31 +238,43 @@ impl BrokerCredentials {
         let found = of_owner(found, owner);
         let vault = Arc::clone(&self.vault);
         let act = async move |permit| vault.delete(permit, found).await;
-        let nothing = |(): &(), _: &Receipt| reply(StatusCode::NO_CONTENT, &Value::Null);
+        let nothing =
+            |(): &(), receipt: &Receipt| reply(StatusCode::NO_CONTENT, &Value::Null, receipt);
         let reply = self.gate.mutate(&caller, ACTION, resource, nothing, act);
         Ok(replied(reply.await?))
     }
 
     async fn reveal(
         &self,
-        caller: Caller,
-        user: &str,
-        id: &str,
+        mut caller: Caller,
+        (user, id): (&str, &str),
         head: &Parts,
         body: axum::body::Body,
     ) -> Result<Response> {
+        const ACTION: Action = Action::RevealCredential;
         let owner = owner(user, &caller)?;
         let RevealBody { reason, label } = RevealBody::read(&head.headers, body).await?;
+        let shown = json!([id, reason, label.as_str()]);
+        caller.idempotency = idempotency(&head.headers, ACTION, user, &shown)?;
         let (resource, found) = self.vault.find(credential_id(id)?).await?;
         let found = of_owner(found, owner);
         let vault = Arc::clone(&self.vault);
         let act = async move |permit| vault.reveal(permit, found, label, reason).await;
-        // Without an idempotency key nothing of it is kept.
-        let secret =
-            |revealed: &Revealed, _: &Receipt| reply(StatusCode::OK, &shape::revealed(revealed));
-        let gate = &self.gate;
-        let reply = gate.mutate(&caller, Action::RevealCredential, resource, secret, act);
-        Ok(replied(reply.await?))
+        // What the gate keeps for a call that is made again has no secret.
+        let handed_over = Arc::new(Mutex::new(None));
+        let hand_over = Arc::clone(&handed_over);
+        let answer = move |revealed: &Revealed, receipt: &Receipt| {
+            let mut slot = hand_over.lock().unwrap_or_else(PoisonError::into_inner);
+            *slot = Some((receipt.seq, shape::revealed(revealed)));
+            reply(StatusCode::OK, &shape::unrevealed(revealed), receipt)
+        };
+        let reply = self.gate.mutate(&caller, ACTION, resource, answer, act);
+        let reply = reply.await?;
+        let mut slot = handed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        match slot.take() {
+            Some((seq, revealed)) if seq == reply.seq => Ok(answered(StatusCode::OK, &revealed)),
+            _ => Ok(replied(reply)),
+        }
     }
 }
 
@@ -309,13 +331,14 @@ fn idempotency(
     }))
 }
 
-fn reply(status: StatusCode, json: &Value) -> Reply {
+fn reply(status: StatusCode, json: &Value, receipt: &Receipt) -> Reply {
     Reply {
         status: status.as_u16().into(),
         json: match json {
             Value::Null => String::new(),
             json => json.to_string(),
         },
+        seq: receipt.seq,
     }
 }
 

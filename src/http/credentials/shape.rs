@@ -47,17 +47,23 @@ pub fn credential(c: &FullCredential) -> Value {
     })
 }
 
+/// What is kept of an answer with a secret.
+pub fn unrevealed(revealed: &Revealed) -> Value {
+    json!({
+        "id": revealed.credential.head.id.to_string(),
+        "label": revealed.label.as_str(),
+    })
+}
+
 /// The secret. It is for the caller and nobody else.
 pub fn revealed(revealed: &Revealed) -> Value {
     let fields = revealed.fields.iter();
     let fields: Map<_, _> = fields
         .map(|(name, value)| (name.to_owned(), value.expose_secret().as_str().into()))
         .collect();
-    json!({
-        "id": revealed.credential.head.id.to_string(),
-        "label": revealed.label.as_str(),
-        "fields": fields,
-    })
+    let mut json = unrevealed(revealed);
+    json["fields"] = fields.into();
+    json
 }
 
 fn value(v: &CredentialValue) -> Value {

@@ -47,7 +47,17 @@ def fill_moto():
     backend = secretsmanager_backends["123456789012"][REGION]
     bundle = json.dumps({"MISTRAL_API_KEY": "m" * 32})
     for name, value in {**aws_names(), "prod/bundle": bundle}.items():
-        backend.create_secret(name=name, secret_string=value)
+        backend.create_secret(
+            name=name,
+            secret_string=value,
+            secret_binary=None,
+            description=None,
+            tags=[],
+            kms_key_id=None,
+            client_request_token=None,
+            replica_regions=[],
+            force_overwrite=False,
+        )
 
 
 def is_signed(environ, body):

@@ -183,14 +183,21 @@ async fn a_call_that_is_made_again_gets_its_answer_again_and_never_a_kept_secret
 
     let id = first.json()["credential"]["id"].as_str().map(str::to_owned);
     let path = format!("{MINE}/{}/reveal", id.expect("an id"));
-    for _ in 0..2 {
-        let revealed = with_key(&path, &json!({ "reason": "a test" }), "two").await;
-        assert_eq!(revealed.json()["fields"]["api_secret"], PLANTED);
-    }
-    let rows =
-        "SELECT seq FROM audit_events WHERE action = 'RevealCredential' AND outcome = 'success'";
+    let why = json!({ "reason": "a test" });
+    let revealed = with_key(&path, &why, "two").await;
+    assert_eq!(revealed.json()["fields"]["api_secret"], PLANTED);
+    let again = with_key(&path, &why, "two").await;
+    assert_eq!(again.status, 200, "{again:?}");
+    assert_eq!(again.json().get("fields"), None);
+    let other = with_key(&path, &json!({ "reason": "another" }), "two").await;
+    problem(&other, 409, "IDEMPOTENCY_KEY_REUSED");
+    let revealed = with_key(&path, &why, "three").await;
+    assert_eq!(revealed.json()["fields"]["api_secret"], PLANTED);
+    let rows = "SELECT seq FROM audit_events WHERE action = 'RevealCredential' AND outcome = 'success' \
+         AND data LIKE '%a test%'";
     assert_eq!(d.rows(rows).await.len(), 2, "each reveal is recorded");
     let kept = "SELECT action FROM idempotency_keys WHERE action = 'RevealCredential'";
-    assert!(d.rows(kept).await.is_empty());
+    assert_eq!(d.rows(kept).await.len(), 2);
+    assert!(!crate::canaries::dump(&d).await.contains(PLANTED));
     d.stop().await;
 }

@@ -48,6 +48,17 @@ async fn what_is_anothers_is_managed_by_few_and_revealed_to_nobody() {
     problem(&eve.get(&d, &hers).await, 404, "PRINCIPAL_NOT_FOUND");
     let planted = eve.post(&d, &hers, &binance("planted")).await;
     problem(&planted, 404, "PRINCIPAL_NOT_FOUND");
+    let mut another = binance("planted");
+    another["name"] = "another".into();
+    let nobody = format!("/users/{nothing}/broker-credentials");
+    for (path, body) in [
+        (&hers, &another),
+        (&nobody, &another),
+        (&nobody, &binance("planted")),
+    ] {
+        let reply = eve.post(&d, path, body).await;
+        assert_eq!((reply.status, &reply.body), (404, &planted.body));
+    }
     problem(&carol.get(&d, MINE).await, 403, "PERMISSION_DENIED");
 
     // Who manages sees all of it but the secret.

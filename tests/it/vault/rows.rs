@@ -15,7 +15,9 @@ async fn a_ciphertext_opens_in_its_own_row_and_nowhere_else() {
     let mut other = binance("alices second secret");
     other["environment"] = "production".into();
     let second = alice.stores(&d, &other).await;
-    let bobs = bob.stores(&d, &binance("bobs secret")).await;
+    let mut bobs = binance("bobs secret");
+    bobs["name"] = "bobs".into();
+    let bobs = bob.stores(&d, &bobs).await;
     let eves = eve.stores(&d, &binance("eves secret")).await;
 
     d.execute(
