@@ -52,6 +52,11 @@ async fn bring_on(work: &Work, term: &Term, id: CredentialRotationId) -> Result<
     // Its credential was deleted at this very moment, and the rotation with it.
     let Some(found) = found else { return Ok(()) };
     match found.rotation.state {
+        CredentialRotationState::Minting | CredentialRotationState::Staged
+            if found.is_overtaken() =>
+        {
+            roll_back(work, term, found, RollBack::Replaced, resource).await
+        }
         CredentialRotationState::Minting => mint(work, term, found, resource).await,
         CredentialRotationState::Staged => promote(work, term, found, resource).await,
         CredentialRotationState::Holding => check(work, term, found, resource).await,

@@ -50,7 +50,7 @@ pub enum Driver {
         /// Where.
         url: String,
         /// Signs what is sent.
-        key: hmac::Key,
+        key: Box<hmac::Key>,
     },
     /// By a program.
     Command {
@@ -106,7 +106,7 @@ impl DriverConfig {
         }
         Ok(Driver::Webhook {
             url: url.clone(),
-            key: hmac::Key::new(hmac::HMAC_SHA256, secret),
+            key: Box::new(hmac::Key::new(hmac::HMAC_SHA256, secret)),
         })
     }
 }

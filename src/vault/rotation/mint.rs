@@ -112,7 +112,10 @@ impl Vault {
             .db
             .credentials_due_for_drivers(now, now.minus(PAUSE), limit)
             .await?;
-        let due = due.into_iter();
+        // Without a driver it waits for a person, who is told that it is overdue.
+        let due = due
+            .into_iter()
+            .filter(|head| self.check_driver(head).is_ok());
         Ok(due
             .map(|head| (resource(head.id, &head.key), head.id))
             .collect())

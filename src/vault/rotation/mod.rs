@@ -44,6 +44,14 @@ pub struct FoundRotation {
     pub credential: FullCredential,
 }
 
+impl FoundRotation {
+    /// Before the promotion: is the value that is to be replaced not CURRENT any more?
+    pub fn is_overtaken(&self) -> bool {
+        let current = self.credential.value(ValueLabel::Current);
+        current.map(|value| value.id) != Some(self.rotation.old_value)
+    }
+}
+
 /// Must the provider have said so, or does a person answer for it?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Demand {

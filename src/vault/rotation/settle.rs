@@ -27,6 +27,8 @@ pub enum RollBack {
     },
     /// The driver gave no value in time.
     NotMinted,
+    /// Somebody put another CURRENT value before the new one came.
+    Replaced,
     /// A person wants it; why, in words.
     Asked(String),
 }
@@ -175,6 +177,7 @@ impl Vault {
                 step.reason = Some(reason);
                 "ASKED_FOR"
             }
+            RollBack::Replaced => "VALUE_REPLACED",
             RollBack::NotMinted => {
                 let text = not_minted(&step.credential);
                 step.tell("CREDENTIAL_ROLLED_BACK", text).await?;

@@ -25,8 +25,17 @@ const KEY: &str = "the secret of this webhook";
 struct Minter {
     port: u16,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
+    habit: Arc<Mutex<Habit>>,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Habit {
+    /// Needs more time once.
+    Works,
     /// Mints without the provider's knowledge.
-    forges: Arc<Mutex<bool>>,
+    Forges,
+    /// Always needs more time.
+    Dawdles,
 }
 
 impl Minter {
@@ -35,9 +44,9 @@ impl Minter {
         let minter = Self {
             port: listener.local_addr().expect("an address").port(),
             asked: Arc::default(),
-            forges: Arc::default(),
+            habit: Arc::new(Mutex::new(Habit::Works)),
         };
-        let (asked, forges) = (Arc::clone(&minter.asked), Arc::clone(&minter.forges));
+        let (asked, habit) = (Arc::clone(&minter.asked), Arc::clone(&minter.habit));
         tokio::spawn(async move {
             while let Ok((mut socket, _)) = listener.accept().await {
                 let mut head = Vec::new();
@@ -70,10 +79,13 @@ impl Minter {
                     asked.push((id, question.clone()));
                     asked.len() == 1
                 };
+                let habit = *habit.lock().expect("no panic");
                 let (status, answer) = match question["event"].as_str() {
-                    Some("mint") if is_first => ("202 Accepted", String::new()),
+                    Some("mint") if is_first || habit == Habit::Dawdles => {
+                        ("202 Accepted", String::new())
+                    }
                     Some("mint") => {
-                        if !*forges.lock().expect("no panic") {
+                        if habit == Habit::Works {
                             live.lock().expect("no panic").insert(NEW);
                         }
                         let fields =
@@ -95,6 +107,10 @@ impl Minter {
             }
         });
         minter
+    }
+
+    fn gets(&self, habit: Habit) {
+        *self.habit.lock().expect("no panic") = habit;
     }
 
     fn asked(&self) -> Vec<(String, Value)> {
@@ -207,7 +223,7 @@ async fn a_webhook_rotates_what_is_due_on_postgresql() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_value_that_was_minted_and_does_not_work_is_never_current() {
     let (realm, minter, file) = realm(Engine::Sqlite).await;
-    *minter.forges.lock().expect("no panic") = true;
+    minter.gets(Habit::Forges);
     let set = realm.set_driver("webhook").await;
     set.expect("SetCredentialRotation");
     realm.falls_due().await;
@@ -228,6 +244,26 @@ async fn a_value_that_was_minted_and_does_not_work_is_never_current() {
     assert_eq!(alerts, ["CREDENTIAL_OVERDUE", "CREDENTIAL_ROLLED_BACK"]);
     let count = "SELECT id FROM credential_rotations";
     assert_eq!(realm.d.rows(count).await.len(), 1);
+    realm.end().await;
+    std::fs::remove_file(file).expect("removed");
+}
+
+// R-CRED-7
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_person_is_faster_than_a_driver() {
+    let (realm, minter, file) = realm(Engine::Sqlite).await;
+    minter.gets(Habit::Dawdles);
+    let set = realm.set_driver("webhook").await;
+    set.expect("SetCredentialRotation");
+    realm.falls_due().await;
+    let id = realm.begun().await;
+    realm.puts("yLcntZWvpHGOKM9OFGPIdRzThkEAputputputput").await;
+    let ended = realm
+        .gets_to(&id, CredentialRotationState::RolledBack)
+        .await;
+    assert_eq!(ended.why, "VALUE_REPLACED");
+    let put = some("yLcntZWvpHGOKM9OFGPIdRzThkEAputputputput");
+    assert_eq!(realm.values().await, [put, None, None]);
     realm.end().await;
     std::fs::remove_file(file).expect("removed");
 }

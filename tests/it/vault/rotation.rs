@@ -249,6 +249,14 @@ impl Realm {
         rows.await.into_iter().map(|row| row[0].clone()).collect()
     }
 
+    /// Alice puts another value in the place of the CURRENT one.
+    pub(super) async fn puts(&self, secret: &str) {
+        let mut other = alpaca(secret);
+        other["replace"] = true.into();
+        let put = self.alice.post(&self.d, MINE, &other).await;
+        assert_eq!(put.status, 200, "{put:?}");
+    }
+
     /// No secret is anywhere, and the audit log holds.
     pub(super) async fn end(self) {
         let everything = crate::canaries::dump(&self.d).await + &self.d.log();
@@ -496,10 +504,7 @@ async fn people_take_a_rotation_back_and_waive_what_cannot_be_proved() {
     // A value that was put in between is nobody's to undo.
     realm.provider.issues(OLD);
     let id = realm.stage(OLD, HOUR).await;
-    let mut other = alpaca("yLcntZWvpHGOKM9OFGPIdRzThkEAputputputput");
-    other["replace"] = true.into();
-    let put = realm.alice.post(&realm.d, MINE, &other).await;
-    assert_eq!(put.status, 200, "{put:?}");
+    realm.puts("yLcntZWvpHGOKM9OFGPIdRzThkEAputputputput").await;
     assert_eq!(
         why(realm.try_promote(&id).await),
         "CREDENTIAL_ROTATION_STATE"
