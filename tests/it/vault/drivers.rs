@@ -193,7 +193,7 @@ async fn a_webhook_rotates(engine: Engine) {
         let text = question.to_string();
         assert!(!text.contains(OLD) && !text.contains(NEW), "{text}");
     }
-    let by = "SELECT DISTINCT action FROM audit_events WHERE actor LIKE '%scheduler%' AND outcome = 'success' \
+    let by = "SELECT DISTINCT action FROM audit_events WHERE actor = '00000000-0000-7000-8000-000000000001' AND outcome = 'success' \
               AND entity = 'credential' ORDER BY action";
     let by: Vec<_> = realm.d.rows(by).await.concat();
     assert_eq!(

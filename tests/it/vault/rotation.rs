@@ -606,3 +606,56 @@ async fn people_are_told_once_what_is_due_and_what_is_overdue() {
     );
     realm.end().await;
 }
+
+// R-CRED-7
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_at_the_command_line() {
+    let realm = Realm::new(Engine::Sqlite).await;
+    let (key, secret) = (realm.d.path("new.key"), realm.d.path("new.secret"));
+    std::fs::write(&key, "PKZQ7YJX2WVB4MNCRT6H\n").expect("a file");
+    std::fs::write(&secret, format!("{NEW}\n")).expect("a file");
+    let key = format!("api_key=file:{}", key.display());
+    let secret = format!("api_secret=file:{}", secret.display());
+    let of = async |args: &[&str]| {
+        let common = ["--as", "service", "credential", "rotation"];
+        let output = realm.d.cli(&[&common[..], args].concat()).await;
+        let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(!shown.contains(NEW), "{shown}");
+        (output.status.code(), shown)
+    };
+    let stage = async || {
+        let args = [
+            "stage", &realm.id, "--field", &key, "--field", &secret, "--hold", "1h",
+        ];
+        let (code, shown) = of(&args).await;
+        assert_eq!(code, Some(0), "{shown}");
+        let open = "SELECT id FROM credential_rotations WHERE state = 'STAGED'";
+        realm.d.rows(open).await[0][0].clone()
+    };
+    let id = stage().await;
+    let (code, shown) = of(&["promote", &id]).await;
+    assert_eq!(code, Some(1), "the provider refuses it: {shown}");
+    assert!(shown.contains("NEW_VALUE_REFUSED"), "{shown}");
+
+    realm.provider.issues(NEW);
+    let id = stage().await;
+    assert_eq!(of(&["promote", &id]).await.0, Some(0));
+    let (code, shown) = of(&["complete", &id]).await;
+    assert_eq!(code, Some(1), "it still works: {shown}");
+    assert!(shown.contains("alive"), "{shown}");
+    realm.provider.revokes(OLD);
+    let (code, shown) = of(&["complete", &id]).await;
+    assert_eq!(code, Some(0), "{shown}");
+    assert!(shown.contains("dead"), "{shown}");
+    let (code, shown) = of(&["get", &id]).await;
+    assert!(code == Some(0) && shown.contains("HTTP_401"), "{shown}");
+    let (code, shown) = of(&["list", "--credential", &realm.id]).await;
+    assert!(code == Some(0) && shown.contains(&id), "{shown}");
+    let (code, shown) = of(&["due", "--tenant", "acme", "--within", "40d"]).await;
+    assert!(code == Some(0) && shown.contains(&realm.id), "{shown}");
+    let (code, shown) = of(&["set", &realm.id, "--period", "60d"]).await;
+    assert_eq!(code, Some(0), "{shown}");
+    let (code, shown) = of(&["due", "--tenant", "acme", "--within", "40d"]).await;
+    assert!(code == Some(0) && !shown.contains(&realm.id), "{shown}");
+    realm.end().await;
+}
