@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 17] = [
+const PROTOS: [&str; 18] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
@@ -23,6 +23,7 @@ const PROTOS: [&str; 17] = [
     "claviger/v1/usage.proto",
     "claviger/v1/alerts.proto",
     "claviger/v1/leases.proto",
+    "claviger/v1/credential_rotations.proto",
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.

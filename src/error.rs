@@ -112,6 +112,8 @@ reasons! {
     CredentialNotFound = "CREDENTIAL_NOT_FOUND": NotFound,
     /// No such lease, or none that is the caller's.
     LeaseNotFound = "LEASE_NOT_FOUND": NotFound,
+    /// No such rotation of a credential, or none the caller may see.
+    CredentialRotationNotFound = "CREDENTIAL_ROTATION_NOT_FOUND": NotFound,
     /// No such tenant, or none the caller may see.
     TenantNotFound = "TENANT_NOT_FOUND": NotFound,
     /// The subject has no limit of its own.
@@ -128,6 +130,10 @@ reasons! {
     CredentialUnreadable = "CREDENTIAL_UNREADABLE": FailedPrecondition,
     /// The lease is over, or the credential has another value by now.
     LeaseState = "LEASE_STATE": FailedPrecondition,
+    /// The credential or its rotation is in a state that does not allow this.
+    CredentialRotationState = "CREDENTIAL_ROTATION_STATE": FailedPrecondition,
+    /// The driver that mints the values of a provider failed.
+    CredentialDriverFailed = "CREDENTIAL_DRIVER_FAILED": FailedPrecondition,
     /// More scopes than the owner, the client or the caller holds.
     ScopeExceeded = "SCOPE_EXCEEDED": FailedPrecondition,
     /// The key has another purpose.

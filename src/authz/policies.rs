@@ -12,7 +12,7 @@ use super::{
 /// Name of the schema in `policies/` and in every directory of policies.
 pub(super) const SCHEMA_FILE: &str = "claviger.cedarschema";
 pub(super) const SCHEMA: &str = include_str!("../../policies/claviger.cedarschema");
-const BUILT_IN: [(&str, &str); 5] = [
+const BUILT_IN: [(&str, &str); 6] = [
     (
         "policies/administration.cedar",
         include_str!("../../policies/administration.cedar"),
@@ -32,6 +32,10 @@ const BUILT_IN: [(&str, &str); 5] = [
     (
         "policies/leases.cedar",
         include_str!("../../policies/leases.cedar"),
+    ),
+    (
+        "policies/credential_rotations.cedar",
+        include_str!("../../policies/credential_rotations.cedar"),
     ),
 ];
 

@@ -18,6 +18,7 @@ use super::{
 use crate::grpc::proto::{
     alert_service_client::AlertServiceClient, api_key_service_client::ApiKeyServiceClient,
     audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
+    credential_rotation_service_client::CredentialRotationServiceClient,
     credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
@@ -127,6 +128,8 @@ clients! {
     principals: PrincipalServiceClient,
     /// Client of `ClientService`.
     clients: ClientServiceClient,
+    /// Client of `CredentialRotationService`.
+    credential_rotations: CredentialRotationServiceClient,
     /// Client of `LeaseService`.
     leases: LeaseServiceClient,
     /// Client of `CredentialService`.

@@ -282,7 +282,7 @@ impl CredentialApi {
 
     /// Whose credentials a request is about, and what the gate decides about; with what there is to say once it has, when
     /// nobody has the id.
-    async fn whose(
+    pub(super) async fn whose(
         &self,
         caller: &Caller,
         owner_id: &str,
@@ -328,7 +328,7 @@ fn organisation(given: String) -> Result<String> {
 }
 
 /// The secret of a request; its buffers are wiped whatever comes of it.
-fn fields(given: Vec<proto::CredentialField>) -> Result<SecretFields> {
+pub(super) fn fields(given: Vec<proto::CredentialField>) -> Result<SecretFields> {
     let values: Vec<_> = given
         .into_iter()
         .map(|field| (field.name, call::secret(field.value)))
@@ -450,7 +450,7 @@ fn label_number(label: ValueLabel) -> i32 {
     .into()
 }
 
-fn probe(probed: &Probed) -> proto::CredentialProbe {
+pub(super) fn probe(probed: &Probed) -> proto::CredentialProbe {
     use proto::ProbeResult as P;
     let result = match probed.result {
         ProbeResult::Valid => P::Valid,
@@ -478,7 +478,7 @@ fn value(v: &CredentialValue) -> proto::CredentialValue {
     }
 }
 
-fn message(c: &FullCredential) -> proto::Credential {
+pub(super) fn message(c: &FullCredential) -> proto::Credential {
     let head = &c.head;
     proto::Credential {
         id: head.id.to_string(),

@@ -9,6 +9,7 @@ mod audit;
 mod call;
 mod clients;
 mod convert;
+mod credential_rotations;
 mod credentials;
 mod crypto;
 mod data_keys;
@@ -48,6 +49,7 @@ pub fn routes(
     use proto::{
         alert_service_server::AlertServiceServer, api_key_service_server::ApiKeyServiceServer,
         audit_service_server::AuditServiceServer, client_service_server::ClientServiceServer,
+        credential_rotation_service_server::CredentialRotationServiceServer,
         credential_service_server::CredentialServiceServer,
         crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
@@ -77,6 +79,9 @@ pub fn routes(
     let credentials = CredentialServiceServer::new(credentials::CredentialApi(parts.clone()));
     let usage = UsageServiceServer::new(usage::UsageApi(parts.clone()));
     let alerts = AlertServiceServer::new(alerts::AlertApi(parts.clone()));
+    let credential_rotations = CredentialRotationServiceServer::new(
+        credential_rotations::CredentialRotationApi(parts.clone()),
+    );
     let leases = LeaseServiceServer::new(leases::LeaseApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
@@ -96,6 +101,7 @@ pub fn routes(
         .add_service(usage.max_decoding_message_size(limit))
         .add_service(alerts.max_decoding_message_size(limit))
         .add_service(leases.max_decoding_message_size(limit))
+        .add_service(credential_rotations.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

@@ -16,6 +16,7 @@ mod prune;
 mod reconcile;
 mod rewrap_credentials;
 mod rewrap_data_keys;
+mod rotate_credentials;
 mod rotate_due;
 mod rotation_steps;
 mod round;

@@ -15,7 +15,7 @@ use super::{
     Checkpoints, IdempotencyConfig, alerts, checkpoint_audit, complete_grace, destroy_due,
     destroy_tenants, expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue,
     prune, reconcile, rewrap_credentials, rewrap_data_keys, rewrap_data_keys::Rewrapping,
-    rotate_due, round::Patience, switch_key,
+    rotate_credentials, rotate_due, round::Patience, switch_key,
 };
 use crate::{
     alerts::Alerts,
@@ -194,6 +194,17 @@ fn jobs() -> Vec<Job> {
             "rewrap_credentials",
             Duration::from_secs(2),
             |work, term| Box::pin(rewrap_credentials::run(work, term)),
+        ),
+        job("begin_credential_rotations", at_every_look, |work, term| {
+            Box::pin(rotate_credentials::begin(work, term))
+        }),
+        job("rotate_credentials", at_every_look, |work, term| {
+            Box::pin(rotate_credentials::run(work, term))
+        }),
+        job(
+            "remind_credentials",
+            Duration::from_secs(5),
+            |work, term| Box::pin(rotate_credentials::remind(work, term)),
         ),
         // Last: in the course of a rotation of the KEK it uses up its slice of time at every look.
         job("rewrap_data_keys", at_every_look, |work, term| {

@@ -119,6 +119,10 @@ uuid_id!(
     LeaseId, "lease"
 );
 uuid_id!(
+    /// Identifies a rotation of a credential.
+    CredentialRotationId, "credential rotation"
+);
+uuid_id!(
     /// Names something we are about to create in a backend: its `CKA_ID` or KMS tag.
     IntentId, "intent"
 );

@@ -9,6 +9,7 @@ pub mod algorithm;
 pub mod api_key;
 pub mod client;
 pub mod credential;
+pub mod credential_rotation;
 pub mod destruction;
 pub mod duties;
 pub mod ids;
@@ -35,11 +36,12 @@ pub use credential::{
     CredentialEnvironment, CredentialKey, CredentialValue, ProbeResult, Probed, RotationDriver,
     SecretFields, StoredCredential, ValueLabel,
 };
+pub use credential_rotation::{CredentialRotation, CredentialRotationState};
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
-    AlertId, ApiKeyId, ClientId, CredentialId, CredentialValueId, DeliveryId, DestructionId,
-    IncidentId, IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, LeaseId, NoteId, PrincipalId,
-    RotationId, TenantDestructionId, TenantName, TokenId,
+    AlertId, ApiKeyId, ClientId, CredentialId, CredentialRotationId, CredentialValueId, DeliveryId,
+    DestructionId, IncidentId, IntentId, KekRotationId, KeyId, KeyName, KeyRef, Kid, LeaseId,
+    NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName, TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};
 pub use kek::{KekRotation, KekRow, KekState};

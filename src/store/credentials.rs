@@ -51,6 +51,23 @@ const OF_OWNER: &str = heads!(
 const OF_TENANT: &str = heads!(
     "WHERE tenant = $1 AND id > $2 AND ($3 = '' OR provider = $3) AND ($4 = '' OR environment = $4) ORDER BY id LIMIT $5"
 );
+const DUE_OF_OWNER: &str =
+    heads!("WHERE owner = $1 AND id > $2 AND rotation_due_at <= $3 ORDER BY id LIMIT $4");
+const DUE_OF_TENANT: &str =
+    heads!("WHERE tenant = $1 AND id > $2 AND rotation_due_at <= $3 ORDER BY id LIMIT $4");
+const UNTOLD: &str = heads!(
+    "WHERE rotation_due_at > $2 AND rotation_due_at <= $3 \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credentials.tenant AND t.erased_at IS NOT NULL) \
+     AND NOT EXISTS (SELECT 1 FROM alerts a \
+     WHERE a.window_key = $1 || '/' || credentials.id || '/' || CAST(rotation_due_at AS TEXT)) \
+     ORDER BY rotation_due_at, id LIMIT $4"
+);
+const DUE_FOR_DRIVERS: &str = heads!(
+    "WHERE rotation_due_at <= $1 AND rotation_driver <> 'manual' \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credentials.tenant AND t.erased_at IS NOT NULL) \
+     AND NOT EXISTS (SELECT 1 FROM credential_rotations r WHERE r.credential_id = credentials.id \
+     AND (r.state IN ('MINTING', 'STAGED', 'HOLDING') OR r.created_at > $2)) ORDER BY rotation_due_at, id LIMIT $3"
+);
 /// Counts of the credentials that the condition names.
 macro_rules! report {
     ($which:literal) => {
@@ -441,6 +458,51 @@ impl Db {
                 full(row, values)
             })
             .collect()
+    }
+
+    /// Up to `limit` credentials after `after` that are to be rotated by `until`.
+    pub async fn due_credentials(
+        &self,
+        of: &CredentialsOf,
+        until: Timestamp,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<FullCredential>> {
+        let (sql, of) = match of {
+            CredentialsOf::Owner(owner) => (DUE_OF_OWNER, owner.to_string()),
+            CredentialsOf::Tenant(name) => (DUE_OF_TENANT, name.to_string()),
+        };
+        let rows = fetch_all!(self, Row, sql, &of, after, until.micros(), limit)?;
+        let mut found = Vec::with_capacity(rows.len());
+        for row in rows {
+            found.push(self.with_values(row).await?);
+        }
+        Ok(found)
+    }
+
+    /// Up to `limit` credentials that are due at `now` and have a driver, and no rotation that is under way or began after
+    /// `since`.
+    pub async fn credentials_due_for_drivers(
+        &self,
+        now: Timestamp,
+        since: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<StoredCredential>> {
+        let (now, since) = (now.micros(), since.micros());
+        let rows = fetch_all!(self, Row, DUE_FOR_DRIVERS, now, since, limit)?;
+        rows.into_iter().map(StoredCredential::try_from).collect()
+    }
+
+    /// Up to `limit` credentials that are to be rotated after `from` and by `until`, and that no alert of this kind is about.
+    pub async fn credentials_untold(
+        &self,
+        kind: &str,
+        (from, until): (Timestamp, Timestamp),
+        limit: i64,
+    ) -> Result<Vec<StoredCredential>> {
+        let (from, until) = (from.micros(), until.micros());
+        let rows = fetch_all!(self, Row, UNTOLD, kind, from, until, limit)?;
+        rows.into_iter().map(StoredCredential::try_from).collect()
     }
 
     /// What there is for each provider: of one principal, of one tenant, or of everybody.

@@ -10,6 +10,7 @@ mod api_keys;
 mod audit;
 mod clients;
 mod credential_leases;
+mod credential_rotations;
 mod credentials;
 mod destructions;
 mod doctor;
@@ -39,6 +40,7 @@ pub use alerts::{Alert, AlertFilter, AlertState, ToldAlert, UnroutedAlert};
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use credential_leases::LeasesOf;
+pub use credential_rotations::CredentialRotationsOf;
 pub use credentials::{
     CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
 };

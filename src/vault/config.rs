@@ -1,10 +1,13 @@
 //! Section `[vault]`.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::Deserialize;
 
-use super::Catalogue;
+use super::{
+    Catalogue,
+    rotation::{Driver, DriverConfig},
+};
 use crate::model::{KeyName, Provider, ProviderName};
 
 /// Section `[vault]`.
@@ -23,6 +26,80 @@ pub struct VaultConfig {
     pub providers: Vec<Provider>,
     /// Where providers are asked, by name, instead of where the catalogue says: a proxy, a region, a stand-in.
     pub base_urls: BTreeMap<ProviderName, String>,
+    /// Rotations of credentials.
+    pub rotation: CredentialRotationConfig,
+}
+
+/// Section `[vault.rotation]`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CredentialRotationConfig {
+    /// How long an old value is held where a rotation does not say, in seconds: 0 to 30 days. Default a day.
+    pub hold_seconds: u64,
+    /// How often a provider is asked about the values of a rotation whose old value is held, in seconds: 1 to a day. Default
+    /// 300.
+    pub check_seconds: u64,
+    /// How long before a credential is due people are told, in days: 0 to 365. Default 7.
+    pub remind_days: u32,
+    /// What mints new values, by provider. Default none: people bring them.
+    pub drivers: BTreeMap<ProviderName, DriverConfig>,
+}
+
+impl Default for CredentialRotationConfig {
+    fn default() -> Self {
+        Self {
+            hold_seconds: 24 * 60 * 60,
+            check_seconds: 300,
+            remind_days: 7,
+            drivers: BTreeMap::new(),
+        }
+    }
+}
+
+/// The same as lengths of time.
+#[derive(Clone, Copy)]
+pub(super) struct Times {
+    pub(super) hold: Duration,
+    pub(super) check: Duration,
+    pub(super) remind: Duration,
+}
+
+impl CredentialRotationConfig {
+    fn check(&self) -> Result<(), String> {
+        const DAY: u64 = 24 * 60 * 60;
+        if self.hold_seconds > 30 * DAY {
+            return Err("vault.rotation.hold_seconds must be at most 2592000".into());
+        }
+        if !(1..=DAY).contains(&self.check_seconds) {
+            return Err("vault.rotation.check_seconds must be 1 to 86400".into());
+        }
+        if self.remind_days > 365 {
+            return Err("vault.rotation.remind_days must be at most 365".into());
+        }
+        for (provider, driver) in &self.drivers {
+            let checked = driver.check();
+            checked.map_err(|e| format!("vault.rotation.drivers.{provider}: {e}"))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn drivers(&self) -> Result<BTreeMap<ProviderName, Driver>, String> {
+        let drivers = self.drivers.iter().map(|(provider, config)| {
+            let driver = config.driver();
+            let driver = driver.map_err(|e| format!("vault.rotation.drivers.{provider}: {e}"))?;
+            Ok((provider.clone(), driver))
+        });
+        drivers.collect()
+    }
+
+    pub(super) fn times(&self) -> Times {
+        let days = Duration::from_secs(24 * 60 * 60);
+        Times {
+            hold: Duration::from_secs(self.hold_seconds),
+            check: Duration::from_secs(self.check_seconds),
+            remind: days * self.remind_days,
+        }
+    }
 }
 
 impl Default for VaultConfig {
@@ -33,6 +110,7 @@ impl Default for VaultConfig {
             max_lease_seconds: 24 * 60 * 60,
             providers: Vec::new(),
             base_urls: BTreeMap::new(),
+            rotation: CredentialRotationConfig::default(),
         }
     }
 }
@@ -44,6 +122,7 @@ impl VaultConfig {
         if !(60..=30 * 24 * 60 * 60).contains(&self.max_lease_seconds) {
             return Err("vault.max_lease_seconds must be 60 to 2592000".into());
         }
+        self.rotation.check()?;
         self.catalogue().map(|_| ())
     }
 

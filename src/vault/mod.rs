@@ -13,23 +13,29 @@ mod put;
 mod report;
 mod reveal;
 mod rewrap;
+mod rotation;
 mod seal;
 mod validate;
 mod watch;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use catalogue::{Catalogue, Warnings};
-pub use config::VaultConfig;
+pub use config::{CredentialRotationConfig, VaultConfig};
 pub use import::{ImportItem, ImportOutcome, ImportRequest, ImportResult, Imported, ItemOwner};
 pub use leases::Leased;
 pub use put::{Put, PutCredential};
 pub use reveal::Revealed;
+pub use rotation::{
+    Demand, DriverConfig, FoundRotation, Look, Reminder, RollBack, SetRotation, StageCredential,
+    Staged, unknown_rotation,
+};
 pub use validate::Validated;
 pub use watch::{Seen, Watch};
 
 pub use crate::store::{
-    CredentialFilter, CredentialsOf, FullCredential, LeasesOf, OutdatedValues, ProviderCounts,
+    CredentialFilter, CredentialRotationsOf, CredentialsOf, FullCredential, LeasesOf,
+    OutdatedValues, ProviderCounts,
 };
 
 use crate::{
@@ -40,8 +46,8 @@ use crate::{
     gate::{AdminPermit, Gate, Permit, Recorded, not_found},
     keys::Keys,
     model::{
-        Action, Caller, CredentialId, CredentialKey, Entity, KeyName, Principal, Resource,
-        TenantName, Timestamp,
+        Action, Caller, CredentialId, CredentialKey, Entity, KeyName, Principal, ProviderName,
+        Resource, TenantName, Timestamp,
     },
     store::Db,
 };
@@ -57,6 +63,8 @@ pub struct Vault {
     is_strict: bool,
     max_lease: Duration,
     news: watch::News,
+    rotation: config::Times,
+    drivers: BTreeMap<ProviderName, rotation::Driver>,
     catalogue: Catalogue,
 }
 
@@ -78,6 +86,8 @@ impl Vault {
             is_strict: config.strict,
             max_lease: Duration::from_secs(config.max_lease_seconds),
             news: watch::News::default(),
+            rotation: config.rotation.times(),
+            drivers: config.rotation.drivers()?,
             catalogue: config.catalogue()?,
         })
     }
@@ -165,9 +175,12 @@ impl Vault {
         let found = found.ok_or_else(no_such_credential)?;
         let details = details(&found.head.key);
         let mut mutation = permit.begin().await?;
-        if !mutation.tx().delete_credential(&found.head).await? {
+        let (tx, id, now) = (mutation.tx(), found.head.id, self.clock.now());
+        if !tx.delete_credential(&found.head).await? {
             return Err(conflict());
         }
+        tx.close_credential_rotation(id, "CREDENTIAL_DELETED", now)
+            .await?;
         mutation.record((), details).await
     }
 }

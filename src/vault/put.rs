@@ -19,7 +19,8 @@ use crate::{
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long a value may be CURRENT.
-const PERIODS: std::ops::RangeInclusive<Duration> = DAY..=Duration::from_secs(365 * 24 * 60 * 60);
+pub(super) const PERIODS: std::ops::RangeInclusive<Duration> =
+    DAY..=Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What PutCredential is asked for, besides the place.
 pub struct PutCredential {

@@ -24,8 +24,22 @@ impl Vault {
         label: ValueLabel,
         now: Timestamp,
     ) -> Result<CredentialValue> {
-        let with = self.tenant_key(&key.tenant).await?;
         let value_id = CredentialValueId::random();
+        self.seal_as(value_id, (id, key), provider, fields, label, now)
+            .await
+    }
+
+    /// As `seal`, for a value whose id is known already.
+    pub(super) async fn seal_as(
+        &self,
+        value_id: CredentialValueId,
+        (id, key): (CredentialId, &CredentialKey),
+        provider: &Provider,
+        fields: &SecretFields,
+        label: ValueLabel,
+        now: Timestamp,
+    ) -> Result<CredentialValue> {
+        let with = self.tenant_key(&key.tenant).await?;
         let binding = binding(value_id, id, key);
         let secret = fields.to_json()?;
         let sealed = self.keys.seal_credential(&with, &secret, &binding).await;

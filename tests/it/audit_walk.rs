@@ -146,6 +146,14 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
             ("service", Some("issuer"))
         }
         "ListLeases" => ("auditor", Some("issuer")),
+        "StageCredential"
+        | "PromoteCredential"
+        | "CompleteCredentialRotation"
+        | "RollBackCredential"
+        | "SetCredentialRotation" => ("service", Some("issuer")),
+        "GetCredentialRotation" | "ListCredentialRotations" | "ListDueCredentials" => {
+            ("auditor", Some("issuer"))
+        }
         unknown => panic!("action {unknown} has nobody in tests/it/audit_walk.rs; add them"),
     }
 }

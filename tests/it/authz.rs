@@ -59,13 +59,15 @@ const EXPECTED: [(Role, &str); 9] = [
         "GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations ListKeyDestructions GetTenantDestruction \
          ListTenantDestructions ListKeks GetKekRotation ListKekRotations GetIncident ListIncidents ListAuditEvents \
          VerifyAudit GetPrincipal ListPrincipals ListTenants GetApiKey ListApiKeys ListPeppers GetClient ListClients \
-         GetCredential ListCredentials GetCredentialReport ListProviders ListLeases \
-         WatchCredentials",
+         GetCredential ListCredentials GetCredentialReport ListProviders ListLeases WatchCredentials \
+         GetCredentialRotation ListCredentialRotations ListDueCredentials",
     ),
     (
         Role::CredentialManager,
         "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential ImportCredentials \
-         GetCredentialReport ListProviders RevokeLease ListLeases",
+         GetCredentialReport ListProviders RevokeLease ListLeases StageCredential PromoteCredential \
+         CompleteCredentialRotation RollBackCredential SetCredentialRotation GetCredentialRotation \
+         ListCredentialRotations ListDueCredentials",
     ),
     (Role::TokenIssuer, "IssueToken VerifyToken GetKey"),
     (
@@ -104,16 +106,20 @@ const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken ListProvi
 /// What `can.use_users` gives for what is one's own.
 const OWN_CREDENTIALS: &str = "PutCredential GetCredential RevealCredential ListCredentials DeleteCredential \
      ValidateCredential GetCredentialReport LeaseCredential RenewLease ReturnLease RevokeLease ListLeases \
-     WatchCredentials";
+     WatchCredentials StageCredential PromoteCredential CompleteCredentialRotation RollBackCredential \
+     SetCredentialRotation GetCredentialRotation ListCredentialRotations ListDueCredentials";
 /// What `can.manage_users` gives in the home tenant.
 const USERS_CREDENTIALS: &str = "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential \
-     ImportCredentials GetCredentialReport RevokeLease ListLeases";
+     ImportCredentials GetCredentialReport RevokeLease ListLeases StageCredential PromoteCredential \
+     CompleteCredentialRotation RollBackCredential SetCredentialRotation GetCredentialRotation \
+         ListCredentialRotations ListDueCredentials";
 /// What `can.lease_credentials` gives in the home tenant.
 const LEASES: &str = "LeaseCredential RenewLease ReturnLease WatchCredentials";
 /// What jobs of the daemon may do in every tenant, whatever their roles.
 const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
      SwitchKey DestroyMaterial SettleIntent CheckpointAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
-     DestroyTenantMaterial CreatePepper ExpireApiKey CreateCredentialKey RewrapCredentials";
+     DestroyTenantMaterial CreatePepper ExpireApiKey CreateCredentialKey RewrapCredentials StageCredential PromoteCredential \
+     CompleteCredentialRotation RollBackCredential";
 /// Asked of the system tenant only.
 const WHOLE_INSTALLATION: [&str; 7] = [
     "CreateTenant",

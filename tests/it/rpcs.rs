@@ -4,6 +4,7 @@
 
 mod accounts;
 mod clients;
+mod credential_rotations;
 mod credentials;
 mod leases;
 mod usage;
@@ -253,6 +254,14 @@ impl World {
             | "GetCredentialReport" => self.credential_case(name).await,
             "LeaseCredential" | "RenewLease" | "ReturnLease" | "RevokeLease" | "ListLeases"
             | "WatchCredentials" => self.lease_case(name).await,
+            "StageCredential"
+            | "PromoteCredential"
+            | "CompleteCredentialRotation"
+            | "RollBackCredential"
+            | "SetCredentialRotation"
+            | "GetCredentialRotation"
+            | "ListCredentialRotations"
+            | "ListDueCredentials" => self.credential_rotation_case(name).await,
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),
         }
     }

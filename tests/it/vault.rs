@@ -5,9 +5,11 @@ mod bad_input;
 mod broker;
 mod calls;
 mod commands;
+mod drivers;
 mod key;
 mod people;
 mod probes;
+mod rotation;
 mod rows;
 
 use claviger::grpc::proto::*;

@@ -1,6 +1,7 @@
 //! `claviger credential` and `claviger provider`: the vault. A secret comes from a file, a variable or stdin and never from
 //! an argument, which everybody on the machine can read; it goes, alone, to stdout or into a file.
 
+mod rotation;
 mod view;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
@@ -41,6 +42,8 @@ pub enum Command {
     /// What is configured for each provider, and what the last checks said
     Report(Whose),
     Import(import::Import),
+    #[command(subcommand)]
+    Rotation(rotation::Command),
 }
 
 /// Providers that credentials are for
@@ -162,6 +165,7 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
             session.show(&answer.into_inner(), |a| view::report(&a.providers))?;
         }
         Command::Import(args) => return import::run(args, session).await,
+        Command::Rotation(command) => return rotation::run(command, session).await,
     }
     Ok(Exit::Ok)
 }

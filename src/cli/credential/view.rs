@@ -67,6 +67,7 @@ pub fn details(credential: Option<&Credential>) -> String {
         ("format", format_of(c.format_ok)),
         ("last probe", probe(c.last_probe.as_ref())),
         ("to be replaced", output::time(&c.rotation_due_time)),
+        ("by", c.rotation_driver.clone()),
         ("created", output::time(&c.create_time)),
         ("changed", output::time(&c.update_time)),
     ])
@@ -134,7 +135,7 @@ fn format_of(ok: bool) -> String {
     if ok { "ok" } else { "unusual" }.to_owned()
 }
 
-fn probe(probe: Option<&CredentialProbe>) -> String {
+pub fn probe(probe: Option<&CredentialProbe>) -> String {
     let Some(probe) = probe else {
         return String::new();
     };

@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use claviger::grpc::proto::{
     alert_service_client::AlertServiceClient, api_key_service_client::ApiKeyServiceClient,
     audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
+    credential_rotation_service_client::CredentialRotationServiceClient,
     credential_service_client::CredentialServiceClient, crypto_service_client::CryptoServiceClient,
     data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
     incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
@@ -63,6 +64,7 @@ clients! {
     alerts: AlertServiceClient,
     credentials: CredentialServiceClient,
     leases: LeaseServiceClient,
+    credential_rotations: CredentialRotationServiceClient,
     usage: UsageServiceClient,
 }
 

@@ -1,0 +1,226 @@
+//! Table `credential_rotations`. (`rotations` is those of keys.)
+
+use std::time::Duration;
+
+use super::{
+    Db, Result, StoreError, Tx,
+    engine::{execute, fetch_all, fetch_in, fetch_optional},
+    parse, unsigned,
+};
+use crate::model::{
+    CredentialId, CredentialRotation, CredentialRotationId, Probed, TenantName, Timestamp,
+    time::micros,
+};
+
+/// Every reader gets the same columns.
+macro_rules! rotations {
+    ($which:literal) => {
+        concat!(
+            "SELECT id, credential_id, tenant, state, driver, new_value, old_value, due_before, hold_for, hold_until, \
+             check_at, new_probe_result, new_probe_detail, new_probed_at, old_probe_result, old_probe_detail, \
+             old_probed_at, why, created_at, updated_at FROM credential_rotations ",
+            $which
+        )
+    };
+}
+
+const INSERT: &str = "INSERT INTO credential_rotations (id, credential_id, tenant, state, driver, new_value, old_value, \
+     due_before, hold_for, check_at, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+const UPDATE: &str = "UPDATE credential_rotations SET state = $2, hold_until = $3, check_at = $4, new_probe_result = $5, \
+     new_probe_detail = $6, new_probed_at = $7, old_probe_result = $8, old_probe_detail = $9, old_probed_at = $10, \
+     why = $11, updated_at = $12 WHERE id = $1";
+const LOCK: &str = "UPDATE credential_rotations SET state = state WHERE id = $1";
+const CLOSE: &str = "UPDATE credential_rotations SET state = 'ROLLED_BACK', check_at = NULL, why = $2, updated_at = $3 \
+     WHERE credential_id = $1 AND state IN ('MINTING', 'STAGED', 'HOLDING')";
+const BY_ID: &str = rotations!("WHERE id = $1");
+const OF_CREDENTIAL: &str = rotations!("WHERE credential_id = $1 AND id > $2 ORDER BY id LIMIT $3");
+const OF_TENANT: &str = rotations!("WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3");
+// What a tenant had whose keys are destroyed does not open any more.
+const TO_CHECK: &str = rotations!(
+    "WHERE check_at <= $1 \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credential_rotations.tenant AND t.erased_at IS NOT NULL) \
+     ORDER BY check_at, id LIMIT $2"
+);
+
+/// Which rotations to list.
+#[derive(Clone, Debug)]
+pub enum CredentialRotationsOf {
+    /// Of one credential.
+    Credential(CredentialId),
+    /// Of every credential of a tenant.
+    Tenant(TenantName),
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    id: String,
+    credential_id: String,
+    tenant: String,
+    state: String,
+    driver: String,
+    new_value: String,
+    old_value: String,
+    due_before: i64,
+    hold_for: i64,
+    hold_until: Option<i64>,
+    check_at: Option<i64>,
+    new_probe_result: Option<String>,
+    new_probe_detail: Option<String>,
+    new_probed_at: Option<i64>,
+    old_probe_result: Option<String>,
+    old_probe_detail: Option<String>,
+    old_probed_at: Option<i64>,
+    why: String,
+    created_at: i64,
+    updated_at: i64,
+}
+
+impl TryFrom<Row> for CredentialRotation {
+    type Error = StoreError;
+
+    fn try_from(row: Row) -> Result<Self> {
+        let hold_for = unsigned("hold_for", row.hold_for)?;
+        Ok(Self {
+            id: parse("rotation id", &row.id)?,
+            credential: parse("credential id", &row.credential_id)?,
+            tenant: parse("tenant", &row.tenant)?,
+            state: parse("state", &row.state)?,
+            driver: parse("driver", &row.driver)?,
+            new_value: parse("value id", &row.new_value)?,
+            old_value: parse("value id", &row.old_value)?,
+            due_before: Timestamp::from_micros(row.due_before),
+            hold_for: Duration::from_micros(hold_for),
+            hold_until: row.hold_until.map(Timestamp::from_micros),
+            check_at: row.check_at.map(Timestamp::from_micros),
+            new_probe: probe(
+                row.new_probe_result,
+                row.new_probe_detail,
+                row.new_probed_at,
+            )?,
+            old_probe: probe(
+                row.old_probe_result,
+                row.old_probe_detail,
+                row.old_probed_at,
+            )?,
+            why: row.why,
+            created_at: Timestamp::from_micros(row.created_at),
+            updated_at: Timestamp::from_micros(row.updated_at),
+        })
+    }
+}
+
+fn probe(
+    result: Option<String>,
+    detail: Option<String>,
+    at: Option<i64>,
+) -> Result<Option<Probed>> {
+    let (Some(result), Some(at)) = (result, at) else {
+        return Ok(None);
+    };
+    Ok(Some(Probed {
+        result: parse("probe result", &result)?,
+        detail: detail.unwrap_or_default(),
+        at: Timestamp::from_micros(at),
+    }))
+}
+
+impl Tx {
+    /// Adds a rotation. Errors: `Exists` when one of this credential is under way.
+    pub async fn insert_credential_rotation(&mut self, r: &CredentialRotation) -> Result<()> {
+        execute!(
+            self,
+            INSERT,
+            r.id.to_string(),
+            r.credential.to_string(),
+            r.tenant.as_str(),
+            r.state.as_str(),
+            r.driver.as_str(),
+            r.new_value.to_string(),
+            r.old_value.to_string(),
+            r.due_before.micros(),
+            micros(r.hold_for),
+            r.check_at.map(Timestamp::micros),
+            r.created_at.micros(),
+            r.updated_at.micros(),
+        )
+        .map(|_| ())
+    }
+
+    /// The rotation as it is now; nobody changes it before this transaction ends. Its credential is locked before it.
+    pub async fn lock_credential_rotation(
+        &mut self,
+        id: CredentialRotationId,
+    ) -> Result<Option<CredentialRotation>> {
+        execute!(self, LOCK, id.to_string())?;
+        let row = fetch_in!(self, Row, BY_ID, id.to_string())?;
+        row.map(CredentialRotation::try_from).transpose()
+    }
+
+    /// Stores what may change of a rotation that is locked.
+    pub async fn update_credential_rotation(&mut self, r: &CredentialRotation) -> Result<()> {
+        let (new, old) = (r.new_probe.as_ref(), r.old_probe.as_ref());
+        execute!(
+            self,
+            UPDATE,
+            r.id.to_string(),
+            r.state.as_str(),
+            r.hold_until.map(Timestamp::micros),
+            r.check_at.map(Timestamp::micros),
+            new.map(|p| p.result.as_str()),
+            new.map(|p| p.detail.as_str()),
+            new.map(|p| p.at.micros()),
+            old.map(|p| p.result.as_str()),
+            old.map(|p| p.detail.as_str()),
+            old.map(|p| p.at.micros()),
+            &r.why,
+            r.updated_at.micros(),
+        )
+        .map(|_| ())
+    }
+
+    /// Ends what is under way of a credential that goes.
+    pub async fn close_credential_rotation(
+        &mut self,
+        credential: CredentialId,
+        why: &str,
+        now: Timestamp,
+    ) -> Result<()> {
+        execute!(self, CLOSE, credential.to_string(), why, now.micros()).map(|_| ())
+    }
+}
+
+impl Db {
+    /// One rotation.
+    pub async fn credential_rotation(
+        &self,
+        id: CredentialRotationId,
+    ) -> Result<Option<CredentialRotation>> {
+        let row = fetch_optional!(self, Row, BY_ID, id.to_string())?;
+        row.map(CredentialRotation::try_from).transpose()
+    }
+
+    /// Up to `limit` rotations after `after`, oldest first.
+    pub async fn credential_rotations(
+        &self,
+        of: &CredentialRotationsOf,
+        after: &str,
+        limit: i64,
+    ) -> Result<Vec<CredentialRotation>> {
+        let (sql, whose) = match of {
+            CredentialRotationsOf::Credential(id) => (OF_CREDENTIAL, id.to_string()),
+            CredentialRotationsOf::Tenant(tenant) => (OF_TENANT, tenant.to_string()),
+        };
+        let rows = fetch_all!(self, Row, sql, &whose, after, limit)?;
+        rows.into_iter().map(CredentialRotation::try_from).collect()
+    }
+
+    /// Up to `limit` rotations whose provider is to be asked by `now`, those that wait longest first.
+    pub async fn credential_rotations_to_check(
+        &self,
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<CredentialRotation>> {
+        let rows = fetch_all!(self, Row, TO_CHECK, now.micros(), limit)?;
+        rows.into_iter().map(CredentialRotation::try_from).collect()
+    }
+}
