@@ -25,7 +25,7 @@ async fn totals_are_exact_whichever_daemon_is_told_and_however_often() {
     let batch = |number: usize| -> Vec<UsageEvent> {
         let one = |i: usize| UsageEvent {
             requests: Some(1 + (i as i64) % 3),
-            errors: i64::from(i % 5 == 0),
+            errors: i64::from(i.is_multiple_of(5)),
             tokens_in: 100 + i as i64,
             tokens_out: (number * i) as i64,
             time: Some(ago(60 * (number as i64 % 4))),
