@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, env, fmt::Write, fs, path::Path};
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MethodDescriptor, ReflectMessage, Value};
 
-const PROTOS: [&str; 13] = [
+const PROTOS: [&str; 15] = [
     "claviger/v1/crypto.proto",
     "claviger/v1/keys.proto",
     "claviger/v1/rotation.proto",
@@ -19,6 +19,8 @@ const PROTOS: [&str; 13] = [
     "claviger/v1/erasure.proto",
     "claviger/v1/api_keys.proto",
     "claviger/v1/clients.proto",
+    "claviger/v1/usage.proto",
+    "claviger/v1/alerts.proto",
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.

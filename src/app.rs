@@ -10,6 +10,7 @@ use tokio::{net::TcpListener, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    alerts::{Alerts, Channels},
     audit::{ADMIN_STREAM, AccessLog, Reader},
     authn::{self, Authn, ClientCertificate, Issuers, Manner, ReloadableTls},
     authz::{Authz, Policies},
@@ -31,8 +32,8 @@ use crate::{
     http::{JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, flush_api_key_uses, flush_uses,
-        run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
+        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, deliver_alerts, flush_api_key_uses,
+        flush_usage, flush_uses, run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys,
@@ -43,6 +44,7 @@ use crate::{
     store::Db,
     telemetry,
     tokens::Tokens,
+    usage::Usage,
 };
 
 /// Why the daemon does not start, or stopped.
@@ -191,6 +193,10 @@ pub async fn run(
         clock.clone(),
         replica.clone(),
     ));
+    let usage = Arc::new(Usage::new(db.clone(), clock.clone(), config.usage.clone()));
+    let channels = Channels::new(&config.alerts, &egress).map_err(AppError::new)?;
+    let alerts = Alerts::new(db.clone(), clock.clone(), config.alerts.clone(), channels);
+    let alerts = Arc::new(alerts);
     let work = Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
@@ -211,6 +217,8 @@ pub async fn run(
             .checkpoint
             .clone()
             .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
+        usage: Arc::clone(&usage),
+        alerts: Arc::clone(&alerts),
     };
     let tokens = Arc::new(Tokens::new(
         db.clone(),
@@ -259,6 +267,8 @@ pub async fn run(
         api_keys: Arc::clone(&api_keys),
         audit: Arc::new(Reader::new(db.clone())),
         limits: config.limits,
+        usage: Arc::clone(&usage),
+        alerts: Arc::clone(&alerts),
     };
     let (routes, reporter) = grpc::routes(parts, clock, &config.grpc).map_err(AppError::new)?;
     // Behind the head of the feed: what is revoked from here on comes with it.
@@ -368,6 +378,9 @@ pub async fn run(
     let every = config.api_keys.last_used_interval();
     let used = Arc::clone(&api_keys);
     tasks.spawn(done(flush_api_key_uses(used, every, stopped())));
+    let (counted, metered) = (Arc::clone(&usage), Arc::clone(&gate));
+    tasks.spawn(done(deliver_alerts(alerts, stopped())));
+    tasks.spawn(done(flush_usage(counted, metered, stopped())));
     tasks.spawn(done(sweep_data_keys(Arc::clone(&uses), stopped())));
     let every = Duration::from_secs(config.keys.sample_interval_seconds);
     tasks.spawn(done(sample_data_keys(sampler, every, stopped())));
@@ -414,6 +427,9 @@ pub async fn run(
     }
     if let Err(error) = api_keys.flush_uses().await {
         tracing::warn!(%error, "last uses of API keys not written");
+    }
+    if let Err(error) = usage.flush(&gate).await {
+        tracing::warn!(%error, "usage by the daemon's own calls not written");
     }
     drop(gate);
     // Open calls that were cut may still hold the gate for a moment; do not wait for them for ever.

@@ -14,6 +14,7 @@ use figment::{
 use serde::Deserialize;
 
 use crate::{
+    alerts::AlertsConfig,
     audit::{AccessConfig, AccessMode},
     authn::{AuthnConfig, ClientCertificate, TlsConfig},
     backends::{aws_kms::AwsKmsConfig, pkcs11::Pkcs11Config},
@@ -28,6 +29,7 @@ use crate::{
     store::DatabaseConfig,
     telemetry::LogConfig,
     tokens::{JwksConfig, TokensConfig},
+    usage::UsageConfig,
 };
 
 /// The whole configuration.
@@ -100,6 +102,12 @@ pub struct Config {
     /// First tenants and principals.
     #[serde(default)]
     pub bootstrap: BootstrapConfig,
+    /// Usage and limits.
+    #[serde(default)]
+    pub usage: UsageConfig,
+    /// Alerts and their channels.
+    #[serde(default)]
+    pub alerts: AlertsConfig,
     /// Where the daemon's own requests may go.
     #[serde(default)]
     pub egress: EgressConfig,
@@ -257,6 +265,9 @@ impl Config {
             return wrong(e);
         }
         if let Err(e) = self.api_keys.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.usage.check().and_then(|()| self.alerts.check()) {
             return wrong(e);
         }
         if let Err(e) = self.bootstrap.check() {

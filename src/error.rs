@@ -110,6 +110,12 @@ reasons! {
     ClientNotFound = "CLIENT_NOT_FOUND": NotFound,
     /// No such tenant, or none the caller may see.
     TenantNotFound = "TENANT_NOT_FOUND": NotFound,
+    /// The subject has no limit of its own.
+    LimitNotFound = "LIMIT_NOT_FOUND": NotFound,
+    /// No such alert, or none the caller may see.
+    AlertNotFound = "ALERT_NOT_FOUND": NotFound,
+    /// No such delivery of an alert, or none the caller may see.
+    DeliveryNotFound = "DELIVERY_NOT_FOUND": NotFound,
     /// The name or identity is taken.
     AlreadyExists = "ALREADY_EXISTS": AlreadyExists,
     /// The API key is not in the state that this needs.
@@ -166,6 +172,16 @@ reasons! {
     Unsupported = "UNSUPPORTED_BY_BACKEND": FailedPrecondition,
     /// Somebody else changed the row first.
     Conflict = "CONFLICT": Aborted,
+    /// The id of a usage event was used for another event.
+    EventIdReused = "EVENT_ID_REUSED": FailedPrecondition,
+    /// The alert is not in the state that this needs.
+    AlertState = "ALERT_STATE": FailedPrecondition,
+    /// The delivery is not in the state that this needs.
+    DeliveryState = "DELIVERY_STATE": FailedPrecondition,
+    /// The requests of this minute are made.
+    RateLimited = "RATE_LIMITED": ResourceExhausted,
+    /// The budget of this hour, day or month is spent.
+    BudgetExhausted = "BUDGET_EXHAUSTED": ResourceExhausted,
     /// A queue is full.
     Overloaded = "OVERLOADED": ResourceExhausted,
     /// The token or KMS does not answer.

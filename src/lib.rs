@@ -11,7 +11,7 @@
 //! | R6 | [`app`], [`config`], [`telemetry`] | from a configuration to a running daemon |
 //! | R5 | [`grpc`], [`http`], [`jobs`] | who comes in: callers, verifiers, time |
 //! | R4 | [`authn`] | who is calling |
-//! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`tokens`], [`directory`], [`clients`] | what the product does |
+//! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`tokens`], [`directory`], [`clients`], [`usage`], [`alerts`] | what the product does |
 //! | R2 | [`gate`], [`authz`], [`audit`] | the one door: may they, and what happened |
 //! | R1 | [`backends`], [`envelope`], [`store`], [`egress`] | the device, the ciphertext, the database, the way out |
 //! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`] | nouns and pure rules |
@@ -37,6 +37,7 @@
 //! kid appears in the JWKS, soaks, and a third person deploys: one transaction makes it ACTIVE and the old one
 //! VERIFY_ONLY. Every other replica sees the audit row in its change feed and forgets what it had cached.
 
+pub mod alerts;
 pub mod app;
 pub mod audit;
 pub mod authn;
@@ -65,3 +66,4 @@ pub mod rotation;
 pub mod store;
 pub mod telemetry;
 pub mod tokens;
+pub mod usage;

@@ -16,13 +16,14 @@ use super::{
     tls,
 };
 use crate::grpc::proto::{
-    api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
-    client_service_client::ClientServiceClient, crypto_service_client::CryptoServiceClient,
-    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
-    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    alert_service_client::AlertServiceClient, api_key_service_client::ApiKeyServiceClient,
+    audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
+    crypto_service_client::CryptoServiceClient, data_key_service_client::DataKeyServiceClient,
+    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
+    kek_service_client::KekServiceClient, key_service_client::KeyServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
+    usage_service_client::UsageServiceClient,
 };
 
 /// The largest message either side may send, and room for its frame: proto/claviger/v1/crypto.proto.
@@ -121,6 +122,10 @@ clients! {
     api_keys: ApiKeyServiceClient,
     /// Client of `AuditService`.
     audit: AuditServiceClient,
+    /// Client of `UsageService`.
+    usage: UsageServiceClient,
+    /// Client of `AlertService`.
+    alerts: AlertServiceClient,
 }
 
 /// Connects to `target`. Errors say which of file, address, server or client certificate is at fault.

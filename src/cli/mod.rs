@@ -4,6 +4,7 @@
 //! `policy`, `hsm`, `kek`), the local environment (`dev`), and one for every RPC, which is a gRPC client and
 //! nothing more. exit.rs holds the exit codes that all of them share.
 
+mod alerts;
 mod api_key;
 mod audit;
 mod batch;
@@ -19,6 +20,7 @@ mod incident;
 mod input;
 mod kek;
 mod key;
+mod limit;
 mod mac;
 mod migrate;
 mod oauth_client;
@@ -37,6 +39,7 @@ mod stream;
 mod tenant;
 mod tls;
 mod token;
+mod usage;
 mod webhook;
 
 use std::process::ExitCode;
@@ -104,6 +107,12 @@ enum Command {
     Pepper(api_key::PepperCommand),
     #[command(subcommand)]
     Audit(audit::Command),
+    #[command(subcommand)]
+    Usage(usage::Command),
+    #[command(subcommand)]
+    Limit(limit::Command),
+    #[command(subcommand)]
+    Alerts(alerts::Command),
 }
 
 /// Parses the arguments, runs the command, reports its failure on stderr.
@@ -164,6 +173,9 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::ApiKey(command) => api_key::run(command, &options.connect().await?).await,
         Command::Pepper(command) => api_key::pepper(command, &options.connect().await?).await,
         Command::Audit(command) => audit::run(command, &options.connect().await?).await,
+        Command::Usage(command) => usage::run(command, &options.connect().await?).await,
+        Command::Limit(command) => limit::run(command, &options.connect().await?).await,
+        Command::Alerts(command) => alerts::run(command, &options.connect().await?).await,
     }
 }
 
@@ -276,6 +288,18 @@ mod tests {
             "api-key rotate ID --overlap 1h --expires 90d --out -",
             "api-key revoke ID --reason r",
             "pepper list",
+            "usage report --day",
+            "usage report --day 2026-01-31 --by principal --csv",
+            "usage report --begin 2h --span minute --credential ID",
+            "usage record --event-id e --provider openai --credential ID --tokens-in 5 --cost 0.01",
+            "usage acquire --provider p --requests 5 --estimated-cost 0.1",
+            "limit set --credential ID --requests-per-minute 5 --hour-soft 1 --hour-hard 2.5",
+            "limit list --tenant t",
+            "limit delete --whole-tenant",
+            "alerts list --state firing --kind ERROR_RATE --unacknowledged",
+            "alerts ack ID --note n",
+            "alerts deliveries --state dead",
+            "alerts retry ID",
         ] {
             assert_eq!(parses(line), Ok(()), "{line}");
         }
@@ -312,6 +336,13 @@ mod tests {
             ("principal suspend ID", "--reason"),
             ("api-key list --owner o --tenant t", "cannot be used with"),
             ("tenant create t --idempotency-key schlüssel", "ASCII"),
+            ("usage record --provider p", "--event-id"),
+            ("usage report --day 2026-13-01", "2026-01-31"),
+            ("limit set --requests-per-minute 5", "--credential"),
+            (
+                "limit set --provider p --principal q",
+                "cannot be used with",
+            ),
         ] {
             let said = parses(line).expect_err(line);
             assert!(said.contains(missing), "{line}: {said}");

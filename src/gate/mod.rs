@@ -7,6 +7,7 @@
 
 mod crowd;
 mod freshness;
+mod meter;
 mod permit;
 mod release;
 mod replay;
@@ -22,6 +23,7 @@ use tracing::Instrument;
 
 use crowd::{Changes, Crowd};
 pub use freshness::Freshness;
+pub use meter::{Counted, Meter, Whose};
 pub use permit::{AdminPermit, Mutation, Permit, Recorded};
 use stream::Streams;
 pub use stream::{MostStreams, Ongoing, Place};
@@ -61,6 +63,7 @@ pub struct Gate {
     streams: Streams,
     turns: Arc<Semaphore>,
     repeated: replay::InFlight,
+    meter: Meter,
 }
 
 impl Gate {
@@ -76,7 +79,13 @@ impl Gate {
             streams: Streams::default(),
             turns: Arc::new(Semaphore::new(crowd::TURNS)),
             repeated: replay::InFlight::default(),
+            meter: Meter::default(),
         }
+    }
+
+    /// What was used here, and who was turned away.
+    pub const fn meter(&self) -> &Meter {
+        &self.meter
     }
 
     fn changes(&self) -> Changes {
@@ -116,6 +125,7 @@ impl Gate {
             },
             Err(refusal) => Err(refusal),
         };
+        self.meter.call(&caller.principal, action, answer.is_ok());
         let Some(mut record) = unfinished.record.take() else {
             return Err(Error::internal("an audit record was taken twice"));
         };
@@ -335,6 +345,7 @@ impl Gate {
 
     /// Records that somebody without a principal was turned away.
     pub async fn refuse_stranger(&self, stranger: Stranger, action: Action, request_id: &str) {
+        self.meter.stranger(stranger.source);
         let record = Record {
             tenant: crate::model::TenantName::SYSTEM.to_owned(),
             actor: stranger.named,

@@ -14,6 +14,7 @@ use zeroize::Zeroize;
 
 use super::{layers::RequestId, status::status};
 use crate::{
+    alerts::Alerts,
     audit::Reader,
     authn::{Authn, ConnectedPeer, Credentials},
     clients::{ApiKeys, Clients},
@@ -27,6 +28,7 @@ use crate::{
     model::{AccessKind, Action, Caller, Idempotency, KeyRef, Kid, Secret},
     rotation::{KekRotations, Rotations},
     tokens::Tokens,
+    usage::Usage,
 };
 
 /// Section `[limits]`.
@@ -152,6 +154,10 @@ pub struct Parts {
     pub audit: Arc<Reader>,
     /// Bounds of payloads.
     pub limits: LimitsConfig,
+    /// Usage and limits.
+    pub usage: Arc<Usage>,
+    /// Alerts.
+    pub alerts: Arc<Alerts>,
 }
 
 impl Parts {

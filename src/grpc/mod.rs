@@ -3,6 +3,7 @@
 //! A service converts the message, goes through the gate, and converts the answer. It sees neither the database nor
 //! a backend, and decides nothing.
 
+mod alerts;
 mod api_keys;
 mod audit;
 mod call;
@@ -24,6 +25,7 @@ mod rotation;
 mod status;
 mod streams;
 mod tokens;
+mod usage;
 
 pub use call::{LimitsConfig, Parts};
 use std::time::Duration;
@@ -42,14 +44,15 @@ pub fn routes(
     config: &GrpcConfig,
 ) -> Result<(Routes, HealthReporter), tonic_reflection::server::Error> {
     use proto::{
-        api_key_service_server::ApiKeyServiceServer, audit_service_server::AuditServiceServer,
-        client_service_server::ClientServiceServer, crypto_service_server::CryptoServiceServer,
-        data_key_service_server::DataKeyServiceServer,
+        alert_service_server::AlertServiceServer, api_key_service_server::ApiKeyServiceServer,
+        audit_service_server::AuditServiceServer, client_service_server::ClientServiceServer,
+        crypto_service_server::CryptoServiceServer, data_key_service_server::DataKeyServiceServer,
         erasure_service_server::ErasureServiceServer,
         incident_service_server::IncidentServiceServer, kek_service_server::KekServiceServer,
         key_service_server::KeyServiceServer, mac_service_server::MacServiceServer,
         principal_service_server::PrincipalServiceServer,
         rotation_service_server::RotationServiceServer, token_service_server::TokenServiceServer,
+        usage_service_server::UsageServiceServer,
     };
     let limit = config.max_request_bytes;
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -68,6 +71,8 @@ pub fn routes(
     let incidents = IncidentServiceServer::new(incidents::IncidentApi(parts.clone()));
     let api_keys = ApiKeyServiceServer::new(api_keys::ApiKeyApi(parts.clone()));
     let clients = ClientServiceServer::new(clients::ClientApi(parts.clone()));
+    let usage = UsageServiceServer::new(usage::UsageApi(parts.clone()));
+    let alerts = AlertServiceServer::new(alerts::AlertApi(parts.clone()));
     let principals = PrincipalServiceServer::new(principals::PrincipalApi(parts));
     let mut routes = Routes::new(crypto.max_decoding_message_size(limit))
         .add_service(KeyServiceServer::new(keys).max_decoding_message_size(limit))
@@ -82,6 +87,8 @@ pub fn routes(
         .add_service(principals.max_decoding_message_size(limit))
         .add_service(api_keys.max_decoding_message_size(limit))
         .add_service(clients.max_decoding_message_size(limit))
+        .add_service(usage.max_decoding_message_size(limit))
+        .add_service(alerts.max_decoding_message_size(limit))
         .add_service(health);
     if config.reflection {
         let reflection = tonic_reflection::server::Builder::configure()

@@ -179,6 +179,8 @@ impl Feed {
             "tenant" if row.action == Action::RevokeOwnToken.name() => {}
             // A checkpoint changes nothing that is cached.
             "audit" => {}
+            // Read in the transaction of each decision.
+            "usage_limit" | "alert" | "alert_delivery" => {}
             // What shows a data key under the old KEK is true as long as that one unwraps.
             "kek_rotation" if row.action == Action::CompleteKekRotation.name() => {
                 self.keys.forget_all();

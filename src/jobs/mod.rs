@@ -1,5 +1,6 @@
 //! R5: what the daemon does without being asked: `run(…, shutdown)` on every replica, and scheduled work on one of them.
 
+mod alerts;
 mod checkpoint_audit;
 mod complete_grace;
 mod destroy_due;
@@ -21,8 +22,10 @@ mod sample_data_keys;
 mod scheduler;
 mod sweep_data_keys;
 mod switch_key;
+mod usage;
 mod uses;
 
+pub use alerts::deliver_alerts;
 pub use checkpoint_audit::Checkpoints;
 pub use feed::{Feed, FeedConfig};
 pub use probe::watch_backends;
@@ -32,4 +35,5 @@ pub use round::Patience;
 pub use sample_data_keys::{Sampler, sample_data_keys};
 pub use scheduler::{SchedulerConfig, Work, run_scheduler};
 pub use sweep_data_keys::sweep_data_keys;
+pub use usage::flush_usage;
 pub use uses::{flush_api_key_uses, flush_uses};

@@ -1,5 +1,5 @@
-//! Forgets answers that nobody will ask for again, revocations of tokens that have expired, and webhook deliveries and
-//! client assertions that are too old to come again.
+//! Forgets answers that nobody will ask for again, revocations of tokens that have expired, webhook deliveries and client
+//! assertions that are too old to come again, and usage and alerts that are older than their retention.
 
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ use serde::Deserialize;
 use super::Work;
 use crate::{
     error::Result,
-    model::{Timestamp, time::micros},
-    store::Term,
+    model::{Timestamp, time::micros, usage::Span},
+    store::{Term, Tx},
+    usage::UsageConfig,
 };
 
 /// Section `[idempotency]`.
@@ -56,15 +57,33 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let revocations = tx.prune_revocations(now).await?;
     let webhooks = tx.prune_webhooks(now).await?;
     let assertions = tx.prune_assertions(now).await?;
+    let before = now.minus(work.alerts.config().retention());
+    let told = tx.prune_alerts(before).await? + tx.prune_deliveries(before).await?;
+    let used = prune_usage(&mut tx, work.usage.config(), now).await?;
     tx.commit().await?;
-    if answers + revocations + webhooks + assertions > 0 {
+    if answers + revocations + webhooks + assertions + used + told > 0 {
         tracing::debug!(
             answers,
             revocations,
             webhooks,
             assertions,
+            used,
+            told,
             "forgot what is over"
         );
     }
     Ok(())
+}
+
+/// Windows in which nothing was admitted for so long say nothing.
+const IDLE_WINDOW: Duration = Duration::from_secs(10 * 60);
+
+/// Forgets ids of events, sums and windows that are over.
+async fn prune_usage(tx: &mut Tx, config: &UsageConfig, now: Timestamp) -> Result<u64> {
+    let mut rows = tx.prune_usage_events(now).await?;
+    for span in Span::ALL {
+        let before = now.minus(config.retention(span));
+        rows += tx.prune_usage(span, before).await?;
+    }
+    Ok(rows + tx.prune_windows(now.minus(IDLE_WINDOW)).await?)
 }

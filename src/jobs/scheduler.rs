@@ -12,11 +12,13 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    Checkpoints, IdempotencyConfig, checkpoint_audit, complete_grace, destroy_due, destroy_tenants,
-    expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue, prune, reconcile,
-    rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due, round::Patience, switch_key,
+    Checkpoints, IdempotencyConfig, alerts, checkpoint_audit, complete_grace, destroy_due,
+    destroy_tenants, expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue,
+    prune, reconcile, rewrap_data_keys, rewrap_data_keys::Rewrapping, rotate_due, round::Patience,
+    switch_key,
 };
 use crate::{
+    alerts::Alerts,
     clients::ApiKeys,
     clock::Clock,
     destruction::Destructions,
@@ -28,6 +30,7 @@ use crate::{
     keys::Keys,
     rotation::{KekRotations, Rotations},
     store::{Db, Term},
+    usage::Usage,
 };
 
 /// Section `[scheduler]`.
@@ -98,6 +101,10 @@ pub struct Work {
     pub egress: Arc<Egress>,
     /// Writes checkpoints of the audit log, where that is configured.
     pub checkpoints: Option<Checkpoints>,
+    /// Usage and limits.
+    pub usage: Arc<Usage>,
+    /// Alerts.
+    pub alerts: Arc<Alerts>,
 }
 
 type Run = for<'a> fn(&'a Work, &'a Term) -> Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
@@ -166,6 +173,13 @@ fn jobs() -> Vec<Job> {
         }),
         job("destroy_tenants", Duration::ZERO, |work, term| {
             Box::pin(destroy_tenants::run(work, term))
+        }),
+        job("look_at_usage", Duration::from_secs(5), |work, term| {
+            Box::pin(alerts::look_at_usage(work, term))
+        }),
+        // After everything that raises any.
+        job("route_alerts", at_every_look, |work, term| {
+            Box::pin(alerts::route(work, term))
         }),
         job("checkpoint_audit", at_every_look, |work, term| {
             Box::pin(checkpoint_audit::run(work, term))

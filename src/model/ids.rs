@@ -87,6 +87,10 @@ uuid_id!(
     AlertId, "alert"
 );
 uuid_id!(
+    /// Identifies a delivery of an alert.
+    DeliveryId, "delivery"
+);
+uuid_id!(
     /// Identifies a note in an incident.
     NoteId, "note"
 );

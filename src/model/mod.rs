@@ -22,6 +22,7 @@ pub mod scopes;
 pub mod secret;
 pub mod tenant_destruction;
 pub mod time;
+pub mod usage;
 
 pub use action::{AccessKind, Action, Exposure, METHODS, Method, ROUTES, Route};
 pub use algorithm::{Algorithm, KeySpec, Purpose};
@@ -29,8 +30,8 @@ pub use api_key::{API_KEY_PREFIX, ApiKey, ApiKeyHash, ApiKeyState, ApiKeyText};
 pub use client::{Client, ClientProof, ClientState};
 pub use destruction::{DestructionState, KeyDestruction};
 pub use ids::{
-    AlertId, ApiKeyId, ClientId, DestructionId, IncidentId, IntentId, KekRotationId, KeyId,
-    KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName,
+    AlertId, ApiKeyId, ClientId, DeliveryId, DestructionId, IncidentId, IntentId, KekRotationId,
+    KeyId, KeyName, KeyRef, Kid, NoteId, PrincipalId, RotationId, TenantDestructionId, TenantName,
     TokenId,
 };
 pub use incident::{Incident, IncidentNote, IncidentState};

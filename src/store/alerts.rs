@@ -1,17 +1,48 @@
 //! Table `alerts`: what people should be told, once per window. Raised in the transaction of what it is about;
-//! delivery works on the rows.
+//! delivery works on the rows (alert_deliveries.rs). An alert about a window of time is resolved when that ends, one about a
+//! thing when the thing is not as it was any more.
 
 use super::{
     Db, Result, Tx,
-    engine::{execute, fetch_all},
+    engine::{execute, fetch_all, fetch_in, fetch_optional},
     parse,
 };
-use crate::model::{AlertId, TenantName, Timestamp};
+use crate::{
+    error::Error,
+    model::{AlertId, TenantName, Timestamp},
+};
 
 const RAISE: &str = "INSERT INTO alerts (id, tenant, kind, entity, entity_id, text, state, raised_at, window_key) \
      VALUES ($1, $2, $3, $4, $5, $6, 'FIRING', $7, $8) ON CONFLICT (window_key) DO NOTHING";
 const OF_ENTITY: &str = "SELECT id, tenant, kind, entity, entity_id, text, raised_at, window_key FROM alerts \
      WHERE entity_id = $1 ORDER BY id";
+const END: &str = "UPDATE alerts SET ends_at = $2 WHERE id = $1";
+const PAGE: &str = "SELECT id, tenant, kind, entity, entity_id, text, state, raised_at, resolved_at, acked_by, acked_at, \
+     ack_note, window_key FROM alerts WHERE tenant = $1 AND ($2 = '' OR state = $2) AND ($3 = '' OR kind = $3) \
+     AND ($4 = 0 OR acked_at IS NULL) AND id < $5 ORDER BY id DESC LIMIT $6";
+const ONE: &str = "SELECT id, tenant, kind, entity, entity_id, text, state, raised_at, resolved_at, acked_by, acked_at, \
+     ack_note, window_key FROM alerts WHERE id = $1 AND tenant = $2";
+const BY_ID: &str = "SELECT id, tenant, kind, entity, entity_id, text, state, raised_at, resolved_at, acked_by, acked_at, \
+     ack_note, window_key FROM alerts WHERE id = $1";
+const ACK: &str = "UPDATE alerts SET acked_by = $2, acked_at = $3, ack_note = $4 WHERE id = $1 AND acked_at IS NULL";
+const UNROUTED: &str =
+    "SELECT id, tenant, kind FROM alerts WHERE routed_at IS NULL ORDER BY id LIMIT $1";
+const ROUTED: &str = "UPDATE alerts SET routed_at = $2 WHERE id = $1 AND routed_at IS NULL";
+const PRUNE: &str =
+    "DELETE FROM alerts WHERE raised_at < $1 AND (state = 'RESOLVED' OR acked_at IS NOT NULL)";
+/// What ends an alert that fires; $1 is now. What is not here fires until somebody looks after it and it is pruned.
+const RESOLVE: [&str; 5] = [
+    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND ends_at IS NOT NULL AND ends_at <= $1",
+    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'KEY_OVERDUE' AND NOT EXISTS \
+     (SELECT 1 FROM keys k WHERE k.id = alerts.entity_id AND k.next_rotation_at <= $1)",
+    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'ROTATION_WAITING' AND NOT \
+     EXISTS (SELECT 1 FROM rotations r WHERE r.id = alerts.entity_id \
+     AND alerts.window_key = 'ROTATION_WAITING/' || r.id || '/' || r.state)",
+    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'KEY_COMPROMISED' AND EXISTS \
+     (SELECT 1 FROM incidents i WHERE i.id = alerts.entity_id AND i.closed_at IS NOT NULL)",
+    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'API_KEY_EXPIRING' AND NOT \
+     EXISTS (SELECT 1 FROM api_keys a WHERE a.id = alerts.entity_id AND a.state = 'ACTIVE' AND a.replaced_by IS NULL)",
+];
 
 /// Something that people should be told.
 #[derive(Clone, Debug)]
@@ -32,6 +63,95 @@ pub struct Alert {
     pub raised_at: Timestamp,
     /// What it is about and in which window: the same alert is not raised twice.
     pub window_key: String,
+}
+
+/// State of an alert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AlertState {
+    /// What it says holds, or its window is not over yet.
+    Firing,
+    /// Its window is over, or what it was about was mended.
+    Resolved,
+}
+
+impl AlertState {
+    /// The text in the database.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Firing => "FIRING",
+            Self::Resolved => "RESOLVED",
+        }
+    }
+}
+
+impl std::str::FromStr for AlertState {
+    type Err = Error;
+
+    fn from_str(text: &str) -> std::result::Result<Self, Error> {
+        match text {
+            "FIRING" => Ok(Self::Firing),
+            "RESOLVED" => Ok(Self::Resolved),
+            _ => Err(Error::internal(format!("alert state {text:?}"))),
+        }
+    }
+}
+
+/// An alert and what became of it.
+#[derive(Clone, Debug)]
+pub struct ToldAlert {
+    /// What was raised.
+    pub alert: Alert,
+    /// Its state.
+    pub state: AlertState,
+    /// When it was resolved.
+    pub resolved_at: Option<Timestamp>,
+    /// Id of the principal that acknowledged it.
+    pub acked_by: Option<String>,
+    /// When.
+    pub acked_at: Option<Timestamp>,
+    /// What they said.
+    pub ack_note: String,
+}
+
+/// Which alerts a listing shows.
+#[derive(Clone, Debug)]
+pub struct AlertFilter {
+    /// Tenant.
+    pub tenant: TenantName,
+    /// In this state only.
+    pub state: Option<AlertState>,
+    /// Of this kind only; empty for every kind.
+    pub kind: String,
+    /// Only those that nobody has acknowledged.
+    pub unacknowledged: bool,
+}
+
+/// An alert of which no delivery was made yet.
+#[derive(Clone, Debug)]
+pub struct UnroutedAlert {
+    /// Its id.
+    pub id: AlertId,
+    /// Its tenant.
+    pub tenant: TenantName,
+    /// Its kind.
+    pub kind: String,
+}
+
+#[derive(sqlx::FromRow)]
+struct ToldRow {
+    id: String,
+    tenant: String,
+    kind: String,
+    entity: String,
+    entity_id: String,
+    text: String,
+    state: String,
+    raised_at: i64,
+    resolved_at: Option<i64>,
+    acked_by: Option<String>,
+    acked_at: Option<i64>,
+    ack_note: String,
+    window_key: String,
 }
 
 #[derive(sqlx::FromRow)]
@@ -63,9 +183,94 @@ impl Tx {
         )?;
         Ok(rows == 1)
     }
+
+    /// As `raise_alert`, for one about a window of time: it is resolved at `ends_at`.
+    pub async fn raise_alert_until(&mut self, a: &Alert, ends_at: Timestamp) -> Result<bool> {
+        let is_new = self.raise_alert(a).await?;
+        if is_new {
+            execute!(self, END, a.id.to_string(), ends_at.micros())?;
+        }
+        Ok(is_new)
+    }
+
+    /// Resolves what is over or mended at `now`; how many.
+    pub async fn resolve_alerts(&mut self, now: Timestamp) -> Result<u64> {
+        let mut resolved = 0;
+        for sql in RESOLVE {
+            resolved += execute!(self, sql, now.micros())?;
+        }
+        Ok(resolved)
+    }
+
+    /// An alert of this tenant.
+    pub async fn alert(&mut self, id: AlertId, tenant: &TenantName) -> Result<Option<ToldAlert>> {
+        let row = fetch_in!(self, ToldRow, ONE, id.to_string(), tenant.as_str())?;
+        row.map(ToldRow::told).transpose()
+    }
+
+    /// Notes who has seen an alert; false when somebody has already.
+    pub async fn ack_alert(
+        &mut self,
+        id: AlertId,
+        by: &str,
+        at: Timestamp,
+        note: &str,
+    ) -> Result<bool> {
+        Ok(execute!(self, ACK, id.to_string(), by, at.micros(), note)? == 1)
+    }
+
+    /// Notes that the deliveries of an alert are made.
+    pub async fn note_routed(&mut self, id: AlertId, now: Timestamp) -> Result<()> {
+        execute!(self, ROUTED, id.to_string(), now.micros()).map(|_| ())
+    }
+
+    /// Forgets resolved alerts that were raised before `before`; how many.
+    pub async fn prune_alerts(&mut self, before: Timestamp) -> Result<u64> {
+        execute!(self, PRUNE, before.micros())
+    }
 }
 
 impl Db {
+    /// Up to `limit` alerts before the one with the id `before`, newest first.
+    pub async fn alerts(
+        &self,
+        filter: &AlertFilter,
+        before: &str,
+        limit: i64,
+    ) -> Result<Vec<ToldAlert>> {
+        let rows = fetch_all!(
+            self,
+            ToldRow,
+            PAGE,
+            filter.tenant.as_str(),
+            filter.state.map_or("", AlertState::as_str),
+            &filter.kind,
+            i64::from(filter.unacknowledged),
+            before,
+            limit,
+        )?;
+        rows.into_iter().map(ToldRow::told).collect()
+    }
+
+    /// Up to `limit` alerts of which no deliveries were made yet, oldest first.
+    pub async fn unrouted_alerts(&self, limit: i64) -> Result<Vec<UnroutedAlert>> {
+        let rows = fetch_all!(self, (String, String, String), UNROUTED, limit)?;
+        let unrouted = rows.into_iter().map(|(id, tenant, kind)| {
+            Ok(UnroutedAlert {
+                id: parse("alert id", &id)?,
+                tenant: parse("tenant", &tenant)?,
+                kind,
+            })
+        });
+        unrouted.collect()
+    }
+
+    /// One alert, of whatever tenant.
+    pub async fn alert_to_deliver(&self, id: AlertId) -> Result<Option<ToldAlert>> {
+        let row = fetch_optional!(self, ToldRow, BY_ID, id.to_string())?;
+        row.map(ToldRow::told).transpose()
+    }
+
     /// The alerts about an entity, oldest first.
     pub async fn alerts_about(&self, entity_id: &str) -> Result<Vec<Alert>> {
         fetch_all!(self, Row, OF_ENTITY, entity_id)?
@@ -83,5 +288,27 @@ impl Db {
                 })
             })
             .collect()
+    }
+}
+
+impl ToldRow {
+    fn told(self) -> Result<ToldAlert> {
+        Ok(ToldAlert {
+            state: parse("alert state", &self.state)?,
+            resolved_at: self.resolved_at.map(Timestamp::from_micros),
+            acked_by: self.acked_by,
+            acked_at: self.acked_at.map(Timestamp::from_micros),
+            ack_note: self.ack_note,
+            alert: Alert {
+                id: parse("alert id", &self.id)?,
+                tenant: parse("tenant", &self.tenant)?,
+                kind: self.kind,
+                entity: self.entity,
+                entity_id: self.entity_id,
+                text: self.text,
+                raised_at: Timestamp::from_micros(self.raised_at),
+                window_key: self.window_key,
+            },
+        })
     }
 }

@@ -4,6 +4,7 @@
 //! both understand, run through the macros of `engine`. Rows come back as model types; a row that cannot be
 //! one is `StoreError::Corrupt`, never a default. Nothing here decides anything.
 
+mod alert_deliveries;
 mod alerts;
 mod api_keys;
 mod audit;
@@ -24,11 +25,14 @@ mod revocations;
 mod rotations;
 mod tenant_destructions;
 mod tenants;
+mod usage;
+mod usage_limits;
 mod webhooks;
 
 use std::fmt;
 
-pub use alerts::Alert;
+pub use alert_deliveries::{Delivery, DeliveryState};
+pub use alerts::{Alert, AlertFilter, AlertState, ToldAlert, UnroutedAlert};
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use doctor::{Needed, Setting, StoredPair};
@@ -40,6 +44,7 @@ pub use keys::{Counts, KeyFilter, ListedKey, VersionUsage};
 pub use leases::Term;
 pub use revocations::TokenRevocation;
 pub use tenant_destructions::NamedVersion;
+pub use usage::{EventMark, Observed, UsageQuery, UsageRow, WorthALook};
 pub use webhooks::WebhookMark;
 
 use crate::error::{Error, Reason};

@@ -133,6 +133,11 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "RotateApiKey" | "RevokeApiKey" => ("admin", Some("auditor")),
         "GetPrincipal" | "GetApiKey" | "ListApiKeys" | "ListPeppers" => ("auditor", Some("issuer")),
         "ListTenants" | "ListPrincipals" => ("auditor", Some("issuer")),
+        "RecordUsage" | "AcquireUsage" => ("service", Some("issuer")),
+        "SetLimit" | "DeleteLimit" => ("admin", Some("auditor")),
+        "GetUsageReport" | "ListLimits" => ("auditor", Some("issuer")),
+        "AckAlert" | "RetryDelivery" => ("officer", Some("auditor")),
+        "ListAlerts" | "ListDeliveries" => ("auditor", Some("issuer")),
         unknown => panic!("action {unknown} has nobody in tests/it/audit_walk.rs; add them"),
     }
 }

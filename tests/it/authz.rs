@@ -68,6 +68,30 @@ const EXPECTED: [(Role, &str); 9] = [
          VerifyMac VerifyWebhook GenerateRandom VerifyToken GetKey ListKeys GetKeyVersionUsage",
     ),
 ];
+/// As EXPECTED: usage, limits and alerts.
+const USAGE: [(Role, &str); 9] = [
+    (Role::KeyIssuer, ""),
+    (Role::KeyApprover, ""),
+    (Role::KeyDeployer, ""),
+    (
+        Role::SecurityOfficer,
+        "ListAlerts AckAlert ListDeliveries RetryDelivery",
+    ),
+    (
+        Role::PrincipalAdmin,
+        "GetUsageReport SetLimit ListLimits DeleteLimit",
+    ),
+    (
+        Role::Auditor,
+        "GetUsageReport ListLimits ListAlerts ListDeliveries",
+    ),
+    (
+        Role::CredentialManager,
+        "GetUsageReport SetLimit ListLimits DeleteLimit ListAlerts AckAlert ListDeliveries RetryDelivery",
+    ),
+    (Role::TokenIssuer, ""),
+    (Role::CryptoUser, "RecordUsage AcquireUsage"),
+];
 const EVERYBODY: &str = "GetJwks GetMetadata";
 /// What everybody may do in the tenant that is their home, without any role.
 const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken";
@@ -173,6 +197,7 @@ fn built_in() -> Result<Authz, PolicyError> {
 fn every_role_may_do_what_the_table_says_and_nothing_else() -> TestResult {
     let authz = built_in()?;
     let table: BTreeMap<Role, &str> = EXPECTED.into_iter().collect();
+    let usage: BTreeMap<Role, &str> = USAGE.into_iter().collect();
     let mut permitted_to_somebody = BTreeSet::new();
     for kind in [
         PrincipalKind::User,
@@ -181,6 +206,7 @@ fn every_role_may_do_what_the_table_says_and_nothing_else() -> TestResult {
     ] {
         for role in Role::ALL {
             let mut expected = words(table[&role]);
+            expected.extend(words(usage[&role]));
             expected.extend(words(EVERYBODY));
             if kind == PrincipalKind::Job {
                 expected.extend(words(JOBS));
@@ -256,7 +282,8 @@ fn everybody_manages_the_api_keys_that_act_as_themselves_and_no_others() -> Test
         names.collect::<BTreeSet<_>>()
     };
     let own = "CreateApiKey RotateApiKey RevokeApiKey GetApiKey ListApiKeys GetPrincipal";
-    assert_eq!(of(somebody.id), words(own));
+    let own_usage = "GetUsageReport";
+    assert_eq!(of(somebody.id), &words(own) | &words(own_usage));
     assert_eq!(of(PrincipalId::random()), BTreeSet::new());
     Ok(())
 }

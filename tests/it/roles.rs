@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 83] = [
+const TABLE: [(&str, &str); 93] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -102,6 +102,16 @@ const TABLE: [(&str, &str); 83] = [
     ("UpdateClient",            "Y     D      D        D        D       D       D       H     U"),
     ("ListAuditEvents",         "D     D      D        D        Y       Y       D       H     U"),
     ("VerifyAudit",             "D     D      D        D        Y       Y       H       H     U"),
+    ("RecordUsage",             "D     D      D        D        D       D       Y       H     U"),
+    ("AcquireUsage",            "D     D      D        D        D       D       Y       H     U"),
+    ("GetUsageReport",          "Y     D      D        D        D       Y       D       H     U"),
+    ("SetLimit",                "Y     D      D        D        D       D       D       H     U"),
+    ("ListLimits",              "Y     D      D        D        D       Y       D       H     U"),
+    ("DeleteLimit",             "Y     D      D        D        D       D       D       H     U"),
+    ("ListAlerts",              "D     D      D        D        Y       Y       D       H     U"),
+    ("AckAlert",                "D     D      D        D        Y       D       D       H     U"),
+    ("ListDeliveries",          "D     D      D        D        Y       Y       D       H     U"),
+    ("RetryDelivery",           "D     D      D        D        Y       D       D       H     U"),
 ];
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 
 mod accounts;
 mod clients;
+mod usage;
 
 use std::collections::BTreeMap;
 
@@ -230,6 +231,10 @@ impl World {
             "ListKeks" | "RotateKek" | "ApproveKekRotation" | "DeployKekRotation"
             | "RejectKekRotation" | "CancelKekRotation" | "GetKekRotation" | "ListKekRotations" => {
                 self.kek(name).await
+            }
+            "RecordUsage" | "AcquireUsage" | "GetUsageReport" | "SetLimit" | "ListLimits"
+            | "DeleteLimit" | "ListAlerts" | "AckAlert" | "ListDeliveries" | "RetryDelivery" => {
+                self.usage_case(name).await
             }
             "VerifyAudit" => case(&VerifyAuditRequest::default()),
             unknown => panic!("RPC {unknown} has no case in tests/it/rpcs.rs; add one"),

@@ -3,13 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use claviger::grpc::proto::{
-    api_key_service_client::ApiKeyServiceClient, audit_service_client::AuditServiceClient,
-    client_service_client::ClientServiceClient, crypto_service_client::CryptoServiceClient,
-    data_key_service_client::DataKeyServiceClient, erasure_service_client::ErasureServiceClient,
-    incident_service_client::IncidentServiceClient, kek_service_client::KekServiceClient,
-    key_service_client::KeyServiceClient, mac_service_client::MacServiceClient,
-    principal_service_client::PrincipalServiceClient,
+    alert_service_client::AlertServiceClient, api_key_service_client::ApiKeyServiceClient,
+    audit_service_client::AuditServiceClient, client_service_client::ClientServiceClient,
+    crypto_service_client::CryptoServiceClient, data_key_service_client::DataKeyServiceClient,
+    erasure_service_client::ErasureServiceClient, incident_service_client::IncidentServiceClient,
+    kek_service_client::KekServiceClient, key_service_client::KeyServiceClient,
+    mac_service_client::MacServiceClient, principal_service_client::PrincipalServiceClient,
     rotation_service_client::RotationServiceClient, token_service_client::TokenServiceClient,
+    usage_service_client::UsageServiceClient,
 };
 use hyper_util::rt::TokioIo;
 use rustls::{ClientConfig, pki_types::ServerName};
@@ -58,6 +59,8 @@ clients! {
     incidents: IncidentServiceClient,
     erasures: ErasureServiceClient,
     keks: KekServiceClient,
+    usage: UsageServiceClient,
+    alerts: AlertServiceClient,
 }
 
 impl Daemon {
