@@ -2,6 +2,7 @@
 
 mod abuse;
 mod access_option;
+mod alerts;
 mod api_doc;
 mod api_keys;
 mod audit_walk;
@@ -55,4 +56,5 @@ mod stumbles;
 mod three_roles;
 mod tls;
 mod trouble;
+mod usage;
 mod warm_path;

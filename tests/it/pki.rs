@@ -119,7 +119,7 @@ impl Ca {
 }
 
 impl Leaf {
-    fn private_key(&self) -> PrivateKeyDer<'static> {
+    pub fn private_key(&self) -> PrivateKeyDer<'static> {
         PrivatePkcs8KeyDer::from(self.key.serialize_der()).into()
     }
 }
