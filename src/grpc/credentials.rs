@@ -179,6 +179,7 @@ impl CredentialApi {
         r: proto::DeleteCredentialRequest,
     ) -> Result<proto::DeleteCredentialResponse> {
         let (resource, found) = self.0.vault.find(r.credential_id.parse()?).await?;
+        let resource = self.0.vault.to_delete(&self.0.gate, &caller, resource);
         let answer = |(): &(), receipt: &Receipt| proto::DeleteCredentialResponse {
             receipt: convert::receipt(receipt),
         };

@@ -375,9 +375,18 @@ mod tests {
     fn what_cannot_be_a_secret_is_refused_without_a_word_of_it() {
         let long = "x".repeat(MAX_FIELD + 1);
         let huge = "x".repeat(64 << 10);
-        for bad in ["", "a\nb", "a\u{0}", " a", "a ", "a\u{7f}", &long, &huge] {
+        for bad in [
+            "",
+            "planted\n",
+            "planted\u{0}",
+            " planted",
+            "planted ",
+            "planted\u{7f}",
+            &long,
+            &huge,
+        ] {
             let error = fields(&[("api_key", bad)]).err().expect("refused");
-            assert!(bad.is_empty() || !error.message().contains(bad));
+            assert!(!error.message().contains("planted") && !error.message().contains("xxx"));
             assert!(error.message().contains("api_key"), "{error}");
         }
         assert!(fields(&[]).is_err());

@@ -264,7 +264,7 @@ impl Provider {
         if self.title.is_empty() || self.title.chars().count() > 100 {
             return Err(format!("{name}: title must be 1 to 100 characters"));
         }
-        if !self.fields.first().is_some_and(|field| !field.optional) {
+        if self.fields.first().is_none_or(|field| field.optional) {
             return Err(format!(
                 "{name}: the first of fields must be there and not optional"
             ));

@@ -37,10 +37,11 @@ use crate::{
     directory::Directory,
     egress::Egress,
     error::{Error, Reason, Result},
-    gate::{AdminPermit, Permit, Recorded, not_found},
+    gate::{AdminPermit, Gate, Permit, Recorded, not_found},
     keys::Keys,
     model::{
-        CredentialId, CredentialKey, Entity, KeyName, Principal, Resource, TenantName, Timestamp,
+        Action, Caller, CredentialId, CredentialKey, Entity, KeyName, Principal, Resource,
+        TenantName, Timestamp,
     },
     store::Db,
 };
@@ -137,6 +138,22 @@ impl Vault {
         Ok(self.db.credentials(filter, after, limit).await?)
     }
 
+    /// What the gate decides about when a credential is to be deleted. A call that is made again finds none any more, and is
+    /// to get its first answer: it is decided about on the caller's own account, for who may delete there. To everybody
+    /// else an id that nobody has stays what it is.
+    pub fn to_delete(&self, gate: &Gate, caller: &Caller, resource: Resource) -> Resource {
+        let own = Resource {
+            tenant: caller.principal.tenant.clone(),
+            entity: Entity::Principal(caller.principal.id),
+        };
+        let is_gone = matches!(resource.entity, Entity::UnknownCredential(_));
+        let may_be_again = is_gone && caller.idempotency.is_some();
+        match may_be_again && gate.may(caller, Action::DeleteCredential, &own) {
+            true => own,
+            false => resource,
+        }
+    }
+
     /// Deletes a credential as it was found, with all its values.
     ///
     /// Errors: CREDENTIAL_NOT_FOUND, CONFLICT.
@@ -145,7 +162,7 @@ impl Vault {
         permit: AdminPermit,
         found: Option<FullCredential>,
     ) -> Result<Recorded<()>> {
-        let found = found.ok_or_else(|| not_found(permit.permit().resource()))?;
+        let found = found.ok_or_else(no_such_credential)?;
         let details = details(&found.head.key);
         let mut mutation = permit.begin().await?;
         if !mutation.tx().delete_credential(&found.head).await? {
@@ -193,6 +210,14 @@ fn details(key: &CredentialKey) -> serde_json::Value {
         "provider": key.provider.as_str(),
         "environment": key.environment.as_str(),
         "name": key.name,
+    })
+}
+
+/// The same answer as for one that the caller may not see.
+fn no_such_credential() -> Error {
+    not_found(&Resource {
+        tenant: TenantName::system(),
+        entity: Entity::UnknownCredential(CredentialId::random()),
     })
 }
 

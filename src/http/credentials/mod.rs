@@ -235,6 +235,7 @@ impl BrokerCredentials {
         let owner = owner(user, &caller)?;
         caller.idempotency = idempotency(&head.headers, ACTION, user, &json!(id))?;
         let (resource, found) = self.vault.find(credential_id(id)?).await?;
+        let resource = self.vault.to_delete(&self.gate, &caller, resource);
         let found = of_owner(found, owner);
         let vault = Arc::clone(&self.vault);
         let act = async move |permit| vault.delete(permit, found).await;

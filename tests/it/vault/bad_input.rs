@@ -199,5 +199,17 @@ async fn a_call_that_is_made_again_gets_its_answer_again_and_never_a_kept_secret
     let kept = "SELECT action FROM idempotency_keys WHERE action = 'RevealCredential'";
     assert_eq!(d.rows(kept).await.len(), 2);
     assert!(!crate::canaries::dump(&d).await.contains(PLANTED));
+
+    let id = first.json()["credential"]["id"].as_str().map(str::to_owned);
+    let path = format!("{MINE}/{}", id.expect("an id"));
+    let delete = async |key: &str| {
+        let headers = [("authorization", bearer.as_str()), ("idempotency-key", key)];
+        send(&d, Method::DELETE, &path, &headers, "").await
+    };
+    for _ in 0..2 {
+        assert_eq!(delete("four").await.status, 204);
+    }
+    problem(&delete("five").await, 404, "CREDENTIAL_NOT_FOUND");
+    problem(&alice.delete(&d, &path).await, 404, "CREDENTIAL_NOT_FOUND");
     d.stop().await;
 }
