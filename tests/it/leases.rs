@@ -171,7 +171,7 @@ async fn who_holds_what(engine: Engine) {
     let lease = leased.lease.expect("a lease");
     assert_eq!(lease.state(), LeaseState::Active);
     assert_eq!(lease.holder_id, realm.daemon.id_of("service").await);
-    assert_eq!(realm.held().await, [lease.id.clone()]);
+    assert_eq!(realm.held().await, std::slice::from_ref(&lease.id));
 
     // Nobody else's: not that of another tenant, not of who manages it.
     for actor in ["other", "officer"] {
@@ -361,10 +361,9 @@ async fn who_may_not_lease_may_not_watch_and_learns_nothing_more_when_that_chang
     }
     let service = realm.daemon.actor("service");
     let unknown = "019a3f5b-2c11-7000-8000-000000000000".to_owned();
-    let refused = watch(&service, vec![unknown], true)
-        .await
-        .err()
-        .expect("a refusal");
+    let Err(refused) = watch(&service, vec![unknown], true).await else {
+        panic!("a refusal");
+    };
     assert_eq!(refused.code(), Code::NotFound);
     for count in [0, 101] {
         let refused = watch(&service, vec![realm.credential.clone(); count], true).await;

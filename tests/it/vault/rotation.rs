@@ -582,7 +582,10 @@ async fn people_are_told_once_what_is_due_and_what_is_overdue() {
     };
     assert_eq!(due(None).await, [""; 0]);
     assert_eq!(due(Some(29 * 24 * HOUR)).await, [""; 0]);
-    assert_eq!(due(Some(31 * 24 * HOUR)).await, [realm.id.clone()]);
+    assert_eq!(
+        due(Some(31 * 24 * HOUR)).await,
+        std::slice::from_ref(&realm.id)
+    );
 
     let told = async |count: usize| {
         let until = Instant::now() + PATIENCE;
@@ -599,7 +602,7 @@ async fn people_are_told_once_what_is_due_and_what_is_overdue() {
     assert_eq!(due(None).await, [""; 0]);
     realm.d.execute(&set(now)).await;
     told(2).await;
-    assert_eq!(due(None).await, [realm.id.clone()]);
+    assert_eq!(due(None).await, std::slice::from_ref(&realm.id));
     assert_eq!(
         realm.alerts().await,
         ["CREDENTIAL_DUE", "CREDENTIAL_OVERDUE"]
