@@ -26,7 +26,7 @@ const DELIVERIES: &str = "alert deliveries";
 /// Characters of a note.
 const MAX_NOTE: usize = 500;
 /// After every id, for the first page of a listing that begins with the newest.
-const NEWEST: &str = "~";
+const NEWEST: &str = "g";
 
 impl AlertApi {
     async fn list(

@@ -90,17 +90,16 @@ async fn promote(work: &Work, term: &Term, found: FoundRotation, resource: Resou
 }
 
 async fn check(work: &Work, term: &Term, found: FoundRotation, resource: Resource) -> Result<()> {
+    let mut look = look(work, &found).await?;
     let by_driver = found.rotation.driver != RotationDriver::Manual;
-    if by_driver && found.rotation.is_over(work.clock.now()) {
-        // What counts is what the provider says then.
+    // Not before the new one is known to work: the old one may be the only one that does.
+    if by_driver && look.next == OfHeld::Alive && look.new_works() {
         if let Err(error) = work.vault.revoke_old(&found).await {
             tracing::warn!(rotation = %found.rotation.id, %error, "an old value is not revoked");
         }
+        // What counts is what the provider says then.
+        look = self::look(work, &found).await?;
     }
-    let look = match timeout(PATIENCE, work.vault.look(&found)).await {
-        Ok(look) => look?,
-        Err(_) => Look::nothing(),
-    };
     match look {
         Look {
             next: OfHeld::RollBack,
@@ -113,6 +112,13 @@ async fn check(work: &Work, term: &Term, found: FoundRotation, resource: Resourc
             ..
         } => complete(work, term, found, old, resource).await,
         look => work.vault.wait(term, &found, look).await,
+    }
+}
+
+async fn look(work: &Work, found: &FoundRotation) -> Result<Look> {
+    match timeout(PATIENCE, work.vault.look(found)).await {
+        Ok(look) => look,
+        Err(_) => Ok(Look::nothing()),
     }
 }
 

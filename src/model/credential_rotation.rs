@@ -135,6 +135,8 @@ pub enum OfHeld {
 pub const fn of_held(is_over: bool, new: Option<ProbeResult>, old: Option<ProbeResult>) -> OfHeld {
     match (new, old) {
         (Some(ProbeResult::Invalid), Some(ProbeResult::Valid)) => OfHeld::RollBack,
+        // Neither is taken, perhaps because nothing of ours is at this moment: no time to give one of them away.
+        (Some(ProbeResult::Invalid), _) => OfHeld::Wait,
         (_, Some(ProbeResult::Invalid | ProbeResult::NoProbe)) if is_over => OfHeld::Complete,
         (_, Some(ProbeResult::Valid)) if is_over => OfHeld::Alive,
         _ => OfHeld::Wait,
@@ -240,5 +242,8 @@ mod tests {
             OfHeld::Wait
         );
         assert_eq!(of_held(true, Some(P::Valid), None), OfHeld::Wait);
+        for old in [P::Invalid, P::NoProbe, P::Unreachable] {
+            assert_eq!(of_held(true, Some(P::Invalid), Some(old)), OfHeld::Wait);
+        }
     }
 }

@@ -107,7 +107,7 @@ const AT_HOME: &str = "IssueClientToken IntrospectToken RevokeOwnToken ListProvi
 const OWN_CREDENTIALS: &str = "PutCredential GetCredential RevealCredential ListCredentials DeleteCredential \
      ValidateCredential GetCredentialReport LeaseCredential RenewLease ReturnLease RevokeLease ListLeases \
      WatchCredentials StageCredential PromoteCredential CompleteCredentialRotation RollBackCredential \
-     SetCredentialRotation GetCredentialRotation ListCredentialRotations ListDueCredentials";
+     GetCredentialRotation ListCredentialRotations ListDueCredentials";
 /// What `can.manage_users` gives in the home tenant.
 const USERS_CREDENTIALS: &str = "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential \
      ImportCredentials GetCredentialReport RevokeLease ListLeases StageCredential PromoteCredential \

@@ -24,6 +24,12 @@ pub struct Look {
 }
 
 impl Look {
+    /// Does the provider take the new value, or is another one CURRENT by now?
+    pub fn new_works(&self) -> bool {
+        let said = self.new.as_ref().map(|said| said.result);
+        said.is_none_or(|said| said == ProbeResult::Valid)
+    }
+
     /// Nobody said anything in time.
     pub const fn nothing() -> Self {
         Self {
