@@ -51,12 +51,12 @@ impl World {
                 let set = set("gone", Some(5));
                 let made = self.daemon.actor("admin").usage().set_limit(set).await;
                 made.expect("SetLimit");
-                let delete = |subject_type| DeleteLimitRequest {
+                let delete = |subject: &str| DeleteLimitRequest {
                     tenant: tenant.clone(),
-                    subject_type,
-                    subject: "gone".into(),
+                    subject_type: LimitSubject::Credential.into(),
+                    subject: subject.into(),
                 };
-                case(&delete(LimitSubject::Credential.into())).or(&delete(0))
+                case(&delete("gone")).or(&delete("never"))
             }
             "ListAlerts" => case(&ListAlertsRequest {
                 tenant,
