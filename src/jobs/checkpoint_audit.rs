@@ -95,10 +95,11 @@ async fn heads(work: &Work) -> Result<Vec<StreamHead>> {
         .collect())
 }
 
-/// The heads as the checkpoint's own row leaves them.
+/// The heads as the checkpoint's own row leaves them. Where another row came in between, that one is not covered, and a
+/// further checkpoint is due.
 fn after(mut heads: Vec<StreamHead>, receipt: Receipt) -> Vec<StreamHead> {
     for StreamHead { stream, head } in &mut heads {
-        if stream == ADMIN_STREAM {
+        if stream == ADMIN_STREAM && receipt.seq == head.seq + 1 {
             *head = Head {
                 seq: receipt.seq,
                 hash: receipt.hash.clone(),
