@@ -234,10 +234,10 @@ impl Daemon {
 
 /// The PINs, in files and as a list.
 fn pins(dir: &Path) -> Vec<String> {
-    let digits = || (uuid::Uuid::now_v7().as_u128() % 10_u128.pow(16)).to_string();
+    let digits = || uuid::Uuid::now_v7().as_u128() % 10_u128.pow(16);
     let pins = [
-        ("pin", format!("7{}", digits())),
-        ("so_pin", format!("8{}", digits())),
+        ("pin", format!("7{:016}", digits())),
+        ("so_pin", format!("8{:016}", digits())),
     ];
     let written = pins.map(|(name, pin)| {
         fs::write(dir.join("secrets").join(name), &pin).expect("a PIN");
