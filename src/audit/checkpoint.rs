@@ -2,12 +2,15 @@
 //!
 //! Whoever owns the database can rewrite a whole stream and its head; only what was written down elsewhere shows it.
 //! A checkpoint is a signed note (`audit::note`): a line with the origin, one line per stream (name, seq, hash
-//! in hex), a line with the time. A file holds many, one after the other, and is only ever added to.
-//! The scheduler writes them (`jobs::checkpoint_audit`); `claviger audit verify --checkpoints` reads them.
+//! in hex), one line per version that was declared compromised (`frozen` and its kid), a line with the time. A file holds
+//! many, one after the other, and is only ever added to.
+//! The scheduler writes them (`jobs::checkpoint_audit`); `claviger audit verify --checkpoints` reads them, and a daemon that
+//! starts reads the last one: a database that it does not fit was set back (`restore`).
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
-    io::{self, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -19,7 +22,7 @@ use super::{
     note::{self, Piece, Verdict},
 };
 use crate::{
-    model::{KeyRef, PublicKey, Timestamp},
+    model::{KeyRef, Kid, PublicKey, Timestamp},
     store::Head,
 };
 
@@ -74,6 +77,8 @@ pub struct Checkpoint {
     pub issuer: String,
     /// The last row of each stream.
     pub heads: Vec<StreamHead>,
+    /// Every version that was ever declared compromised, by kid: what must stay frozen in an older copy of the database.
+    pub frozen: Vec<Kid>,
     /// When, by database time.
     pub at: Timestamp,
 }
@@ -92,13 +97,19 @@ pub struct StreamHead {
 pub struct CheckpointFile {
     /// Checkpoints with a good signature, in the order of the file.
     pub checkpoints: Vec<Checkpoint>,
-    /// Signatures that do not verify, notes that contradict one another.
+    /// Signatures that do not verify.
     pub problems: Vec<String>,
+    /// Checkpoints that contradict an earlier one: place in `checkpoints`, and how.
+    pub contradictions: Vec<(usize, String)>,
     /// Pieces that none of the keys signed, such as the rest of a write that a crash cut off.
     pub unsigned: usize,
 }
 
 const ORIGIN: &str = "claviger audit ";
+/// Begins the line of a frozen version. No stream is called so.
+const FROZEN: &str = "frozen ";
+/// What is read of the end of a file: a few hundred notes of a large installation.
+const TAIL: u64 = 4 << 20;
 
 impl Checkpoint {
     /// The text of the note. None when a name in it would be mistaken for something else.
@@ -106,13 +117,21 @@ impl Checkpoint {
         let plain = |text: &str| !text.contains(char::is_control);
         let mut text = format!("{ORIGIN}{}\n", self.issuer);
         for StreamHead { stream, head } in &self.heads {
-            if stream.is_empty() || !plain(stream) {
+            if stream.is_empty() || !plain(stream) || stream.starts_with(FROZEN) {
                 return None;
             }
             text.push_str(&format!("{stream} {} {}\n", head.seq, hex(&head.hash)));
         }
+        for kid in &self.frozen {
+            text.push_str(&format!("{FROZEN}{kid}\n"));
+        }
         text.push_str(&format!("time {}\n", self.at));
         plain(&self.issuer).then_some(text)
+    }
+
+    /// SHA-256 of the text, in hex: which checkpoint is meant. That of the empty text for one that has none.
+    pub fn digest(&self) -> String {
+        note::text_digest(&self.text().unwrap_or_default())
     }
 
     /// Reads what `text` wrote.
@@ -122,7 +141,10 @@ impl Checkpoint {
         let time = lines.pop()?.strip_prefix("time ")?;
         let at: jiff::Timestamp = time.parse().ok()?;
         let (origin, lines) = lines.split_first()?;
-        let heads = lines.iter().map(|line| {
+        let kinds = lines.iter().partition(|line| line.starts_with(FROZEN));
+        let (frozen, heads): (Vec<&str>, Vec<&str>) = kinds;
+        let frozen = frozen.iter().map(|line| line[FROZEN.len()..].parse().ok());
+        let heads = heads.iter().map(|line| {
             let (rest, hash) = line.rsplit_once(' ')?;
             let (stream, seq) = rest.rsplit_once(' ')?;
             Some(StreamHead {
@@ -136,6 +158,7 @@ impl Checkpoint {
         Some(Self {
             issuer: origin.strip_prefix(ORIGIN)?.to_owned(),
             heads: heads.collect::<Option<_>>()?,
+            frozen: frozen.collect::<Option<_>>()?,
             at: Timestamp::from_micros(at.as_microsecond()),
         })
     }
@@ -172,8 +195,32 @@ pub fn read(file: &str, keys: &[PublicKey]) -> CheckpointFile {
                 .push(format!("the note in line {} {why}", piece.line)),
         }
     }
-    found.problems.extend(contradictions(&found.checkpoints));
+    found.contradictions = contradictions(&found.checkpoints);
     found
+}
+
+/// The last checkpoint of the installation `issuer` in a file, if the file and one in it are there. Blocks.
+///
+/// One with a signature that does not verify is passed over. One whose key is not among `keys` counts: an older copy of the
+/// database does not know a key that was made since.
+pub fn last(file: &Path, issuer: &str, keys: &[PublicKey]) -> io::Result<Option<Checkpoint>> {
+    let mut open = match File::open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        open => open?,
+    };
+    let length = open.metadata()?.len();
+    open.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
+    let mut tail = Vec::new();
+    open.read_to_end(&mut tail)?;
+    // What is not UTF-8 is none, and neither is the piece that the beginning of the tail cuts.
+    let tail = String::from_utf8_lossy(&tail);
+    let pieces = note::pieces(&tail);
+    let ours = pieces.iter().rev().find_map(|piece| {
+        let checkpoint = Checkpoint::parse(&piece.text).filter(|c| c.issuer == issuer)?;
+        let bad = !piece.is_signed() || piece.judge(issuer, keys) == Verdict::Bad;
+        (!bad).then_some(checkpoint)
+    });
+    Ok(ours)
 }
 
 enum Judged {
@@ -193,23 +240,35 @@ fn judge(piece: &Piece<'_>, keys: &[PublicKey]) -> Judged {
     }
 }
 
-/// Streams only grow, and a row has one hash for ever. A file that says otherwise holds notes of two histories.
-fn contradictions(checkpoints: &[Checkpoint]) -> Vec<String> {
-    let mut problems = Vec::new();
-    let mut last: std::collections::BTreeMap<&str, &Head> = std::collections::BTreeMap::new();
-    for checkpoint in checkpoints {
+/// Streams only grow, a row has one hash for ever, and what was compromised stays so. A file that says otherwise holds notes
+/// of two histories.
+fn contradictions(checkpoints: &[Checkpoint]) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut last: BTreeMap<&str, &Head> = BTreeMap::new();
+    let mut frozen: BTreeSet<&Kid> = BTreeSet::new();
+    for (place, checkpoint) in checkpoints.iter().enumerate() {
+        let at = checkpoint.at;
         for StreamHead { stream, head } in &checkpoint.heads {
             if let Some(before) = last.insert(stream, head)
                 && (head.seq < before.seq || (head.seq == before.seq && head.hash != before.hash))
             {
-                problems.push(format!(
-                    "the checkpoint of {} ends stream {stream} at {}, an earlier one at {}: one of them is of another history",
-                    checkpoint.at, head.seq, before.seq
-                ));
+                let how = format!(
+                    "the checkpoint of {at} ends stream {stream} at {}, an earlier one at {}: one of them is of another history",
+                    head.seq, before.seq
+                );
+                found.push((place, how));
             }
         }
+        let now: BTreeSet<&Kid> = checkpoint.frozen.iter().collect();
+        for kid in frozen.difference(&now) {
+            let how = format!(
+                "the checkpoint of {at} does not say any more that version {kid} was compromised"
+            );
+            found.push((place, how));
+        }
+        frozen = now;
     }
-    problems
+    found
 }
 
 /// 32 bytes from 64 lower-case hex digits.
@@ -247,6 +306,7 @@ mod tests {
         Checkpoint {
             issuer: "https://issuer.test".into(),
             heads: vec![head("access/one two", 7), head("admin", seq)],
+            frozen: Vec::new(),
             at: Timestamp::from_micros(1_800_000_000_123_456 + seq),
         }
     }
@@ -312,8 +372,53 @@ mod tests {
         for (first, second) in [((5, 1), (4, 1)), ((5, 1), (5, 2))] {
             let notes = [first, second].map(|(seq, fill)| note(&pair, &checkpoint(seq, fill)));
             let found = read(&notes.join("\n\n"), keys);
-            assert!(!found.problems.is_empty(), "{first:?} {second:?}");
+            let places: Vec<_> = found.contradictions.iter().map(|(place, _)| *place).collect();
+            assert_eq!(places, [1, 1], "{first:?} {second:?}");
         }
+    }
+
+    #[test]
+    fn what_was_frozen_stays_so() {
+        let pair = pair();
+        let keys = std::slice::from_ref(&pair.1);
+        let [mut first, mut second] = [checkpoint(1, 1), checkpoint(2, 1)];
+        first.frozen = vec!["one".parse().expect("a kid"), "two".parse().expect("a kid")];
+        second.frozen = vec![first.frozen[1].clone()];
+        let all = [first, second];
+        let notes = all.each_ref().map(|c| note(&pair, c));
+        let found = read(&notes.join("\n\n"), keys);
+        assert_eq!(found.checkpoints, all);
+        let [(1, how)] = found.contradictions.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert!(how.contains("version one was compromised"), "{how}");
+    }
+
+    #[test]
+    fn the_last_one_is_found() {
+        let (ours, theirs) = (pair(), pair());
+        let path = std::env::temp_dir().join(format!("claviger-{}", uuid::Uuid::now_v7()));
+        let issuer = "https://issuer.test";
+        let keys = std::slice::from_ref(&ours.1);
+        let last_of = |keys: &[PublicKey]| last(&path, issuer, keys).expect("readable");
+        assert_eq!(last_of(keys), None);
+        for seq in 1..=3 {
+            append(&path, &note(&ours, &checkpoint(seq, 1))).expect("written");
+        }
+        assert_eq!(last_of(keys), Some(checkpoint(3, 1)));
+        // Another installation's, a forgery, and the rest of a write that was cut off.
+        let mut foreign = checkpoint(9, 9);
+        foreign.issuer = "https://other.test".into();
+        append(&path, &note(&ours, &foreign)).expect("written");
+        let forged = note(&ours, &checkpoint(4, 1)).replace("admin 4 ", "admin 5 ");
+        append(&path, &forged).expect("written");
+        append(&path, &checkpoint(6, 1).text().expect("a text")).expect("written");
+        assert_eq!(last_of(keys), Some(checkpoint(3, 1)));
+        // A key that was made since.
+        append(&path, &note(&theirs, &checkpoint(7, 1))).expect("written");
+        assert_eq!(last_of(keys), Some(checkpoint(7, 1)));
+        assert_eq!(last_of(&[]), Some(checkpoint(7, 1)));
+        std::fs::remove_file(&path).expect("it was there");
     }
 
     #[test]
