@@ -32,8 +32,9 @@ use crate::{
     http::{BrokerCredentials, JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, deliver_alerts, flush_api_key_uses,
-        flush_usage, flush_uses, run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
+        Checkpoints, Feed, Patience, Pruning, Rewrapping, Sampler, Work, deliver_alerts,
+        flush_api_key_uses, flush_usage, flush_uses, run_scheduler, sample_data_keys,
+        sweep_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys, Reserved,
@@ -247,6 +248,11 @@ pub async fn run(
             .checkpoint
             .clone()
             .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
+        pruning: Pruning::new(
+            config.audit.retention,
+            config.audit.checkpoint.clone(),
+            config.tokens.issuer.clone(),
+        ),
         vault: Arc::clone(&vault),
         usage: Arc::clone(&usage),
         alerts: Arc::clone(&alerts),

@@ -1,27 +1,41 @@
-//! `claviger restore`: is the database an older copy than the checkpoints know, and who stands for that (`crate::restore`).
+//! `claviger restore`: puts a backup back, tells whether the database is an older copy than the checkpoints know, and lets
+//! somebody stand for it (`crate::restore`).
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
 use super::{
+    backup::Manifest,
     exit::{Exit, Failure, Result},
     output,
 };
 use crate::{
-    audit::{self, CheckpointConfig},
+    audit::{self, CheckpointConfig, verify},
     config::Config,
     restore::{self, Acknowledged, Lost},
-    store::Db,
+    store::{self, Db, StoreError},
 };
 
-/// Tell whether the database was set back, and let an older copy count
+/// Put a backup back, and let an older copy of the database count
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Load a backup into an empty database
+    Load(Load),
     /// Compare the database with the last checkpoint; exit code 0 when it fits, 1 when it was set back. Changes nothing
     Status(Status),
     /// Let an older copy of the database count: every version that was compromised by the last checkpoint is declared so again
     Acknowledge(Acknowledge),
+}
+
+#[derive(Args, Debug)]
+pub struct Load {
+    /// Configuration file, whose database is filled
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Directory that `claviger backup` wrote
+    #[arg(long, value_name = "DIR")]
+    from: PathBuf,
 }
 
 #[derive(Args, Debug)]
@@ -56,9 +70,52 @@ fn line(text: &str) -> std::result::Result<String, String> {
 /// Runs `claviger restore …`.
 pub async fn run(command: Command) -> Result<Exit> {
     match command {
+        Command::Load(args) => load(args).await,
         Command::Status(args) => status(args).await,
         Command::Acknowledge(args) => acknowledge(args).await,
     }
+}
+
+async fn load(args: Load) -> Result<Exit> {
+    let config = Config::load(&args.config).map_err(Failure::usage)?;
+    let manifest = Manifest::read(&args.from)?;
+    let copy = manifest.checked_copy(&args.from, &config.database)?;
+    store::load(&config.database, &copy)
+        .await
+        .map_err(Failure::other)?;
+    let db = Db::open_beside(&config.database).await;
+    let db = db.map_err(Failure::unavailable)?;
+    let heads = manifest.heads()?;
+    let missing = verify::mismatches(&db, heads).await;
+    if let Some(missing) = missing.map_err(Failure::unavailable)?.first() {
+        return Err(Failure::new(
+            Exit::No,
+            format!(
+                "the copy is loaded and is not what its manifest says: row {} of stream {}: {}",
+                missing.seq, missing.stream, missing.problem
+            ),
+        ));
+    }
+    let mut text = format!("loaded the backup of {}\n", manifest.made_at);
+    match db.check_schema().await {
+        Ok(()) => text.push_str(&next_step(&db, &config).await?),
+        Err(StoreError::Setup(pending)) => text.push_str(&pending),
+        Err(other) => return Err(Failure::unavailable(other)),
+    }
+    db.close().await;
+    output::print(&text)?;
+    Ok(Exit::Ok)
+}
+
+/// What is to be done before the daemons start.
+async fn next_step(db: &Db, config: &Config) -> Result<String> {
+    if config.audit.checkpoint.is_none() {
+        return Ok("there are no checkpoints to compare it with; what was revoked, frozen or suspended since counts again".into());
+    }
+    Ok(match lost(db, config).await? {
+        None => "it has what the last checkpoint says; the daemons can start".to_owned(),
+        Some(lost) => lost.advice(),
+    })
 }
 
 async fn status(args: Status) -> Result<Exit> {

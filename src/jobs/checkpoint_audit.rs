@@ -11,7 +11,8 @@ use tokio::time::Instant;
 use super::Work;
 use crate::{
     audit::{
-        ADMIN_STREAM, Checkpoint, CheckpointConfig, Head, Receipt, StreamHead, checkpoint, note,
+        ADMIN_STREAM, Checkpoint, CheckpointConfig, Head, Receipt, StreamHead, checkpoint_file,
+        note,
     },
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
@@ -172,7 +173,7 @@ async fn record(
         .ok_or_else(|| Error::internal("the version that signed has no public key"))?;
     let note = note::signed(&checkpoint.issuer, &text, public, &signed.signature);
     let file = config.file.clone();
-    let written = tokio::task::spawn_blocking(move || checkpoint::append(&file, &note)).await;
+    let written = tokio::task::spawn_blocking(move || checkpoint_file::append(&file, &note)).await;
     written.map_err(Error::internal)?.map_err(|error| {
         let file = config.file.display();
         Error::internal(format!("audit.checkpoint.file {file}: {error}"))

@@ -12,16 +12,14 @@ use serde_json::json;
 
 use crate::{
     audit::{
-        Checkpoint, CheckpointConfig, Mismatch, Outcome, Receipt, Record, admin, checkpoint, verify,
+        ACKNOWLEDGE_RESTORE, Checkpoint, CheckpointConfig, Mismatch, Outcome, Receipt, Record,
+        admin, checkpoint_file, verify,
     },
     error::Error,
     incidents::declare_again,
     model::{Action, AlertId, Incident, Job, KeyRef, Kid, PublicKey, TenantName, Timestamp},
     store::{Alert, Db, StoreError},
 };
-
-/// How the log calls an acknowledgement. No RPC has this name: a daemon that runs has nothing to acknowledge.
-pub const ACKNOWLEDGE_RESTORE: &str = "AcknowledgeRestore";
 
 /// A history that the database does not have, although a checkpoint says that it had it.
 #[derive(Debug)]
@@ -126,7 +124,8 @@ async fn keys(db: &Db, config: &CheckpointConfig) -> Result<Vec<PublicKey>> {
 
 async fn last(file: &Path, issuer: &str, keys: Vec<PublicKey>) -> Result<Option<Checkpoint>> {
     let (path, issuer) = (file.to_owned(), issuer.to_owned());
-    let read = tokio::task::spawn_blocking(move || checkpoint::last(&path, &issuer, &keys)).await;
+    let read =
+        tokio::task::spawn_blocking(move || checkpoint_file::last(&path, &issuer, &keys)).await;
     let named = |error: &dyn fmt::Display| {
         RestoreError::File(format!("audit.checkpoint.file {}: {error}", file.display()))
     };
@@ -187,7 +186,12 @@ pub async fn acknowledge(db: &Db, lost: &Lost, by: &str, why: &str) -> Result<Ac
 }
 
 /// Nobody is authenticated here, so the row says that a job did it, and its data in whose name.
-fn record(tenant: &str, action: &'static str, entity: (&'static str, String), data: String) -> Record {
+fn record(
+    tenant: &str,
+    action: &'static str,
+    entity: (&'static str, String),
+    data: String,
+) -> Record {
     let job = Job::Scheduler.principal();
     Record {
         tenant: tenant.to_owned(),

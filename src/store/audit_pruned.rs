@@ -5,7 +5,8 @@ use super::{
     engine::{execute, fetch_all, fetch_optional},
 };
 
-const ONE: &str = "SELECT stream, seq, hash, audit_seq, finished FROM audit_pruned WHERE stream = $1";
+const ONE: &str =
+    "SELECT stream, seq, hash, audit_seq, finished FROM audit_pruned WHERE stream = $1";
 const ALL: &str = "SELECT stream, seq, hash, audit_seq, finished FROM audit_pruned ORDER BY stream";
 const SET: &str = "INSERT INTO audit_pruned (stream, seq, hash, audit_seq, finished) VALUES ($1, $2, $3, $4, 0) \
      ON CONFLICT (stream) DO UPDATE SET seq = excluded.seq, hash = excluded.hash, audit_seq = excluded.audit_seq, \
@@ -15,7 +16,8 @@ const FINISH: &str = "UPDATE audit_pruned SET finished = 1 WHERE stream = $1 AND
 /// The oldest rows up to a seq.
 const REMOVE: &str = "DELETE FROM audit_events WHERE stream = $1 AND seq <= $2 AND seq < \
      (SELECT MIN(seq) FROM audit_events WHERE stream = $1) + $3";
-const LEFT: &str = "SELECT seq FROM audit_events WHERE stream = $1 AND seq <= $2 ORDER BY seq LIMIT 1";
+const LEFT: &str =
+    "SELECT seq FROM audit_events WHERE stream = $1 AND seq <= $2 ORDER BY seq LIMIT 1";
 
 /// Where a stream begins since its front was pruned.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +70,9 @@ impl Db {
 
     /// Every stream that was pruned.
     pub async fn all_pruned(&self) -> Result<Vec<Pruned>> {
-        Ok(fetch_all!(self, Row, ALL)?.into_iter().map(pruned).collect())
+        Ok(fetch_all!(self, Row, ALL)?
+            .into_iter()
+            .map(pruned)
+            .collect())
     }
 }

@@ -10,6 +10,7 @@ mod api_keys;
 mod audit;
 mod audit_pruned;
 mod clients;
+mod copy;
 mod credential_leases;
 mod credential_rotations;
 mod credentials;
@@ -42,6 +43,7 @@ pub use alerts::{Alert, AlertFilter, AlertState, ToldAlert, UnroutedAlert};
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use audit_pruned::Pruned;
+pub use copy::{copy, copy_name, load};
 pub use credential_leases::LeasesOf;
 pub use credential_rotations::CredentialRotationsOf;
 pub use credentials::{

@@ -10,9 +10,9 @@ use crate::model::{Kid, Timestamp};
 const INSERT: &str =
     "INSERT INTO restores (checkpoint, at, kept_until, audit_seq) VALUES ($1, $2, $3, $4)";
 const IS_ACKNOWLEDGED: &str = "SELECT audit_seq FROM restores WHERE checkpoint = $1";
-const FROZEN: &str =
-    "SELECT kid FROM key_versions WHERE compromised_at IS NOT NULL ORDER BY kid";
-const LAST_ROW: &str = "SELECT at FROM audit_events WHERE stream = 'admin' ORDER BY seq DESC LIMIT 1";
+const FROZEN: &str = "SELECT kid FROM key_versions WHERE compromised_at IS NOT NULL ORDER BY kid";
+const LAST_ROW: &str =
+    "SELECT at FROM audit_events WHERE stream = 'admin' ORDER BY seq DESC LIMIT 1";
 
 impl Tx {
     /// Notes that the copy without the history of this checkpoint counts.
