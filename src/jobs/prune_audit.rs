@@ -3,7 +3,7 @@
 //! A stream is cut at the row that the newest checkpoint from before the retention names. Before that, the chain up to it is
 //! recomputed, and what does not fit is evidence: it stays, and people are told. The cut is one audited transaction; then the
 //! rows go, oldest first, a few at each look, so that no writer waits. A leader that dies in between leaves a cut whose rows
-//! the next one removes. The last row of a stream always stays.
+//! the next one removes. The last row of the admin stream stays: replicas ask for it.
 
 use std::{
     collections::VecDeque,
@@ -131,8 +131,7 @@ async fn remove(work: &Work, term: &Term, pruned: &Pruned) -> Result<()> {
     Ok(())
 }
 
-/// Where streams can be cut now. A stream's last row stays: it is what the next one is chained to, and what replicas have
-/// seen.
+/// Where streams can be cut now. Of a replica that is gone all rows go; the head of its stream stays.
 async fn look(work: &Work, pruning: &Pruning, all: &[Pruned]) -> Result<VecDeque<StreamHead>> {
     let now = work.db.now().await?;
     let heads = work.db.audit_heads().await?;
@@ -151,7 +150,7 @@ async fn look(work: &Work, pruning: &Pruning, all: &[Pruned]) -> Result<VecDeque
             let last = heads.iter().find(|(stream, _)| *stream == cut.stream);
             (cut.stream == ADMIN_STREAM) == is_admin
                 && cut.head.seq > pruned.map_or(0, |pruned| pruned.last.seq)
-                && last.is_some_and(|(_, last)| cut.head.seq < last.seq)
+                && last.is_some_and(|(_, last)| !is_admin || cut.head.seq < last.seq)
         }));
     }
     Ok(cuts)

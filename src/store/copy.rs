@@ -118,7 +118,12 @@ pub async fn load(config: &DatabaseConfig, from: &Path) -> Result<()> {
                 .args(["--single-transaction", "--exit-on-error"])
                 .arg(format!("--dbname={url}"))
                 .arg(from);
-            run(restore).await
+            run(restore).await?;
+            // Whoever was at work on the original is not at work on this one.
+            let db = Db::open_beside(config).await?;
+            db.forget_replicas().await?;
+            db.close().await;
+            Ok(())
         }
     }
 }

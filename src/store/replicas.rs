@@ -91,6 +91,14 @@ impl Db {
         Ok(live.fetch_optional(pool).await?)
     }
 
+    /// Takes every replica off the list: for a copy on which none has worked yet.
+    pub async fn forget_replicas(&self) -> Result<()> {
+        if let Self::Postgres(pool) = self {
+            sqlx::query("DELETE FROM replicas").execute(pool).await?;
+        }
+        Ok(())
+    }
+
     /// Takes a replica off the list that has stopped using keys for good.
     pub async fn remove_replica(&self, name: &str) -> Result<()> {
         if let Self::Postgres(pool) = self {

@@ -31,7 +31,7 @@ async fn daemon(engine: Engine) -> Daemon {
 }
 
 /// With the key, whose public half is in `checkpoints.pem`.
-async fn with_key(engine: Engine, algorithm: Algorithm) -> (Daemon, KeyVersion) {
+pub async fn with_key(engine: Engine, algorithm: Algorithm) -> (Daemon, KeyVersion) {
     let daemon = daemon(engine).await;
     let key = daemon
         .key("system", KEY, KeyPurpose::Signing, algorithm)
@@ -52,7 +52,7 @@ fn count(daemon: &Daemon) -> usize {
 }
 
 /// Waits for a checkpoint that covers row `seq` of the admin stream.
-async fn covered(daemon: &Daemon, seq: i64) {
+pub async fn covered(daemon: &Daemon, seq: i64) {
     let until = Instant::now() + PATIENCE;
     loop {
         let text = file(daemon);
@@ -70,7 +70,7 @@ async fn covered(daemon: &Daemon, seq: i64) {
     }
 }
 
-async fn changed(daemon: &Daemon, owner: &str) -> i64 {
+pub async fn changed(daemon: &Daemon, owner: &str) -> i64 {
     let request = UpdateKeyRequest {
         tenant: "system".into(),
         key: KEY.into(),
@@ -83,7 +83,7 @@ async fn changed(daemon: &Daemon, owner: &str) -> i64 {
 }
 
 /// `claviger audit verify`, with the checkpoints or without: exit code and what it said.
-async fn verify(daemon: &Daemon, with_checkpoints: bool) -> (i32, String) {
+pub async fn verify(daemon: &Daemon, with_checkpoints: bool) -> (i32, String) {
     let (file, key) = (daemon.path("checkpoints"), daemon.path("checkpoints.pem"));
     let (file, key) = (file.to_str().expect("UTF-8"), key.to_str().expect("UTF-8"));
     let mut args = vec!["--as", "auditor", "audit", "verify"];

@@ -49,6 +49,8 @@ mod planned;
 mod postgres;
 mod proxy;
 mod ranks;
+mod restore;
+mod retention;
 mod roles;
 mod rpcs;
 mod smoke;

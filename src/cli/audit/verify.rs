@@ -141,10 +141,11 @@ fn lost(kept: &CheckpointFile, restores: &[AuditRestore]) -> BTreeSet<usize> {
     lost
 }
 
-/// What the notes say against one another, but where a restore explains it: behind the last note that was lost to it.
+/// What the notes say against one another, but where a restore explains it: among those that were lost to it (of an earlier
+/// restore whose acknowledgement was lost with them, too), and right behind them.
 fn contradictions(kept: &CheckpointFile, lost: &BTreeSet<usize>) -> Vec<String> {
     let explained =
-        |place: usize| !lost.contains(&place) && place > 0 && lost.contains(&(place - 1));
+        |place: usize| lost.contains(&place) || (place > 0 && lost.contains(&(place - 1)));
     let found = kept.contradictions.iter();
     let found = found.filter(|(place, _)| !explained(*place));
     found.map(|(_, how)| how.clone()).collect()
