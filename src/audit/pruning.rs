@@ -35,6 +35,13 @@ impl RetentionConfig {
                 return Err(format!("audit.retention.{name} must be {least} to 36500"));
             }
         }
+        // The row that acknowledges a restore explains rows that are missing in other streams.
+        if self
+            .admin_days
+            .is_some_and(|admin| self.access_days.is_none_or(|access| admin < access))
+        {
+            return Err("audit.retention.admin_days must not be below access_days".into());
+        }
         Ok(())
     }
 

@@ -624,3 +624,31 @@ async fn the_section_is_checked_at_the_start() {
     }
     daemon.stop().await;
 }
+
+/// Who owns the database thaws a version: the row says nothing, the next checkpoint does not name it any more. R-EMER-1
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_is_not_frozen_any_more_is_seen() {
+    let (mut daemon, _) = with_key(Engine::Sqlite, Algorithm::Es256).await;
+    let key = crate::incidents::token_key(&daemon, "jwt").await;
+    let kid = key.versions[0].kid.clone();
+    crate::incidents::declared(&daemon, "jwt", &kid).await;
+    let line = format!("\nfrozen {kid}\n");
+    daemon
+        .until(async || file(&daemon).contains(&line) && file(&daemon).ends_with('\n'))
+        .await;
+    let seq = changed(&daemon, "team-one").await;
+    covered(&daemon, seq).await;
+    let (code, said) = verify(&daemon, true).await;
+    assert_eq!(code, 0, "{said}");
+    daemon.tampered();
+    let thaw = format!(
+        "UPDATE key_versions SET state = 'RETIRED', compromised_at = NULL WHERE kid = '{kid}'"
+    );
+    daemon.execute(&thaw).await;
+    let seq = changed(&daemon, "team-two").await;
+    covered(&daemon, seq).await;
+    let (code, said) = verify(&daemon, true).await;
+    let shown = format!("does not say any more that version {kid} was compromised");
+    assert_eq!((code, said.contains(&shown)), (1, true), "{said}");
+    daemon.stop().await;
+}

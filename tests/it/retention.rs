@@ -229,6 +229,12 @@ async fn retention_needs_checkpoints() {
         "{why}"
     );
     daemon.edit_config(|text| {
+        text.replace("access_days = 99999", "access_days = 30\nadmin_days = 29")
+    });
+    let why = daemon.up().await.expect_err("it must not start");
+    let below = "admin_days must not be below access_days";
+    assert!(why.contains(below), "{why}");
+    daemon.edit_config(|text| {
         text.split("\n[audit.retention]")
             .next()
             .expect("a text")
