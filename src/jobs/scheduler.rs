@@ -40,7 +40,7 @@ use crate::{
 pub struct SchedulerConfig {
     /// Time between two looks at what is due, in milliseconds. Default 1000.
     pub interval_ms: u64,
-    /// How long a term lasts that is not renewed, in seconds. A replica that dies is replaced within it. Default 15.
+    /// How long a term lasts that is not renewed, in seconds. A replica that dies is replaced within it. Default 8.
     pub lease_seconds: u64,
 }
 
@@ -48,7 +48,7 @@ impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
             interval_ms: 1000,
-            lease_seconds: 15,
+            lease_seconds: 8,
         }
     }
 }

@@ -13,6 +13,7 @@ mod canaries;
 mod checkpoints;
 mod cli;
 mod cli_lifecycle;
+mod cluster;
 mod conformance;
 mod crash;
 mod daemon;
