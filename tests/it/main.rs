@@ -35,6 +35,7 @@ mod incidents;
 mod jwt_attacks;
 mod jwt_mandatory;
 mod keks;
+mod keys_at_size;
 mod kms;
 mod leases;
 mod leftovers;
