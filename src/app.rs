@@ -438,7 +438,8 @@ pub async fn run(
     tasks.spawn(done(issuers.refresh(ISSUERS_REFRESH, stopped())));
     tasks.spawn(done(watch_backends(watched, stopped())));
     tasks.spawn(done(telemetry::upkeep(metrics.clone(), stopped())));
-    tasks.spawn(done(reload_on_hangup([mtls, https], stopped())));
+    let renewal = authn::keep_current(config.tls.clone(), [mtls, https], stopped());
+    tasks.spawn(done(renewal));
     // Kubelets ask until the very end, so the ops listener goes last.
     let ops_stop = CancellationToken::new();
     let ops_router = ops::router(health.clone(), metrics);
@@ -644,31 +645,6 @@ fn write_addresses(
     let beside = path.with_extension("tmp");
     fs::write(&beside, format!("{text}\n")).map_err(failed)?;
     fs::rename(&beside, path).map_err(failed)
-}
-
-/// SIGHUP reads the certificates again; a bad file leaves the old ones in use and is logged.
-async fn reload_on_hangup(listeners: [Arc<ReloadableTls>; 2], shutdown: impl Future<Output = ()>) {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut shutdown = std::pin::pin!(shutdown);
-    let mut hangup = match signal(SignalKind::hangup()) {
-        Ok(hangup) => hangup,
-        Err(error) => {
-            tracing::warn!(%error, "SIGHUP cannot be received; certificates are not reloaded");
-            return shutdown.await;
-        }
-    };
-    loop {
-        tokio::select! {
-            () = &mut shutdown => return,
-            _ = hangup.recv() => {}
-        }
-        for tls in &listeners {
-            match tls.reload() {
-                Ok(()) => tracing::info!("certificates reloaded"),
-                Err(error) => tracing::error!(%error, "certificates not reloaded"),
-            }
-        }
-    }
 }
 
 async fn done(task: impl Future<Output = ()>) -> Result<(), AppError> {

@@ -268,6 +268,9 @@ impl Config {
         {
             return wrong(e);
         }
+        if let Err(e) = self.tls.check() {
+            return wrong(e);
+        }
         let is_dev = self.environment == Environment::Dev;
         if let Err(e) = self.audit.retention.check(is_dev) {
             return wrong(e);

@@ -19,6 +19,7 @@ pub use credentials::{Credentials, Shown};
 pub use issuers::{IssuerConfig, Issuers};
 pub use peer::{ConnectedPeer, Peer};
 pub use throttle::{RETRY_AFTER as THROTTLED_FOR, Throttle};
+pub use tls::renewal::keep_current;
 pub use tls::{
     AcceptLimits, ClientCertificate, Manner, ReloadableTls, TlsConfig, TlsConn, accept,
     first_expiry,

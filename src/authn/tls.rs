@@ -8,6 +8,7 @@
 
 mod accept;
 mod files;
+pub mod renewal;
 
 use std::{
     path::{Path, PathBuf},
@@ -47,6 +48,23 @@ pub struct TlsConfig {
     /// Revocation lists of those CAs, in one file. With it, a client whose issuer has no list in the file
     /// is refused.
     pub crl: Option<PathBuf>,
+    /// Time between two looks at whether the files have changed, in seconds, 1 to 86,400. Default 30.
+    #[serde(default = "reload_seconds")]
+    pub reload_seconds: u64,
+}
+
+const fn reload_seconds() -> u64 {
+    30
+}
+
+impl TlsConfig {
+    /// Errors: a sentence that names the setting.
+    pub fn check(&self) -> Result<(), String> {
+        match self.reload_seconds {
+            1..=86_400 => Ok(()),
+            _ => Err("tls.reload_seconds must be 1 to 86400".into()),
+        }
+    }
 }
 
 /// Why TLS cannot be set up: which file, what is wrong with it, what to do.
@@ -240,9 +258,18 @@ impl ReloadableTls {
 
     /// Reads every file again. New connections use the result; on an error they go on with what there was.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = server_config(&self.config, &self.clock, self.manner)?;
-        self.current.store(Arc::new(fresh));
+        self.renew(self.read()?);
         Ok(())
+    }
+
+    /// What every file says now.
+    pub(super) fn read(&self) -> Result<ServerConfig, TlsError> {
+        server_config(&self.config, &self.clock, self.manner)
+    }
+
+    /// New connections use this from now on.
+    pub(super) fn renew(&self, fresh: ServerConfig) {
+        self.current.store(Arc::new(fresh));
     }
 
     /// What the next connection uses.

@@ -98,6 +98,8 @@ impl Keys {
         current: Arc<KeySnapshot>,
         change: UpdateKey,
     ) -> Result<Recorded<Arc<KeySnapshot>>> {
+        // Memory may be behind another replica, by which the caller made the change before this one.
+        let current = self.fresh(&current.key.tenant, current.key.id).await?;
         let mut key = current.key.clone();
         key.policy = change.policy(&key.policy, permit.caller().principal.id)?;
         if current.is_imported() {

@@ -74,8 +74,9 @@ const GRACE_OVER: &str = "SELECT v.kid, k.id, k.tenant FROM key_versions v JOIN 
      AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.old_kid = v.kid AND r.state = 'DEPLOYED') \
      AND NOT EXISTS (SELECT 1 FROM api_keys a WHERE a.pepper_kid = v.kid AND a.state = 'ACTIVE') \
      ORDER BY v.kid LIMIT $3";
-// Under a standing approval the scheduler is about to rotate it, so people are told only when that takes long.
-const OVERDUE: &str = "SELECT k.id, k.tenant FROM keys k WHERE k.next_rotation_at < CASE \
+// Under a standing approval the scheduler is about to rotate it, so people are told only when that takes long: $2 is before $1,
+// which is asked for by itself because the index on the date knows nothing of the mode.
+const OVERDUE: &str = "SELECT k.id, k.tenant FROM keys k WHERE k.next_rotation_at < $1 AND k.next_rotation_at < CASE \
      WHEN k.rotation_mode = 'AUTOMATIC' AND k.policy_approved_by IS NOT NULL THEN $2 ELSE $1 END \
      AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = k.tenant AND t.erased_at IS NOT NULL) \
      AND NOT EXISTS (SELECT 1 FROM alerts a \

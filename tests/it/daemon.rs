@@ -44,7 +44,7 @@ use tokio::{
 pub use self::{
     actor::{Actor, reason},
     http::{Answer, https},
-    setup::{Engine, Setup, TOKEN},
+    setup::{Engine, Setup, TOKEN, identity},
 };
 use crate::pki::{Ca, Leaf};
 

@@ -39,7 +39,10 @@ async fn fill(daemon: &Daemon, keys: i64) {
     let version = "number, state, backend, backend_ref, public_jwk, created_at, announced_at, activated_at, is_standby";
     let id = "'01a20000-0000-7000-8000-' || lpad(to_hex(n), 12, '0')";
     let prefixed = |columns: &str, table: &str| {
-        let columns: Vec<_> = columns.split(", ").map(|c| format!("{table}.{}", c.trim())).collect();
+        let columns: Vec<_> = columns
+            .split(", ")
+            .map(|c| format!("{table}.{}", c.trim()))
+            .collect();
         columns.join(", ")
     };
     let sql = format!(
@@ -66,7 +69,11 @@ fn memory(daemon: &Daemon) -> u64 {
 fn line(what: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
-    println!("{what:<32} p50 {:>8.2} ms   p99 {:>8.2} ms", at(0.5), at(0.99));
+    println!(
+        "{what:<32} p50 {:>8.2} ms   p99 {:>8.2} ms",
+        at(0.5),
+        at(0.99)
+    );
 }
 
 async fn sign(daemon: &Daemon, key: String) -> Duration {
@@ -106,7 +113,10 @@ async fn looks(daemon: &Daemon) -> u64 {
     let run = |line: &&str| {
         line.starts_with("claviger_job_runs_total") && line.contains(r#"job="keep_standby""#)
     };
-    let count = metrics.lines().find(run).and_then(|line| line.rsplit(' ').next());
+    let count = metrics
+        .lines()
+        .find(run)
+        .and_then(|line| line.rsplit(' ').next());
     count.map_or(0, |count| count.parse().expect("a number"))
 }
 
@@ -117,10 +127,14 @@ async fn a_daemon_does_not_mind_how_many_keys_there_are() {
         .append("[scheduler]\ninterval_ms = 200")
         .start()
         .await;
-    daemon.key("acme", "pattern", KeyPurpose::Signing, Algorithm::Es256).await;
+    daemon
+        .key("acme", "pattern", KeyPurpose::Signing, Algorithm::Es256)
+        .await;
     for n in 0..DATA_KEYS {
         let (purpose, algorithm) = (KeyPurpose::Encryption, Algorithm::A256gcm);
-        daemon.key("acme", &format!("vault-{n}"), purpose, algorithm).await;
+        daemon
+            .key("acme", &format!("vault-{n}"), purpose, algorithm)
+            .await;
     }
     daemon.restart().await;
     sign(&daemon, "pattern".into()).await;
@@ -128,7 +142,10 @@ async fn a_daemon_does_not_mind_how_many_keys_there_are() {
     daemon.terminate().await;
     let began = Instant::now();
     fill(&daemon, keys).await;
-    println!("{keys} keys, filled in {:.1} s", began.elapsed().as_secs_f64());
+    println!(
+        "{keys} keys, filled in {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
 
     let began = Instant::now();
     daemon.up().await.expect("it starts");

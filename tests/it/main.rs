@@ -51,6 +51,7 @@ mod planned;
 mod postgres;
 mod proxy;
 mod ranks;
+mod renewal;
 mod restore;
 mod retention;
 mod roles;

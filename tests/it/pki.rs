@@ -158,6 +158,7 @@ impl Files {
             key: self.path("server.key"),
             client_ca: Some(self.path("ca.pem")),
             crl: None,
+            reload_seconds: 30,
         }
     }
 }

@@ -50,7 +50,7 @@
   "grpc" (dict "listen" (printf "%s:8443" .Values.listenAddress))
   "public" (dict "listen" (printf "%s:8444" .Values.listenAddress))
   "ops" (dict "listen" (printf "%s:9090" .Values.listenAddress) "expose" true)
-  "tls" (dict "certificate" "/etc/claviger/tls/tls.crt" "key" "/etc/claviger/tls/tls.key" "client_ca" "/etc/claviger/tls/client-ca.crt")
+  "tls" (dict "certificate" "/etc/claviger/tls/tls.crt" "key" "/etc/claviger/tls/tls.key" "client_ca" "/etc/claviger/tls/client-ca.crt" "reload_seconds" (int .Values.tls.reloadSeconds))
   "database" (dict "url_file" "/etc/claviger/secrets/database-url") }}
 {{- if eq .Values.database.engine "sqlite" }}
 {{- $_ := set $decided "database" (dict "url" "sqlite:///var/lib/claviger/claviger.db") }}
