@@ -130,6 +130,8 @@ pub async fn run(
     )));
     // Caches are empty now, so everything up to here is known.
     let seen = db.audit_head(ADMIN_STREAM).await.map_err(AppError::new)?;
+    // Once more: opening the devices took its time, and from here on the feed would notice.
+    refuse_set_back(&db, &config).await?;
     let authz = Arc::new(Authz::new(policies));
     let jobs = expect_jobs_allowed(&authz);
     match (jobs, config.environment) {

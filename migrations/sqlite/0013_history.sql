@@ -1,12 +1,17 @@
 -- What became of the log's past: restores of the database that somebody stands for, and what was pruned from the front.
 
--- A restore that was acknowledged. checkpoint: SHA-256 in hex of the text of the last checkpoint of the history that is lost.
--- kept_until: time of the last row of the admin stream that the copy had. audit_seq: row of the acknowledgement.
+-- A restore that was acknowledged. checkpoint: SHA-256 in hex of the text of the last checkpoint of the history that is lost,
+-- and when that was written. kept_until: time of the last row of the admin stream that the copy had. audit_seq: row of the acknowledgement.
 CREATE TABLE restores (
-    checkpoint TEXT PRIMARY KEY,
-    at         BIGINT NOT NULL,
-    kept_until BIGINT NOT NULL,
-    audit_seq  BIGINT NOT NULL
+    checkpoint    TEXT PRIMARY KEY,
+    checkpoint_at BIGINT NOT NULL,
+    kept_until    BIGINT NOT NULL,
+    audit_seq     BIGINT NOT NULL
+);
+
+-- Versions that were compromised in a history that is lost, and that the copy does not have: a newer copy may.
+CREATE TABLE lost_compromised (
+    kid TEXT PRIMARY KEY
 );
 
 -- Where a stream begins now: everything up to seq, whose hash that is, was pruned behind a checkpoint. audit_seq: row of the

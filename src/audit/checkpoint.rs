@@ -82,8 +82,7 @@ pub struct StreamHead {
     pub head: Head,
 }
 
-/// Begins a note.
-pub(super) const ORIGIN: &str = "claviger audit ";
+const ORIGIN: &str = "claviger audit ";
 /// Begins the line of a frozen version. No stream is called so.
 const FROZEN: &str = "frozen ";
 

@@ -4,14 +4,14 @@
 //! does not fit it was set back (`restore`); pruning reads the one that the rest of the log is to begin behind.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet},
     fs::{File, OpenOptions},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    io::{self, Read, Seek, SeekFrom, Write},
     path::Path,
 };
 
 use super::{
-    checkpoint::{Checkpoint, ORIGIN, StreamHead},
+    checkpoint::{Checkpoint, StreamHead},
     note::{self, Piece, Verdict},
 };
 use crate::{
@@ -26,8 +26,6 @@ pub struct CheckpointFile {
     pub checkpoints: Vec<Checkpoint>,
     /// Signatures that do not verify.
     pub problems: Vec<String>,
-    /// Checkpoints that contradict an earlier one: place in `checkpoints`, and how.
-    pub contradictions: Vec<(usize, String)>,
     /// Pieces that none of the keys signed, such as the rest of a write that a crash cut off.
     pub unsigned: usize,
 }
@@ -66,83 +64,77 @@ pub fn read(file: &str, keys: &[PublicKey]) -> CheckpointFile {
                 .push(format!("the note in line {} {why}", piece.line)),
         }
     }
-    found.contradictions = contradictions(&found.checkpoints);
     found
 }
 
-/// The last checkpoint of the installation `issuer` in a file, if the file and one in it are there. Blocks.
+/// The last checkpoint of the installation `issuer` in a file, by its time, if the file and one in it are there; and whether one
+/// of `keys` signed it. Blocks.
 ///
 /// One with a signature that does not verify is passed over. One whose key is not among `keys` counts: an older copy of the
 /// database does not know a key that was made since.
-pub fn last(file: &Path, issuer: &str, keys: &[PublicKey]) -> io::Result<Option<Checkpoint>> {
+pub fn last(
+    file: &Path,
+    issuer: &str,
+    keys: &[PublicKey],
+) -> io::Result<Option<(Checkpoint, bool)>> {
     let mut open = match File::open(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         open => open?,
     };
     let length = open.metadata()?.len();
-    open.seek(SeekFrom::Start(length.saturating_sub(TAIL)))?;
-    let mut tail = Vec::new();
-    open.read_to_end(&mut tail)?;
-    // What is not UTF-8 is none, and neither is the piece that the beginning of the tail cuts.
-    let tail = String::from_utf8_lossy(&tail);
+    let tail = part(&mut open, length.saturating_sub(TAIL), TAIL)?;
     let pieces = note::pieces(&tail);
-    let ours = pieces.iter().rev().find_map(|piece| {
+    let ours = pieces.iter().filter_map(|piece| {
         let checkpoint = Checkpoint::parse(&piece.text).filter(|c| c.issuer == issuer)?;
-        let bad = !piece.is_signed() || piece.judge(issuer, keys) == Verdict::Bad;
-        (!bad).then_some(checkpoint)
+        let verdict = piece.judge(issuer, keys);
+        let counts = piece.is_signed() && verdict != Verdict::Bad;
+        counts.then_some((checkpoint, verdict == Verdict::Good))
     });
-    Ok(ours)
+    Ok(ours.max_by_key(|(checkpoint, _)| checkpoint.at))
 }
 
-/// The newest checkpoint of the installation `issuer` that one of `keys` signed and that is of `until` or before, if there is
-/// one. Blocks, and holds a few notes of the file at a time.
+/// Some of a file, as text. What is not UTF-8 is no note, and neither is the piece that the beginning cuts.
+fn part(file: &mut File, from: u64, length: u64) -> io::Result<String> {
+    file.seek(SeekFrom::Start(from))?;
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The newest checkpoint of the installation `issuer` that one of `keys` signed, that is of `until` or before, and that
+/// `counts`, if there is one near enough to the place where the file passes `until`. Blocks.
+///
+/// Notes are in the order of their times, but for those around a restore, so the place is found by halving: a file of years is
+/// not read.
 pub fn newest_until(
     file: &Path,
     issuer: &str,
     keys: &[PublicKey],
     until: Timestamp,
+    counts: impl Fn(&Checkpoint) -> bool,
 ) -> io::Result<Option<Checkpoint>> {
-    let mut candidates = Candidates::default();
-    let mut lines = BufReader::new(File::open(file)?);
-    let mut line = Vec::new();
-    while lines.read_until(b'\n', &mut line)? > 0 {
-        let text = String::from_utf8_lossy(&line);
-        if text.starts_with(ORIGIN) {
-            candidates.close(issuer, until);
-        }
-        candidates.open.push_str(&text);
-        line.clear();
-    }
-    candidates.close(issuer, until);
-    let signed = |note: &String| read(note, keys).checkpoints.pop();
-    Ok(candidates.notes.iter().rev().find_map(signed))
-}
-
-/// Notes that are old enough, the newest last, and the one that is being read.
-#[derive(Default)]
-struct Candidates {
-    notes: VecDeque<String>,
-    open: String,
-}
-
-impl Candidates {
-    /// So many notes in a row may have a signature that does not verify.
-    const KEPT: usize = 16;
-
-    /// The note that was read is whole.
-    fn close(&mut self, issuer: &str, until: Timestamp) {
-        let note = std::mem::take(&mut self.open);
-        let pieces = note::pieces(&note);
-        let checkpoint = pieces
-            .first()
-            .and_then(|piece| Checkpoint::parse(&piece.text));
-        if checkpoint.is_some_and(|c| c.issuer == issuer && c.at <= until) {
-            self.notes.push_back(note);
-        }
-        if self.notes.len() > Self::KEPT {
-            self.notes.pop_front();
+    let mut open = match File::open(file) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        open => open?,
+    };
+    let (mut low, mut high) = (0, open.metadata()?.len());
+    while high - low > TAIL {
+        let middle = low + (high - low) / 2;
+        let text = part(&mut open, middle, TAIL)?;
+        let first = note::pieces(&text)
+            .iter()
+            .find_map(|piece| Checkpoint::parse(&piece.text));
+        match first.is_some_and(|checkpoint| checkpoint.at <= until) {
+            true => low = middle,
+            false => high = middle,
         }
     }
+    // Some more on either side: the piece that halving has cut, and older ones where the newest does not count.
+    let from = low.saturating_sub(TAIL);
+    let text = part(&mut open, from, high - from + TAIL)?;
+    let found = read(&text, keys).checkpoints.into_iter();
+    let fitting = found.filter(|c| c.issuer == issuer && c.at <= until && counts(c));
+    Ok(fitting.max_by_key(|checkpoint| checkpoint.at))
 }
 
 enum Judged {
@@ -162,31 +154,32 @@ fn judge(piece: &Piece<'_>, keys: &[PublicKey]) -> Judged {
     }
 }
 
-/// Streams only grow, a row has one hash for ever, and what was compromised stays so. A file that says otherwise holds notes
-/// of two histories.
-fn contradictions(checkpoints: &[Checkpoint]) -> Vec<(usize, String)> {
+/// What checkpoints say against earlier ones. Streams only grow, a row has one hash for ever, and what was compromised stays
+/// so; but for those of a history that was lost to a restore, which `is_lost` knows.
+pub fn contradictions(
+    checkpoints: &[Checkpoint],
+    is_lost: impl Fn(&Checkpoint) -> bool,
+) -> Vec<String> {
     let mut found = Vec::new();
     let mut last: BTreeMap<&str, &Head> = BTreeMap::new();
     let mut frozen: BTreeSet<&Kid> = BTreeSet::new();
-    for (place, checkpoint) in checkpoints.iter().enumerate() {
+    for checkpoint in checkpoints.iter().filter(|checkpoint| !is_lost(checkpoint)) {
         let at = checkpoint.at;
         for StreamHead { stream, head } in &checkpoint.heads {
             if let Some(before) = last.insert(stream, head)
                 && (head.seq < before.seq || (head.seq == before.seq && head.hash != before.hash))
             {
-                let how = format!(
+                found.push(format!(
                     "the checkpoint of {at} ends stream {stream} at {}, an earlier one at {}: one of them is of another history",
                     head.seq, before.seq
-                );
-                found.push((place, how));
+                ));
             }
         }
         let now: BTreeSet<&Kid> = checkpoint.frozen.iter().collect();
         for kid in frozen.difference(&now) {
-            let how = format!(
+            found.push(format!(
                 "the checkpoint of {at} does not say any more that version {kid} was compromised"
-            );
-            found.push((place, how));
+            ));
         }
         frozen = now;
     }
@@ -280,12 +273,11 @@ mod tests {
         for (first, second) in [((5, 1), (4, 1)), ((5, 1), (5, 2))] {
             let notes = [first, second].map(|(seq, fill)| note(&pair, &checkpoint(seq, fill)));
             let found = read(&notes.join("\n\n"), keys);
-            let places: Vec<_> = found
-                .contradictions
-                .iter()
-                .map(|(place, _)| *place)
-                .collect();
-            assert_eq!(places, [1, 1], "{first:?} {second:?}");
+            let said = contradictions(&found.checkpoints, |_| false);
+            assert_eq!(said.len(), 2, "{first:?} {second:?}");
+            // Nothing is said of what a restore took away.
+            let lost = &found.checkpoints[0];
+            assert!(contradictions(&found.checkpoints, |c| c == lost).is_empty());
         }
     }
 
@@ -300,8 +292,9 @@ mod tests {
         let notes = all.each_ref().map(|c| note(&pair, c));
         let found = read(&notes.join("\n\n"), keys);
         assert_eq!(found.checkpoints, all);
-        let [(1, how)] = found.contradictions.as_slice() else {
-            panic!("{found:?}");
+        let said = contradictions(&found.checkpoints, |_| false);
+        let [how] = said.as_slice() else {
+            panic!("{said:?}");
         };
         assert!(how.contains("version one was compromised"), "{how}");
     }
@@ -317,7 +310,7 @@ mod tests {
         for seq in 1..=3 {
             append(&path, &note(&ours, &checkpoint(seq, 1))).expect("written");
         }
-        assert_eq!(last_of(keys), Some(checkpoint(3, 1)));
+        assert_eq!(last_of(keys), Some((checkpoint(3, 1), true)));
         // Another installation's, a forgery, and the rest of a write that was cut off.
         let mut foreign = checkpoint(9, 9);
         foreign.issuer = "https://other.test".into();
@@ -325,11 +318,14 @@ mod tests {
         let forged = note(&ours, &checkpoint(4, 1)).replace("admin 4 ", "admin 5 ");
         append(&path, &forged).expect("written");
         append(&path, &checkpoint(6, 1).text().expect("a text")).expect("written");
-        assert_eq!(last_of(keys), Some(checkpoint(3, 1)));
+        assert_eq!(last_of(keys), Some((checkpoint(3, 1), true)));
+        // An old note that somebody adds again changes nothing.
+        append(&path, &note(&ours, &checkpoint(1, 1))).expect("written");
+        assert_eq!(last_of(keys), Some((checkpoint(3, 1), true)));
         // A key that was made since.
         append(&path, &note(&theirs, &checkpoint(7, 1))).expect("written");
-        assert_eq!(last_of(keys), Some(checkpoint(7, 1)));
-        assert_eq!(last_of(&[]), Some(checkpoint(7, 1)));
+        assert_eq!(last_of(keys), Some((checkpoint(7, 1), false)));
+        assert_eq!(last_of(&[]), Some((checkpoint(7, 1), false)));
         // Up to a time, only what is signed by a key that is known.
         let at = |seq| checkpoint(seq, 1).at;
         for (until, expected) in [
@@ -339,9 +335,49 @@ mod tests {
             (4, Some(3)),
             (8, Some(3)),
         ] {
-            let found = newest_until(&path, issuer, keys, at(until)).expect("readable");
+            let found = newest_until(&path, issuer, keys, at(until), |_| true);
+            let found = found.expect("readable");
             assert_eq!(found, expected.map(|seq| checkpoint(seq, 1)), "{until}");
         }
+        let found = newest_until(&path, issuer, keys, at(8), |c| c.at != at(3));
+        assert_eq!(found.expect("readable"), Some(checkpoint(2, 1)));
+        std::fs::remove_file(&path).expect("it was there");
+    }
+
+    #[test]
+    fn a_file_of_years_is_not_read_to_find_one() {
+        let pair = pair();
+        let path = std::env::temp_dir().join(format!("claviger-{}", uuid::Uuid::now_v7()));
+        // Long notes: a signature for each would take the time of the test.
+        let mut file = String::new();
+        let mut notes = Vec::new();
+        for seq in 1..=60 {
+            let mut long = checkpoint(seq, 1);
+            long.heads.extend((0..3000).map(|n| StreamHead {
+                stream: format!("access/pod-{n:05}"),
+                head: Head {
+                    seq: n,
+                    hash: vec![7; 32],
+                },
+            }));
+            file.push_str(&format!("{}\n\n", note(&pair, &long)));
+            notes.push(long);
+        }
+        assert!(file.len() as u64 > 3 * TAIL);
+        std::fs::write(&path, file).expect("written");
+        let keys = std::slice::from_ref(&pair.1);
+        for seq in [1, 2, 20, 30, 31, 47, 59, 60] {
+            let at = notes[seq - 1].at;
+            let found = newest_until(&path, "https://issuer.test", keys, at, |_| true);
+            assert_eq!(
+                found.expect("readable").as_ref(),
+                Some(&notes[seq - 1]),
+                "{seq}"
+            );
+        }
+        let before = Timestamp::from_micros(1);
+        let found = newest_until(&path, "https://issuer.test", keys, before, |_| true);
+        assert_eq!(found.expect("readable"), None);
         std::fs::remove_file(&path).expect("it was there");
     }
 

@@ -40,12 +40,12 @@ pub struct StreamReport {
 /// A restore of the database that somebody stands for (`restore`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restore {
-    /// Row that says so.
-    pub seq: i64,
+    /// Row that says so, and its hash: the receipt that whoever acknowledged it was given.
+    pub row: Head,
     /// When it was acknowledged.
     pub at: Timestamp,
-    /// SHA-256, in hex, of the text of the last checkpoint of the history that was lost.
-    pub checkpoint: String,
+    /// When the last checkpoint of the history that was lost was written.
+    pub checkpoint_at: Timestamp,
     /// When the last row of the admin stream was written that the copy had.
     pub kept_until: Timestamp,
     /// Who stands for it.
@@ -57,7 +57,7 @@ pub struct Restore {
 /// Data of its row.
 #[derive(Deserialize)]
 struct Acknowledgement {
-    checkpoint: String,
+    checkpoint_at: i64,
     kept_until: i64,
     by: String,
     reason: String,
@@ -67,9 +67,12 @@ fn restore(row: &AuditRow) -> Option<Restore> {
     let is_one = row.stream == ADMIN_STREAM && row.action == ACKNOWLEDGE_RESTORE;
     let said = is_one.then(|| serde_json::from_str::<Acknowledgement>(&row.data).ok())??;
     Some(Restore {
-        seq: row.seq,
+        row: Head {
+            seq: row.seq,
+            hash: row.hash.clone(),
+        },
         at: Timestamp::from_micros(row.at),
-        checkpoint: said.checkpoint,
+        checkpoint_at: Timestamp::from_micros(said.checkpoint_at),
         kept_until: Timestamp::from_micros(said.kept_until),
         by: said.by,
         reason: said.reason,
@@ -107,27 +110,53 @@ pub struct Mismatch {
 /// Compares stored hashes with those of checkpoints. What a stored hash is worth, `verify` says. Of rows that were pruned
 /// the last is compared, and of those before it nothing can be said.
 pub async fn mismatches(db: &Db, expected: Vec<StreamHead>) -> Result<Vec<Mismatch>, StoreError> {
-    let pruned = db.all_pruned().await?.into_iter();
-    let pruned: BTreeMap<String, Head> = pruned.map(|p| (p.stream, p.last)).collect();
+    let mut pruned = cuts(db).await?;
     let mut found = Vec::new();
     for StreamHead { stream, head } in expected {
-        let stored = match pruned.get(&stream) {
-            Some(last) if head.seq < last.seq => continue,
-            Some(last) if head.seq == last.seq => Some(last.hash.clone()),
-            _ => db.audit_row_hash(&stream, head.seq).await?,
-        };
-        let problem = match stored {
-            Some(hash) if hash == head.hash => continue,
-            Some(_) => "the row has another hash: the stream was rewritten",
-            None => "the row is not there: the stream was cut off or rewritten",
-        };
-        found.push(Mismatch {
-            stream,
-            seq: head.seq,
-            problem: problem.to_owned(),
-        });
+        let mut problem = compare(db, &pruned, &stream, &head).await?;
+        if problem.is_some() {
+            // It may have been pruned just now.
+            pruned = cuts(db).await?;
+            problem = compare(db, &pruned, &stream, &head).await?;
+        }
+        if let Some(problem) = problem {
+            found.push(Mismatch {
+                stream,
+                seq: head.seq,
+                problem: problem.to_owned(),
+            });
+        }
     }
     Ok(found)
+}
+
+/// Where streams were cut, as far as the log says so.
+async fn cuts(db: &Db) -> Result<BTreeMap<String, Head>, StoreError> {
+    let mut cuts = BTreeMap::new();
+    for pruned in db.all_pruned().await? {
+        if is_recorded(db, &pruned).await? {
+            cuts.insert(pruned.stream, pruned.last);
+        }
+    }
+    Ok(cuts)
+}
+
+async fn compare(
+    db: &Db,
+    pruned: &BTreeMap<String, Head>,
+    stream: &str,
+    head: &Head,
+) -> Result<Option<&'static str>, StoreError> {
+    let stored = match pruned.get(stream) {
+        Some(last) if head.seq < last.seq => return Ok(None),
+        Some(last) if head.seq == last.seq => Some(last.hash.clone()),
+        _ => db.audit_row_hash(stream, head.seq).await?,
+    };
+    Ok(match stored {
+        Some(hash) if hash == head.hash => None,
+        Some(_) => Some("the row has another hash: the stream was rewritten"),
+        None => Some("the row is not there: the stream was cut off or rewritten"),
+    })
 }
 
 /// Verifies one stream, or all when `stream` is empty.
@@ -192,6 +221,10 @@ async fn verify_rows(
             return Ok(report);
         }
         if !pruned.is_finished {
+            report.problem = leftovers(db, pruned).await?;
+            if report.problem.is_some() {
+                return Ok(report);
+            }
             from = first;
         }
     }
@@ -266,8 +299,38 @@ async fn verify_rows(
     Ok(report)
 }
 
+/// Rows up to a cut that are on their way out: the oldest of them follow one another, so that none was slipped in. One read,
+/// because they go while others look.
+async fn leftovers(db: &Db, pruned: &Pruned) -> Result<Option<(i64, String)>, StoreError> {
+    let rows = db.audit_chain(&pruned.stream, i64::MIN, PAGE).await?;
+    let rows: Vec<_> = rows
+        .iter()
+        .filter(|row| row.seq <= pruned.last.seq)
+        .collect();
+    let Some(first) = rows.first() else {
+        return Ok(None);
+    };
+    let mut before = Head {
+        seq: first.seq - 1,
+        hash: first.prev_hash.clone(),
+    };
+    for row in rows {
+        let is_cut = row.seq == pruned.last.seq;
+        let wrong = (is_cut && row.hash != pruned.last.hash)
+            .then(|| "the row is not the one up to which the stream was pruned".to_owned());
+        if let Some(problem) = wrong.or_else(|| misfit(&before, row)) {
+            return Ok(Some((row.seq, problem)));
+        }
+        before = Head {
+            seq: row.seq,
+            hash: row.hash.clone(),
+        };
+    }
+    Ok(None)
+}
+
 /// Does the admin stream say that the stream was cut where it is cut?
-async fn is_recorded(db: &Db, pruned: &Pruned) -> Result<bool, StoreError> {
+pub async fn is_recorded(db: &Db, pruned: &Pruned) -> Result<bool, StoreError> {
     let row = db.audit_chain(ADMIN_STREAM, pruned.audit_seq, 1).await?;
     Ok(row
         .first()

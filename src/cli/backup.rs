@@ -21,7 +21,7 @@ use super::{
 use crate::{
     audit::{self, StreamHead, checkpoint},
     config::Config,
-    store::{self, DatabaseConfig, Db, Head},
+    store::{self, Db, Head},
 };
 
 /// Copy the database, beside running daemons, into a new directory
@@ -147,9 +147,15 @@ impl Manifest {
         }
     }
 
-    /// The copy, which is unchanged and fits the database that it is for.
-    pub fn checked_copy(&self, directory: &Path, database: &DatabaseConfig) -> Result<PathBuf> {
-        let fitting = store::copy_name(database).map_err(Failure::usage)?;
+    /// The copy, which is unchanged, of this installation, and fits the database that it is for.
+    pub fn checked_copy(&self, directory: &Path, config: &Config) -> Result<PathBuf> {
+        if self.issuer != config.tokens.issuer {
+            return Err(Failure::usage(format!(
+                "the backup is of {}, and the configuration is of {}",
+                self.issuer, config.tokens.issuer
+            )));
+        }
+        let fitting = store::copy_name(&config.database).map_err(Failure::usage)?;
         if self.file != fitting {
             return Err(Failure::usage(format!(
                 "the backup holds {}, and the database that the configuration names is filled from {fitting}",

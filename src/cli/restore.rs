@@ -56,6 +56,9 @@ pub struct Acknowledge {
     /// Why it was restored; goes into the audit log
     #[arg(long, value_parser = line)]
     reason: String,
+    /// Go by a checkpoint whose signature cannot be judged, because the copy does not know the key: you have read it
+    #[arg(long)]
+    unverified: bool,
 }
 
 /// A line for the log: 1 to 500 characters.
@@ -79,7 +82,7 @@ pub async fn run(command: Command) -> Result<Exit> {
 async fn load(args: Load) -> Result<Exit> {
     let config = Config::load(&args.config).map_err(Failure::usage)?;
     let manifest = Manifest::read(&args.from)?;
-    let copy = manifest.checked_copy(&args.from, &config.database)?;
+    let copy = manifest.checked_copy(&args.from, &config)?;
     store::load(&config.database, &copy)
         .await
         .map_err(Failure::other)?;
@@ -153,6 +156,16 @@ async fn acknowledge(args: Acknowledge) -> Result<Exit> {
             "nothing to acknowledge: the database has what the last checkpoint says",
         ));
     };
+    if !lost.is_verified && !args.unverified {
+        return Err(Failure::new(
+            Exit::Conflict,
+            format!(
+                "{}. Read the last note of the file: if it is yours, say --unverified; every version that it names as frozen is \
+                 declared compromised",
+                lost.sentence()
+            ),
+        ));
+    }
     let done = restore::acknowledge(&db, &lost, &args.by, &args.reason).await;
     let done = done.map_err(Failure::other)?;
     db.close().await;
@@ -178,7 +191,8 @@ fn configured(config: &Config) -> Result<&CheckpointConfig> {
 
 fn summary(lost: &Lost, done: &Acknowledged) -> String {
     let mut text = format!(
-        "acknowledged: the database counts as it was at {}; row {} of the admin stream, {}, says so\n",
+        "acknowledged: the database counts as it was at {}\n\
+         give the auditor the receipt of it: audit verify --restore {}:{}\n",
         lost.kept_until,
         done.receipt.seq,
         audit::hex(&done.receipt.hash)

@@ -142,9 +142,10 @@ impl AuditApi {
 
 fn restore(restore: Restore) -> proto::AuditRestore {
     proto::AuditRestore {
-        seq: restore.seq,
+        seq: restore.row.seq,
+        hash: audit::hex(&restore.row.hash),
         time: convert::time(restore.at),
-        checkpoint: restore.checkpoint,
+        checkpoint_time: convert::time(restore.checkpoint_at),
         kept_until: convert::time(restore.kept_until),
         by: restore.by,
         reason: restore.reason,

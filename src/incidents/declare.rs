@@ -187,7 +187,7 @@ impl Declaration {
     }
 
     /// Marks the version COMPROMISED, whatever it is by now. Answers it with the state it was in.
-    async fn freeze(&self, tx: &mut Tx) -> Result<(KeyVersion, VersionState), Frozen> {
+    pub(super) async fn freeze(&self, tx: &mut Tx) -> Result<(KeyVersion, VersionState), Frozen> {
         for _ in 0..ATTEMPTS {
             let mut version = tx.version(&self.kid).await?.ok_or_else(lost)?;
             if version.state == VersionState::Compromised {

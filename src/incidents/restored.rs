@@ -1,6 +1,6 @@
 //! Declaring again what an older copy of the database does not know (`restore`).
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::declare::{Declaration, Frozen};
 use crate::{
@@ -33,6 +33,22 @@ pub async fn declare_again(
         kid: version.kid.clone(),
         now,
     };
+    if let Some(incident) = tx.incident_about(&version.kid).await? {
+        // The version was thawed and its incident was not: nothing but the state is to be set right.
+        return match declaration.freeze(tx).await {
+            Ok((_, before)) => {
+                let details = json!({
+                    "key_id": incident.key_id.to_string(),
+                    "kid": incident.kid.as_str(),
+                    "was": before.as_str(),
+                    "reason": reason,
+                });
+                Ok(Some((incident, details)))
+            }
+            Err(Frozen::Already) => Ok(None),
+            Err(Frozen::Failed(error)) => Err(error),
+        };
+    }
     match declaration.make(tx, &key, reason).await {
         Ok(made) => Ok(Some(made)),
         Err(Frozen::Already) => Ok(None),

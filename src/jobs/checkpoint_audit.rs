@@ -18,6 +18,7 @@ use crate::{
     gate::{AdminPermit, Recorded},
     keys::Keys,
     model::{Action, AlertId, Job, KeyRef, Kid, PublicKey, Resource, TenantName},
+    restore::{self, Lost},
     store::{Alert, Term},
 };
 
@@ -35,7 +36,7 @@ struct State {
     /// Where the streams ended after the last checkpoint: its own row included.
     last: Option<Vec<StreamHead>>,
     /// How many versions the last checkpoint says are frozen.
-    frozen: usize,
+    frozen: i64,
 }
 
 impl Checkpoints {
@@ -49,7 +50,7 @@ impl Checkpoints {
     }
 
     /// At the interval; and at once after a freeze, which must outlive the database.
-    fn is_due(&self, frozen: usize) -> bool {
+    fn is_due(&self, frozen: i64) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.frozen != frozen || state.next.is_none_or(|next| next <= Instant::now())
     }
@@ -60,7 +61,7 @@ impl Checkpoints {
     }
 
     /// Nothing is due before the next interval, or the next freeze. `heads` when they were written down.
-    fn done(&self, frozen: usize, heads: Option<Vec<StreamHead>>) {
+    fn done(&self, frozen: i64, heads: Option<Vec<StreamHead>>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.next = Some(Instant::now() + self.config.interval());
         state.last = heads.or_else(|| state.last.take());
@@ -73,12 +74,19 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let Some(checkpoints) = work.checkpoints.as_ref() else {
         return Ok(());
     };
-    let frozen = work.db.frozen_kids().await?;
-    let count = frozen.len();
+    let count = work.db.count_frozen().await?;
     if !checkpoints.is_due(count) {
         return Ok(());
     }
+    // A leader whose database was set back under it must not write that down as the truth.
+    let lost = restore::lost(&work.db, &checkpoints.config, &checkpoints.issuer).await;
+    if let Some(lost) = lost.map_err(Error::internal)? {
+        set_back(work, term, &lost).await?;
+        return Err(Error::internal(lost.advice()));
+    }
+    // In this order: what is frozen between the two is named without the row that says so, and not the other way round.
     let heads = heads(work).await?;
+    let frozen = work.db.frozen_kids().await?;
     if checkpoints.is_written(&heads) {
         checkpoints.done(count, None);
         return Ok(());
@@ -172,13 +180,14 @@ async fn record(
         .and_then(|version| version.version.public_key())
         .ok_or_else(|| Error::internal("the version that signed has no public key"))?;
     let note = note::signed(&checkpoint.issuer, &text, public, &signed.signature);
+    // The device took its time: a leader that was replaced meanwhile must not write behind its successor.
+    let mut mutation = permit.begin_in(&term).await?;
     let file = config.file.clone();
     let written = tokio::task::spawn_blocking(move || checkpoint_file::append(&file, &note)).await;
     written.map_err(Error::internal)?.map_err(|error| {
         let file = config.file.display();
         Error::internal(format!("audit.checkpoint.file {file}: {error}"))
     })?;
-    let mut mutation = permit.begin_in(&term).await?;
     mutation.on("audit", "checkpoint");
     let details = json!({
         "heads_digest": note::text_digest(&text),
@@ -187,6 +196,27 @@ async fn record(
         "kid": signed.kid.as_str(),
     });
     mutation.record((), details).await
+}
+
+/// Once for each checkpoint that the database does not fit.
+async fn set_back(work: &Work, term: &Term, lost: &Lost) -> Result<()> {
+    let alert = Alert {
+        id: AlertId::random(),
+        tenant: TenantName::system(),
+        kind: "DATABASE_SET_BACK".to_owned(),
+        entity: "audit".to_owned(),
+        entity_id: lost.digest.clone(),
+        text: format!(
+            "{}; no checkpoint is written, and no daemon starts",
+            lost.sentence()
+        ),
+        raised_at: work.clock.now(),
+        window_key: format!("DATABASE_SET_BACK/{}", lost.digest),
+    };
+    let mut tx = work.db.begin().await?;
+    tx.hold(term).await?;
+    tx.raise_alert(&alert).await?;
+    Ok(tx.commit().await?)
 }
 
 /// Once an hour.

@@ -20,8 +20,8 @@ use crate::{
         checkpoint_file, pruning, verify,
     },
     error::{Error, Reason, Result},
-    model::{Action, AlertId, Job, KeyRef, PublicKey, Resource, TenantName},
-    store::{Alert, Pruned, StoreError, Term},
+    model::{Action, AlertId, Job, KeyRef, PublicKey, Resource, TenantName, Timestamp},
+    store::{Alert, Pruned, RestoredSpan, StoreError, Term},
 };
 
 /// Time between two looks at the file of checkpoints.
@@ -102,8 +102,11 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
         return Ok(());
     };
     let all = work.db.all_pruned().await?;
-    if let Some(begun) = all.iter().find(|pruned| !pruned.is_finished) {
-        return remove(work, term, begun).await;
+    for begun in all.iter().filter(|pruned| !pruned.is_finished) {
+        // What the log does not say is not done.
+        if verify::is_recorded(&work.db, begun).await? {
+            return remove(work, term, begun).await;
+        }
     }
     if let Some((cut, proven)) = pruning.first() {
         return advance(work, term, pruning, cut, proven, &all).await;
@@ -135,13 +138,16 @@ async fn remove(work: &Work, term: &Term, pruned: &Pruned) -> Result<()> {
 async fn look(work: &Work, pruning: &Pruning, all: &[Pruned]) -> Result<VecDeque<StreamHead>> {
     let now = work.db.now().await?;
     let heads = work.db.audit_heads().await?;
+    let restores = work.db.restores().await?;
+    // The row that acknowledges a restore explains checkpoints, so it stays, with all that follow it.
+    let acknowledged = restores.iter().map(|restore| restore.audit_seq).min();
     let mut cuts = VecDeque::new();
     for is_admin in [false, true] {
         let kind = if is_admin { ADMIN_STREAM } else { "access/" };
         let Some(until) = pruning.retention.until(kind, now) else {
             continue;
         };
-        let Some(checkpoint) = newest_until(work, pruning, until).await? else {
+        let Some(checkpoint) = newest_until(work, pruning, until, restores.clone()).await? else {
             continue;
         };
         let of_kind = checkpoint.heads.into_iter();
@@ -151,6 +157,7 @@ async fn look(work: &Work, pruning: &Pruning, all: &[Pruned]) -> Result<VecDeque
             (cut.stream == ADMIN_STREAM) == is_admin
                 && cut.head.seq > pruned.map_or(0, |pruned| pruned.last.seq)
                 && last.is_some_and(|(_, last)| !is_admin || cut.head.seq < last.seq)
+                && (!is_admin || acknowledged.is_none_or(|row| cut.head.seq < row))
         }));
     }
     Ok(cuts)
@@ -159,12 +166,16 @@ async fn look(work: &Work, pruning: &Pruning, all: &[Pruned]) -> Result<VecDeque
 async fn newest_until(
     work: &Work,
     pruning: &Pruning,
-    until: crate::model::Timestamp,
+    until: Timestamp,
+    restores: Vec<RestoredSpan>,
 ) -> Result<Option<Checkpoint>> {
     let keys = keys(work, &pruning.checkpoint).await?;
     let (file, issuer) = (pruning.checkpoint.file.clone(), pruning.issuer.clone());
     let path = file.clone();
-    let read = move || checkpoint_file::newest_until(&path, &issuer, &keys, until);
+    let read = move || {
+        let counts = |checkpoint: &Checkpoint| !restores.iter().any(|r| r.took(checkpoint.at));
+        checkpoint_file::newest_until(&path, &issuer, &keys, until, counts)
+    };
     let read = tokio::task::spawn_blocking(read).await;
     read.map_err(Error::internal)?.map_err(|error| {
         let file = file.display();
@@ -199,12 +210,13 @@ async fn advance(
     let report = reports.into_iter().next();
     let report = report.ok_or_else(|| Error::internal("no report on a stream"))?;
     let reached = report.head;
-    let is_whole = report.problem.is_none() && (reached.seq < cut.head.seq || reached == cut.head);
-    if !is_whole {
+    // One that ends before the cut has lost its end.
+    let goes_on = reached.seq < cut.head.seq && report.next.is_some();
+    if report.problem.is_some() || !(goes_on || reached == cut.head) {
         pruning.done();
         return alert(work, term, &cut.stream).await;
     }
-    if reached.seq < cut.head.seq {
+    if goes_on {
         pruning.proven(reached.seq);
         return Ok(());
     }

@@ -6,7 +6,7 @@
 //! was so when the checkpoint was written (R-EMER-1), in one transaction. It needs the database and nothing else: no daemon
 //! runs then, so it is a command of the operator's, who owns the database anyway.
 
-use std::{fmt, path::Path};
+use std::{collections::BTreeSet, fmt, path::Path};
 
 use serde_json::json;
 
@@ -18,7 +18,7 @@ use crate::{
     error::Error,
     incidents::declare_again,
     model::{Action, AlertId, Incident, Job, KeyRef, Kid, PublicKey, TenantName, Timestamp},
-    store::{Alert, Db, StoreError},
+    store::{Alert, Db, RestoredSpan, StoreError},
 };
 
 /// A history that the database does not have, although a checkpoint says that it had it.
@@ -28,8 +28,12 @@ pub struct Lost {
     pub checkpoint: Checkpoint,
     /// SHA-256 of its text, in hex.
     pub digest: String,
+    /// Did a key sign it that the database knows? An older copy does not know one that was made since.
+    pub is_verified: bool,
     /// What it says and the database does not.
     pub mismatches: Vec<Mismatch>,
+    /// Versions that it says were compromised, and the database does not.
+    pub thawed: Vec<Kid>,
     /// When the last row of the admin stream was written that the database has.
     pub kept_until: Timestamp,
 }
@@ -88,15 +92,25 @@ pub struct Acknowledged {
 /// Errors: the file cannot be read; those of the database.
 pub async fn lost(db: &Db, config: &CheckpointConfig, issuer: &str) -> Result<Option<Lost>> {
     let keys = keys(db, config).await?;
-    let Some(checkpoint) = last(&config.file, issuer, keys).await? else {
-        tracing::info!(
-            file = %config.file.display(),
-            "there is no checkpoint that the database could be compared with"
-        );
+    let Some((checkpoint, is_verified)) = last(&config.file, issuer, keys).await? else {
+        let file = config.file.display();
+        match db.has_checkpoints().await? {
+            true => tracing::warn!(
+                %file,
+                "the audit log says that checkpoints were written, and the file has none: nobody can tell whether the \
+                 database was set back"
+            ),
+            false => {
+                tracing::info!(%file, "there is no checkpoint yet to compare the database with")
+            }
+        }
         return Ok(None);
     };
     let mismatches = verify::mismatches(db, checkpoint.heads.clone()).await?;
-    if mismatches.is_empty() {
+    let known: BTreeSet<Kid> = db.frozen_kids().await?.into_iter().collect();
+    let thawed = checkpoint.frozen.iter().filter(|kid| !known.contains(kid));
+    let thawed: Vec<Kid> = thawed.cloned().collect();
+    if mismatches.is_empty() && thawed.is_empty() {
         return Ok(None);
     }
     let digest = checkpoint.digest();
@@ -106,7 +120,9 @@ pub async fn lost(db: &Db, config: &CheckpointConfig, issuer: &str) -> Result<Op
     Ok(Some(Lost {
         checkpoint,
         digest,
+        is_verified,
         mismatches,
+        thawed,
         kept_until: db.last_admin_row_at().await?,
     }))
 }
@@ -122,7 +138,11 @@ async fn keys(db: &Db, config: &CheckpointConfig) -> Result<Vec<PublicKey>> {
     Ok(public.cloned().collect())
 }
 
-async fn last(file: &Path, issuer: &str, keys: Vec<PublicKey>) -> Result<Option<Checkpoint>> {
+async fn last(
+    file: &Path,
+    issuer: &str,
+    keys: Vec<PublicKey>,
+) -> Result<Option<(Checkpoint, bool)>> {
     let (path, issuer) = (file.to_owned(), issuer.to_owned());
     let read =
         tokio::task::spawn_blocking(move || checkpoint_file::last(&path, &issuer, &keys)).await;
@@ -138,7 +158,7 @@ async fn last(file: &Path, issuer: &str, keys: Vec<PublicKey>) -> Result<Option<
 pub async fn acknowledge(db: &Db, lost: &Lost, by: &str, why: &str) -> Result<Acknowledged> {
     let mut tx = db.begin().await?;
     let now = tx.now().await?;
-    let (mut declared, mut unknown) = (Vec::new(), Vec::new());
+    let (mut declared, mut unknown, mut records) = (Vec::new(), Vec::new(), Vec::new());
     for kid in &lost.checkpoint.frozen {
         let reason = format!(
             "it was compromised when the checkpoint of {} was written; the database was restored from a copy that did not \
@@ -146,6 +166,8 @@ pub async fn acknowledge(db: &Db, lost: &Lost, by: &str, why: &str) -> Result<Ac
             lost.checkpoint.at
         );
         let Some(version) = tx.version(kid).await? else {
+            // A newer copy that is loaded one day may have it.
+            tx.insert_lost_compromised(kid).await?;
             unknown.push(kid.clone());
             continue;
         };
@@ -153,13 +175,17 @@ pub async fn acknowledge(db: &Db, lost: &Lost, by: &str, why: &str) -> Result<Ac
             let entity = ("incident", incident.id.to_string());
             let tenant = incident.tenant.as_str();
             let action = Action::DeclareCompromise.name();
-            admin::append(&mut tx, record(tenant, action, entity, details.to_string())).await?;
+            records.push(record(tenant, action, entity, details.to_string()));
             declared.push(incident);
         }
     }
+    // Last, as everywhere: from here on nobody else can commit a change.
+    for record in records {
+        admin::append(&mut tx, record).await?;
+    }
     let details = json!({
         "checkpoint": lost.digest,
-        "checkpoint_at": lost.checkpoint.at.to_string(),
+        "checkpoint_at": lost.checkpoint.at.micros(),
         "kept_until": lost.kept_until.micros(),
         "by": by,
         "reason": why,
@@ -175,8 +201,12 @@ pub async fn acknowledge(db: &Db, lost: &Lost, by: &str, why: &str) -> Result<Ac
     );
     tx.raise_alert(&alert(lost, by, now)).await?;
     let receipt = admin::append(&mut tx, record).await?;
-    tx.insert_restore(&lost.digest, now, lost.kept_until, receipt.seq)
-        .await?;
+    let span = RestoredSpan {
+        kept_until: lost.kept_until,
+        checkpoint_at: lost.checkpoint.at,
+        audit_seq: receipt.seq,
+    };
+    tx.insert_restore(&lost.digest, &span).await?;
     tx.commit().await?;
     Ok(Acknowledged {
         receipt,
@@ -227,12 +257,19 @@ fn alert(lost: &Lost, by: &str, now: Timestamp) -> Alert {
 impl Lost {
     /// What a person needs to know before anything is done about it.
     pub fn sentence(&self) -> String {
-        let first = self.mismatches.first();
-        let example = first.map_or_else(String::new, |m| {
-            format!(" (row {} of stream {}: {})", m.seq, m.stream, m.problem)
-        });
+        let row = self
+            .mismatches
+            .first()
+            .map(|m| format!("row {} of stream {}: {}", m.seq, m.stream, m.problem));
+        let kid = self.thawed.first();
+        let kid = kid.map(|kid| format!("version {kid} was compromised and is not any more"));
+        let example = row.or(kid).unwrap_or_default();
+        let doubt = match self.is_verified {
+            true => "",
+            false => "; the database does not know the key that signed it",
+        };
         format!(
-            "the database was set back: it ends at {}, and the audit checkpoint of {} says that it had more{example}",
+            "the database was set back: it ends at {}, and the audit checkpoint of {} says that it had more ({example}){doubt}",
             self.kept_until, self.checkpoint.at
         )
     }

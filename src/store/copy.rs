@@ -5,22 +5,25 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::Stdio,
+    str::FromStr,
 };
 
-use sqlx::AssertSqlSafe;
+use sqlx::{
+    AssertSqlSafe,
+    postgres::{PgConnectOptions, PgSslMode},
+};
 use tokio::process::Command;
 
 use super::{
     Db, Result, StoreError,
     engine::{self, DatabaseConfig},
 };
-use crate::model::{Secret, secret::SecretString};
 
-/// A database as its own tools call it.
+/// A database as its own tools find it.
 enum Place {
     Sqlite(PathBuf),
-    /// URL without the password, and the password.
-    Postgres(String, Option<SecretString>),
+    /// Variables of libpq's environment: not arguments, which everybody on the machine can read.
+    Postgres(Vec<(&'static str, String)>),
 }
 
 fn place(config: &DatabaseConfig) -> Result<Place> {
@@ -29,14 +32,50 @@ fn place(config: &DatabaseConfig) -> Result<Place> {
         return Ok(Place::Sqlite(path.to_owned()));
     }
     let wrong = || StoreError::Setup("database.url is not a valid postgres:// URL".into());
-    let mut url = url::Url::parse(url.expose_secret()).map_err(|_| wrong())?;
-    let password = url.password().map(|password| {
+    let options = PgConnectOptions::from_str(url.expose_secret()).map_err(|_| wrong())?;
+    let socket = options.get_socket().map(|path| path.display().to_string());
+    let mut env = vec![
+        (
+            "PGHOST",
+            socket.unwrap_or_else(|| options.get_host().to_owned()),
+        ),
+        ("PGPORT", options.get_port().to_string()),
+        ("PGUSER", options.get_username().to_owned()),
+        ("PGSSLMODE", ssl_mode(options.get_ssl_mode()).to_owned()),
+    ];
+    env.extend(
+        options
+            .get_database()
+            .map(|name| ("PGDATABASE", name.to_owned())),
+    );
+    // The rest has no getter: the password, in either place that a URL may have it, and the files of TLS.
+    let url = url::Url::parse(url.expose_secret()).map_err(|_| wrong())?;
+    if let Some(password) = url.password() {
         let bytes = percent_encoding::percent_decode_str(password).collect();
-        String::from_utf8(bytes).map(Secret::new)
-    });
-    let password = password.transpose().map_err(|_| wrong())?;
-    url.set_password(None).map_err(|()| wrong())?;
-    Ok(Place::Postgres(url.into(), password))
+        env.push(("PGPASSWORD", String::from_utf8(bytes).map_err(|_| wrong())?));
+    }
+    for (name, value) in url.query_pairs() {
+        let variable = match &*name {
+            "password" => "PGPASSWORD",
+            "sslrootcert" | "ssl-root-cert" | "ssl-ca" => "PGSSLROOTCERT",
+            "sslcert" | "ssl-cert" => "PGSSLCERT",
+            "sslkey" | "ssl-key" => "PGSSLKEY",
+            _ => continue,
+        };
+        env.push((variable, value.into_owned()));
+    }
+    Ok(Place::Postgres(env))
+}
+
+const fn ssl_mode(mode: PgSslMode) -> &'static str {
+    match mode {
+        PgSslMode::Disable => "disable",
+        PgSslMode::Allow => "allow",
+        PgSslMode::Prefer => "prefer",
+        PgSslMode::Require => "require",
+        PgSslMode::VerifyCa => "verify-ca",
+        PgSslMode::VerifyFull => "verify-full",
+    }
 }
 
 /// File name of a copy.
@@ -59,15 +98,14 @@ pub async fn copy(db: &Db, config: &DatabaseConfig, to: &Path) -> Result<()> {
             let vacuum = AssertSqlSafe(format!("VACUUM INTO '{to}'"));
             sqlx::query(vacuum).execute(read).await?;
         }
-        (Place::Postgres(url, password), _) => {
-            let mut dump = tool("pg_dump", password.as_ref());
+        (Place::Postgres(env), _) => {
+            let mut dump = tool("pg_dump", env);
             dump.args([
                 "--format=custom",
                 "--no-owner",
                 "--no-privileges",
                 "--no-password",
             ])
-            .arg(format!("--dbname={url}"))
             .arg("--file")
             .arg(to);
             run(dump).await?;
@@ -84,15 +122,22 @@ pub async fn load(config: &DatabaseConfig, from: &Path) -> Result<()> {
     match place(config)? {
         Place::Sqlite(path) => {
             let _lock = engine::lock_file(&path)?;
-            if path.exists() {
-                return Err(StoreError::Setup(format!(
-                    "database.url: {} is there already; move it away, and its -wal and -shm, to load a copy in its place",
-                    path.display()
-                )));
+            let beside = |end: &str| {
+                let mut beside = path.clone().into_os_string();
+                beside.push(end);
+                PathBuf::from(beside)
+            };
+            // A journal that was left behind would be played into the copy.
+            for end in ["", "-wal", "-shm", "-journal"] {
+                let there = beside(end);
+                if there.exists() {
+                    return Err(StoreError::Setup(format!(
+                        "database.url: {} is there already; move it away to load a copy in its place",
+                        there.display()
+                    )));
+                }
             }
-            let mut part = path.clone().into_os_string();
-            part.push(".part");
-            let part = PathBuf::from(part);
+            let part = beside(".part");
             let file = |e: std::io::Error| StoreError::Setup(format!("{}: {e}", part.display()));
             let _ = fs::remove_file(&part);
             let mut into = engine::private_file(&part)?;
@@ -102,7 +147,9 @@ pub async fn load(config: &DatabaseConfig, from: &Path) -> Result<()> {
             fs::rename(&part, &path).map_err(file)?;
             synced(path.parent().unwrap_or(Path::new("/")))
         }
-        Place::Postgres(url, password) => {
+        Place::Postgres(env) => {
+            let database = env.iter().find(|(name, _)| *name == "PGDATABASE");
+            let database = database.map_or_else(String::new, |(_, name)| name.clone());
             let db = Db::open_beside(config).await?;
             let is_empty = db.schema_version().await? == 0;
             db.close().await;
@@ -112,11 +159,11 @@ pub async fn load(config: &DatabaseConfig, from: &Path) -> Result<()> {
                         .into(),
                 ));
             }
-            let mut restore = tool("pg_restore", password.as_ref());
+            let mut restore = tool("pg_restore", env);
             restore
                 .args(["--no-owner", "--no-privileges", "--no-password"])
                 .args(["--single-transaction", "--exit-on-error"])
-                .arg(format!("--dbname={url}"))
+                .arg(format!("--dbname={database}"))
                 .arg(from);
             run(restore).await?;
             // Whoever was at work on the original is not at work on this one.
@@ -132,13 +179,9 @@ fn mixed() -> StoreError {
     StoreError::Setup("the database is not the one that database.url names".into())
 }
 
-fn tool(name: &str, password: Option<&SecretString>) -> Command {
+fn tool(name: &str, env: Vec<(&'static str, String)>) -> Command {
     let mut command = Command::new(name);
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    if let Some(password) = password {
-        // Not an argument, which everybody on the machine can read.
-        command.env("PGPASSWORD", password.expose_secret());
-    }
+    command.stdin(Stdio::null()).kill_on_drop(true).envs(env);
     command
 }
 

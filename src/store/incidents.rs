@@ -2,7 +2,7 @@
 
 use super::{
     AuditRow, Db, Result, Tx,
-    engine::{execute, fetch_all, fetch_optional},
+    engine::{execute, fetch_all, fetch_in, fetch_optional},
     parse,
 };
 use crate::model::{
@@ -74,6 +74,12 @@ struct Row {
 }
 
 impl Tx {
+    /// The incident about this version, as this transaction sees it.
+    pub async fn incident_about(&mut self, kid: &Kid) -> Result<Option<Incident>> {
+        let row = fetch_in!(self, Row, BY_KID, kid.as_str())?;
+        row.map(Incident::try_from).transpose()
+    }
+
     /// Opens an incident. Errors: `Exists` when there is one about this version.
     pub async fn insert_incident(&mut self, i: &Incident) -> Result<()> {
         execute!(

@@ -57,6 +57,7 @@ pub use intents::{Intent, IntentState};
 pub use keks::{ListedKek, Rewrapped, WrappedKey};
 pub use keys::{Counts, KeyFilter, ListedKey, VersionUsage};
 pub use leases::Term;
+pub use restores::RestoredSpan;
 pub use revocations::TokenRevocation;
 pub use tenant_destructions::NamedVersion;
 pub use usage::{EventMark, Observed, UsageQuery, UsageRow, WorthALook};

@@ -22,7 +22,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tonic::{Code, Request, Status};
-use tonic_types::StatusExt;
 
 use crate::{
     daemon::{Actor, Daemon, Engine, PATIENCE, Setup},
@@ -124,10 +123,10 @@ impl Caller {
     }
 }
 
-/// What a daemon answers carries a reason; what has none is a connection that broke.
+/// A connection that broke is not an answer; every other failure is one of the daemon's.
 fn is_retried(status: &Status) -> bool {
-    let is_ours = status.get_details_error_info().is_some();
-    status.code() == Code::Unavailable || !is_ours
+    let is_broken = std::error::Error::source(status).is_some();
+    status.code() == Code::Unavailable || is_broken
 }
 
 fn with_key<T>(message: T, key: &str) -> Request<T> {

@@ -1,17 +1,32 @@
 //! Pruning of the audit log: only behind a checkpoint, provable, and never of what does not fit. R-OPS-5.
 
-use std::fs;
-
 use claviger::grpc::proto::*;
 
 use crate::{
-    checkpoints::{changed, covered, verify, with_key},
+    checkpoints::{changed, covered, with_key},
     daemon::{Daemon, Engine},
     incidents::{issued, token_key},
 };
 
 const OLDEST: &str = "SELECT MIN(seq) FROM audit_events WHERE stream = 'admin'";
 const CUTS: &str = "SELECT stream, seq, finished FROM audit_pruned ORDER BY stream";
+
+/// `claviger audit verify` by an auditor who knows that rows are kept for so many days: exit code and what it said.
+async fn verify(daemon: &Daemon, with_checkpoints: bool, days: &str) -> (i32, String) {
+    let [file, key] = ["checkpoints", "checkpoints.pem"].map(|name| daemon.path(name));
+    let (file, key) = (file.to_str().expect("UTF-8"), key.to_str().expect("UTF-8"));
+    let mut args = vec!["--as", "auditor", "audit", "verify"];
+    if with_checkpoints {
+        args.extend(["--checkpoints", file, "--checkpoint-key", key]);
+    }
+    if !days.is_empty() {
+        args.extend(["--access-days", days, "--admin-days", days]);
+    }
+    let output = daemon.cli(&args).await;
+    let said = [output.stdout, output.stderr].concat();
+    let code = output.status.code().expect("an exit code");
+    (code, String::from_utf8(said).expect("UTF-8"))
+}
 
 /// Rows are kept for no time at all, which `dev` allows: everything up to the last checkpoint goes.
 fn keep_nothing(daemon: &Daemon) {
@@ -56,24 +71,31 @@ async fn what_is_left_is_proven(engine: Engine) {
 
     // What is left is whole, and begins where a checkpoint says.
     for with_checkpoints in [false, true] {
-        let (code, said) = verify(&daemon, with_checkpoints).await;
+        let (code, said) = verify(&daemon, with_checkpoints, "0").await;
         assert_eq!(code, 0, "{said}");
         assert!(
             said.contains(&format!("intact, pruned up to {}", oldest - 1)),
             "{said}"
         );
     }
+    // Who does not know of it, or knows that rows are kept for longer, does not take it for pruning.
+    let (code, said) = verify(&daemon, true, "").await;
+    let asks = said.contains("say how long rows are kept");
+    assert_eq!((code, asks), (1, true), "{said}");
+    let (code, said) = verify(&daemon, true, "30").await;
+    let found = said.contains("no checkpoint from before that time names that row");
+    assert_eq!((code, found), (1, true), "{said}");
     // The product goes on.
     issued(&daemon, "jwt").await;
     let seq = changed(&daemon, "team-two").await;
     covered(&daemon, seq).await;
-    let (code, said) = verify(&daemon, true).await;
+    let (code, said) = verify(&daemon, true, "0").await;
     assert_eq!(code, 0, "{said}");
 
     // Another leader prunes on, and the cuts of both streams are still recorded.
     let again = pruned_beyond(&mut daemon, oldest).await;
     assert!(again > oldest);
-    let (code, said) = verify(&daemon, true).await;
+    let (code, said) = verify(&daemon, true, "0").await;
     assert_eq!(code, 0, "{said}");
 
     // Who owns the database takes some more away, or puts something in front.
@@ -93,16 +115,21 @@ async fn what_is_left_is_proven(engine: Engine) {
     );
     daemon.execute(&slipped).await;
     daemon.up().await.expect("it starts");
-    let (code, said) = verify(&daemon, false).await;
+    let (code, said) = verify(&daemon, false, "0").await;
+    assert_eq!((code, said.contains("BROKEN at 1")), (1, true), "{said}");
+    // Nor when the cut is said to be under way.
+    let under_way = "UPDATE audit_pruned SET finished = 0 WHERE stream = 'admin'";
+    daemon.execute(under_way).await;
+    let (code, said) = verify(&daemon, false, "0").await;
     assert_eq!((code, said.contains("BROKEN at 1")), (1, true), "{said}");
     daemon
         .execute("DELETE FROM audit_events WHERE stream = 'admin' AND seq = 1")
         .await;
-    let (code, said) = verify(&daemon, false).await;
+    let (code, said) = verify(&daemon, false, "0").await;
     assert_eq!(code, 0, "{said}");
     let cut = format!("DELETE FROM audit_events WHERE stream = 'admin' AND seq = {first}");
     daemon.execute(&cut).await;
-    let (code, said) = verify(&daemon, false).await;
+    let (code, said) = verify(&daemon, false, "0").await;
     assert_eq!(
         (code, said.contains("rows are missing")),
         (1, true),
@@ -115,7 +142,7 @@ async fn what_is_left_is_proven(engine: Engine) {
         first + 1
     );
     daemon.execute(&moved).await;
-    let (code, said) = verify(&daemon, false).await;
+    let (code, said) = verify(&daemon, false, "0").await;
     assert_eq!(
         (
             code,
@@ -170,7 +197,7 @@ async fn what_does_not_fit_is_kept() {
         .until(async || daemon.rows(told).await.concat() == ["admin"])
         .await;
     assert_eq!(daemon.rows(OLDEST).await.concat(), ["1"]);
-    let (code, said) = verify(&daemon, false).await;
+    let (code, said) = verify(&daemon, false, "0").await;
     assert_eq!(
         (code, said.contains(&format!("BROKEN at {}", seq - 1))),
         (1, true),
@@ -179,31 +206,25 @@ async fn what_does_not_fit_is_kept() {
     daemon.stop().await;
 }
 
-/// No checkpoint that is old enough, or none with a good signature: nothing goes.
+/// No checkpoint is old enough: nothing goes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_is_pruned_without_a_checkpoint() {
+async fn nothing_is_pruned_before_its_time() {
     let (mut daemon, _) = with_key(Engine::Sqlite, Algorithm::Es256).await;
     let seq = changed(&daemon, "team-one").await;
     covered(&daemon, seq).await;
-    daemon.terminate().await;
-    let file = daemon.path("checkpoints");
-    let text = fs::read_to_string(&file).expect("checkpoints");
-    let forged: String = text.replace("\nadmin ", "\nadmin 9");
-    fs::write(&file, forged).expect("a file");
     keep_nothing(&daemon);
-    // The next checkpoint would be a good one.
-    daemon.edit_config(|text| text.replace("interval_seconds = 1\n", "interval_seconds = 86400\n"));
-    daemon
-        .up()
-        .await
-        .expect("it starts: none of the file's notes is one");
+    daemon.edit_config(|text| text.replace("_days = 0", "_days = 1"));
+    daemon.restart().await;
     daemon
         .until(async || {
             let metrics = daemon.ops_get("/metrics").await.text();
             let mut runs = metrics
                 .lines()
                 .filter(|line| line.starts_with("claviger_job_runs_total"));
-            runs.any(|line| line.contains("prune_audit") && line.contains("success"))
+            let run = runs.find(|line| line.contains("prune_audit") && line.contains("success"));
+            // The first run plans, the next ones cut and remove.
+            let count = run.and_then(|line| line.rsplit(' ').next());
+            count.is_some_and(|count| count.parse::<u64>().expect("a number") > 4)
         })
         .await;
     assert!(daemon.rows(CUTS).await.is_empty());

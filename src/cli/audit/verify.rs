@@ -1,14 +1,11 @@
 //! `claviger audit verify`: recomputes the chains, part by part, and compares them with checkpoints that were kept
 //! outside the database.
 //!
-//! A restore of the database takes away rows that checkpoints name. Where the log acknowledges one, checkpoints of the history
-//! that it took away are no mismatch; but whoever can write to the database can write such an acknowledgement too, so the
-//! auditor says how many there are (`--restores`).
+//! A restore of the database takes away rows that checkpoints name, and pruning those that are too old. Where the log says so,
+//! it is no mismatch; but whoever can write to the database can write such a row too. So the auditor says which restores there
+//! were, by their receipts, and how long rows are kept; what goes beyond that is a problem.
 
-use std::{
-    collections::BTreeSet,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -27,6 +24,8 @@ use crate::{
         AuditHead, AuditMismatch, AuditRestore, AuditStreamReport, VerifyAuditRequest,
         VerifyAuditResponse,
     },
+    model::Timestamp,
+    store::RestoredSpan,
 };
 
 #[derive(Args, Debug)]
@@ -40,9 +39,15 @@ pub struct Verify {
     /// Public key of the checkpoints, as `claviger key get` shows it; once for each version that signed some
     #[arg(long, value_name = "PEM", requires = "checkpoints")]
     checkpoint_key: Vec<PathBuf>,
-    /// Restores of the database that you know of; any other number is a problem
-    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
-    restores: usize,
+    /// A restore of the database that you know of, by the receipt that `restore acknowledge` printed; once for each
+    #[arg(long, value_name = "SEQ:HASH")]
+    restore: Vec<String>,
+    /// How long rows of data-plane calls are kept, in days: rows that were pruned sooner are a problem, and all without this
+    #[arg(long, value_name = "DAYS")]
+    access_days: Option<u32>,
+    /// The same for rows of administrative calls
+    #[arg(long, value_name = "DAYS")]
+    admin_days: Option<u32>,
 }
 
 /// Rows of one call: rehashed well within the daemon's time for a call.
@@ -56,24 +61,32 @@ pub async fn run(args: Verify, session: &Session) -> Result<Exit> {
         None => None,
     };
     let mut answer = verify(&args.stream, session).await?;
-    let mut problems = Vec::new();
+    if !args.stream.is_empty() && args.stream != audit::ADMIN_STREAM {
+        // What explains a gap in a stream is in this one.
+        answer.restores = verify(audit::ADMIN_STREAM, session).await?.restores;
+    }
+    let mut problems = unknown_restores(&args.restore, &answer.restores);
+    let known = answer.restores.iter();
+    let known = known.filter(|restore| args.restore.contains(&receipt(restore)));
+    let lost: Vec<RestoredSpan> = known.filter_map(span).collect();
+    let is_lost = |checkpoint: &Checkpoint| lost.iter().any(|span| span.took(checkpoint.at));
+    for report in &answer.streams {
+        let days = match report.stream.as_str() {
+            audit::ADMIN_STREAM => args.admin_days,
+            _ => args.access_days,
+        };
+        problems.extend(unproven_cut(report, days, kept.as_ref(), &is_lost));
+    }
     if let Some(kept) = &kept {
-        let lost = lost(kept, &answer.restores);
         let of_stream = |head: &StreamHead| args.stream.is_empty() || head.stream == args.stream;
-        let known = kept.checkpoints.iter().enumerate();
-        let known = known.filter(|(place, _)| !lost.contains(place));
-        let heads = known.flat_map(|(_, checkpoint)| checkpoint.heads.clone());
+        let known = kept
+            .checkpoints
+            .iter()
+            .filter(|checkpoint| !is_lost(checkpoint));
+        let heads = known.flat_map(|checkpoint| checkpoint.heads.clone());
         compare(heads.filter(of_stream).collect(), session, &mut answer).await?;
         problems.extend(kept.problems.clone());
-        problems.extend(contradictions(kept, &lost));
-        problems.extend(unproven_cuts(kept, &answer.streams));
-    }
-    if answer.restores.len() != args.restores {
-        problems.push(format!(
-            "the log acknowledges {} restores of the database, and you know of {}; --restores says how many",
-            answer.restores.len(),
-            args.restores
-        ));
+        problems.extend(checkpoint_file::contradictions(&kept.checkpoints, is_lost));
     }
     answer.intact =
         answer.streams.iter().all(|report| report.intact) && answer.mismatches.is_empty();
@@ -122,57 +135,77 @@ async fn verify(stream: &str, session: &Session) -> Result<VerifyAuditResponse> 
     Ok(answer)
 }
 
-/// Places of the checkpoints of histories that were lost to a restore: up to the one that it acknowledges, those that are
-/// younger than what the copy had.
-fn lost(kept: &CheckpointFile, restores: &[AuditRestore]) -> BTreeSet<usize> {
-    let digests: Vec<String> = kept.checkpoints.iter().map(Checkpoint::digest).collect();
-    let mut lost = BTreeSet::new();
-    for restore in restores {
-        let last = digests
-            .iter()
-            .rposition(|digest| *digest == restore.checkpoint);
-        let (Some(last), Some(kept_until)) = (last, output::instant(&restore.kept_until)) else {
-            continue;
-        };
-        let younger =
-            |place: &usize| kept.checkpoints[*place].at.micros() > kept_until.as_microsecond();
-        lost.extend((0..=last).filter(younger));
-    }
-    lost
+/// `SEQ:HASH` of its row.
+fn receipt(restore: &AuditRestore) -> String {
+    format!("{}:{}", restore.seq, restore.hash)
 }
 
-/// What the notes say against one another, but where a restore explains it: among those that were lost to it (of an earlier
-/// restore whose acknowledgement was lost with them, too), and right behind them.
-fn contradictions(kept: &CheckpointFile, lost: &BTreeSet<usize>) -> Vec<String> {
-    let explained =
-        |place: usize| lost.contains(&place) || (place > 0 && lost.contains(&(place - 1)));
-    let found = kept.contradictions.iter();
-    let found = found.filter(|(place, _)| !explained(*place));
-    found.map(|(_, how)| how.clone()).collect()
-}
-
-/// Streams that begin where no checkpoint says that they had got to.
-fn unproven_cuts(kept: &CheckpointFile, streams: &[AuditStreamReport]) -> Vec<String> {
-    let named = |report: &AuditStreamReport| {
-        let heads = kept
-            .checkpoints
-            .iter()
-            .flat_map(|checkpoint| &checkpoint.heads);
-        heads.into_iter().any(|kept| {
-            kept.stream == report.stream
-                && kept.head.seq == report.pruned_seq
-                && audit::hex(&kept.head.hash) == report.pruned_hash
-        })
+fn span(restore: &AuditRestore) -> Option<RestoredSpan> {
+    let micros = |time| {
+        Some(Timestamp::from_micros(
+            output::instant(time)?.as_microsecond(),
+        ))
     };
-    let cut = streams.iter().filter(|report| report.pruned_seq != 0);
-    cut.filter(|report| !named(report))
-        .map(|report| {
-            format!(
-                "stream {} was pruned up to row {}, and no checkpoint in the file names that row",
-                report.stream, report.pruned_seq
-            )
-        })
-        .collect()
+    Some(RestoredSpan {
+        kept_until: micros(&restore.kept_until)?,
+        checkpoint_at: micros(&restore.checkpoint_time)?,
+        audit_seq: restore.seq,
+    })
+}
+
+/// Restores that the log acknowledges and the auditor does not know, and the other way round.
+fn unknown_restores(known: &[String], restores: &[AuditRestore]) -> Vec<String> {
+    let found: Vec<String> = restores.iter().map(receipt).collect();
+    let unknown = found.iter().filter(|receipt| !known.contains(receipt)).map(|receipt| {
+        format!("the log acknowledges a restore of the database that you do not know of; if it was one, say --restore {receipt}")
+    });
+    let missing = known
+        .iter()
+        .filter(|receipt| !found.contains(receipt))
+        .map(|receipt| {
+            format!("the log does not acknowledge the restore {receipt} that you know of")
+        });
+    unknown.chain(missing).collect()
+}
+
+/// Why a stream may not begin where it does: rows are kept for longer, or no checkpoint that is old enough says that the stream
+/// had got there.
+fn unproven_cut(
+    report: &AuditStreamReport,
+    days: Option<u32>,
+    kept: Option<&CheckpointFile>,
+    is_lost: impl Fn(&Checkpoint) -> bool,
+) -> Option<String> {
+    if report.pruned_seq == 0 {
+        return None;
+    }
+    let (stream, row) = (&report.stream, report.pruned_seq);
+    let Some(days) = days else {
+        return Some(format!(
+            "stream {stream} was pruned up to row {row}; if that is meant to be, say how long rows are kept \
+             (--access-days, --admin-days)"
+        ));
+    };
+    let days = jiff::SignedDuration::from_hours(24 * i64::from(days));
+    let until = jiff::Timestamp::now()
+        .checked_sub(days)
+        .ok()?
+        .as_microsecond();
+    let named = |checkpoint: &&Checkpoint| {
+        let says = |kept: &StreamHead| {
+            kept.stream == *stream
+                && kept.head.seq == row
+                && audit::hex(&kept.head.hash) == report.pruned_hash
+        };
+        checkpoint.at.micros() <= until && !is_lost(checkpoint) && checkpoint.heads.iter().any(says)
+    };
+    let is_named = kept?
+        .checkpoints
+        .iter()
+        .any(|checkpoint| named(&checkpoint));
+    (!is_named).then(|| {
+        format!("stream {stream} was pruned up to row {row}, and no checkpoint from before that time names that row")
+    })
 }
 
 /// Asks for every head that some checkpoint has.
