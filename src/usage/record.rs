@@ -40,9 +40,20 @@ pub enum Recorded {
 pub(super) type Sums = BTreeMap<(Span, Timestamp, UsageKey), Used>;
 
 /// Adds a use to the sums of every span.
-pub(super) fn add(sums: &mut Sums, at: Timestamp, key: &UsageKey, used: &Used) {
-    for span in Span::ALL {
-        let sum = sums.entry((span, span.begin(at), key.clone()));
+fn add(sums: &mut Sums, at: Timestamp, key: &UsageKey, used: &Used) {
+    add_spans(sums, &Span::ALL, at, key, used);
+}
+
+/// As `add`, for these spans.
+pub(super) fn add_spans(
+    sums: &mut Sums,
+    spans: &[Span],
+    at: Timestamp,
+    key: &UsageKey,
+    used: &Used,
+) {
+    for span in spans {
+        let sum = sums.entry((*span, span.begin(at), key.clone()));
         sum.or_default().add(used);
     }
 }

@@ -51,6 +51,7 @@ mod proxy;
 mod ranks;
 mod roles;
 mod rpcs;
+mod size;
 mod smoke;
 mod softhsm;
 mod store;
