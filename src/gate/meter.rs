@@ -244,7 +244,9 @@ mod tests {
         let count = |_| meter.count(Whose::Principal(PrincipalId::random()), &tenant, 0);
         (0..30_000).for_each(count);
         let all = taken(&meter);
-        let principals = all.iter().filter(|(w, ..)| matches!(w, Whose::Principal(_)));
+        let principals = all
+            .iter()
+            .filter(|(w, ..)| matches!(w, Whose::Principal(_)));
         // The crowd has a place, too.
         assert_eq!(principals.count(), MOST_PRINCIPALS - 1);
     }
