@@ -18,13 +18,13 @@ use crate::{
     error::{Error, Result},
     gate::not_found,
     model::{
-        Action, Caller, CredentialEnvironment, CredentialValue, KeyName, PrincipalId, ProbeResult,
-        Probed, Provider, Resource, Secret, SecretFields, ValueLabel,
+        Action, Caller, CredentialEnvironment, KeyName, PrincipalId, ProbeResult, Probed, Provider,
+        Resource, Secret, SecretFields, ValueLabel,
     },
     vault::{
         CredentialFilter, CredentialsOf, FullCredential, ImportItem, ImportOutcome, ImportRequest,
-        ImportResult, Imported, ItemOwner, Place, ProviderCounts, Put, PutCredential, Revealed,
-        Validated,
+        ImportResult, Imported, ItemOwner, ListedCredential, ListedValue, Place, ProviderCounts,
+        Put, PutCredential, Revealed, Validated,
     },
 };
 
@@ -163,7 +163,7 @@ impl CredentialApi {
             let page = vault.list(&permit, &filter, &after, size).await?;
             let next = convert::next_page(LISTING, &page, size, |c| c.head.id.to_string());
             let answer = proto::ListCredentialsResponse {
-                credentials: page.iter().map(message).collect(),
+                credentials: page.iter().map(listed).collect(),
                 next_page_token: next,
             };
             Ok((answer, String::new()))
@@ -466,7 +466,7 @@ pub(super) fn probe(probed: &Probed) -> proto::CredentialProbe {
     }
 }
 
-fn value(v: &CredentialValue) -> proto::CredentialValue {
+fn value(v: &ListedValue) -> proto::CredentialValue {
     proto::CredentialValue {
         id: v.id.to_string(),
         label: label_number(v.label),
@@ -479,6 +479,11 @@ fn value(v: &CredentialValue) -> proto::CredentialValue {
 }
 
 pub(super) fn message(c: &FullCredential) -> proto::Credential {
+    listed(&c.listed())
+}
+
+/// As `message`, for listings.
+pub(super) fn listed(c: &ListedCredential) -> proto::Credential {
     let head = &c.head;
     proto::Credential {
         id: head.id.to_string(),

@@ -4,13 +4,13 @@ use serde_json::{Map, Value, json};
 
 use super::body::page_token;
 use crate::{
-    model::{CredentialValue, Timestamp},
-    vault::{FullCredential, Revealed},
+    model::Timestamp,
+    vault::{FullCredential, ListedCredential, ListedValue, Revealed},
 };
 
 /// `{"credentials": […]}`, and where the next page begins if there may be one.
-pub fn page(page: &[FullCredential], size: i64) -> Value {
-    let all: Vec<_> = page.iter().map(credential).collect();
+pub fn page(page: &[ListedCredential], size: i64) -> Value {
+    let all: Vec<_> = page.iter().map(listed).collect();
     let mut json = json!({ "credentials": all });
     if let Some(last) = page.last()
         && page.len() as i64 == size
@@ -22,6 +22,10 @@ pub fn page(page: &[FullCredential], size: i64) -> Value {
 
 /// One credential, masked.
 pub fn credential(c: &FullCredential) -> Value {
+    listed(&c.listed())
+}
+
+fn listed(c: &ListedCredential) -> Value {
     let head = &c.head;
     let probe = head.probe.as_ref().map(|probe| {
         json!({
@@ -66,7 +70,7 @@ pub fn revealed(revealed: &Revealed) -> Value {
     json
 }
 
-fn value(v: &CredentialValue) -> Value {
+fn value(v: &ListedValue) -> Value {
     let time = |at: Option<Timestamp>| at.map(|at| at.to_string());
     json!({
         "label": v.label.as_str(),

@@ -27,6 +27,7 @@ impl Window {
         requests: i64,
         limit: i64,
     ) -> Result<i64, Option<Duration>> {
+        self.set_back(now);
         let second = now.seconds();
         self.slots.retain(|(at, _)| *at >= second - WINDOW);
         let used: i64 = self.slots.iter().map(|(_, count)| count).sum();
@@ -38,11 +39,26 @@ impl Window {
             return Err(Some(self.wait(now, -left)));
         }
         match self.slots.last_mut() {
-            // A clock that was set back adds to the last second there is, which counts for longer.
-            Some((at, count)) if *at >= second => *count += requests,
+            Some((at, count)) if *at == second => *count = count.saturating_add(requests),
             Some(_) | None => self.slots.push((second, requests)),
         }
         Ok(left)
+    }
+
+    /// When the clock was set back, what was admitted in seconds that are to come counts as of now: for as long as any other
+    /// request, and not until the clock has caught up. False when there is no such second.
+    pub fn set_back(&mut self, now: Timestamp) -> bool {
+        let second = now.seconds();
+        let ahead = self.slots.partition_point(|(at, _)| *at <= second);
+        let count: i64 = self.slots.drain(ahead..).map(|(_, count)| count).sum();
+        if count == 0 {
+            return false;
+        }
+        match self.slots.last_mut() {
+            Some((at, now)) if *at == second => *now = now.saturating_add(count),
+            Some(_) | None => self.slots.push((second, count)),
+        }
+        true
     }
 
     /// How long until `wanted` of what was admitted does not count any more.
@@ -115,6 +131,17 @@ mod tests {
         );
         assert_eq!(window.admit(at(161), 1, 5), Ok(2));
         assert_eq!(window.to_string().parse::<Window>().ok(), Some(window));
+    }
+
+    // The clock of the database was an hour ahead for a moment.
+    #[test]
+    fn a_clock_that_comes_back_locks_nobody_out() {
+        let mut window = Window::default();
+        assert_eq!(window.admit(at(1000), 2, 5), Ok(3));
+        assert_eq!(window.admit(at(4600), 5, 5), Ok(0));
+        let wait = window.admit(at(1001), 1, 5);
+        assert_eq!(wait, Err(Some(Duration::from_secs(61))));
+        assert_eq!(window.admit(at(1062), 5, 5), Ok(0));
     }
 
     proptest! {

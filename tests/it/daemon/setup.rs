@@ -177,6 +177,11 @@ impl Daemon {
     /// A second daemon on the same token and database, with the same people: replica `two`. `url` is where it finds the
     /// database, when that is another way than the first one's. It is stopped before the first.
     pub async fn second(&self, url: Option<&str>) -> Self {
+        self.replica("two", url).await
+    }
+
+    /// As `second`, with another name.
+    pub async fn replica(&self, name: &str, url: Option<&str>) -> Self {
         let dir = std::env::temp_dir().join(format!("claviger-e2e-{}", uuid::Uuid::now_v7()));
         fs::create_dir_all(&dir).expect("a directory");
         fs::copy(self.path("softhsm2.conf"), dir.join("softhsm2.conf")).expect("softhsm2.conf");
@@ -184,7 +189,10 @@ impl Daemon {
         let mut text = fs::read_to_string(self.config_path()).expect("claviger.toml");
         for (from, to) in [
             (addresses(&self.dir), addresses(&dir)),
-            (r#"replica = "one""#.into(), r#"replica = "two""#.into()),
+            (
+                r#"replica = "one""#.into(),
+                format!(r#"replica = "{name}""#),
+            ),
             (self.url.clone(), url.unwrap_or(&self.url).to_owned()),
         ] {
             assert!(text.contains(&from), "claviger.toml has no {from:?}");
@@ -208,7 +216,7 @@ impl Daemon {
         };
         fs::write(second.config_path(), text).expect("claviger.toml");
         if let Err(why) = second.up().await {
-            panic!("the second daemon does not start: {why}");
+            panic!("daemon {name} does not start: {why}");
         }
         second
     }
