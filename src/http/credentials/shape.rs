@@ -1,10 +1,11 @@
 //! Credentials as JSON: docs/vault.md.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::body::page_token;
 use crate::{
-    model::Timestamp,
+    error::Result,
+    model::{Secret, Timestamp},
     vault::{FullCredential, ListedCredential, ListedValue, Revealed},
 };
 
@@ -59,15 +60,21 @@ pub fn unrevealed(revealed: &Revealed) -> Value {
     })
 }
 
-/// The secret. It is for the caller and nobody else.
-pub fn revealed(revealed: &Revealed) -> Value {
-    let fields = revealed.fields.iter();
-    let fields: Map<_, _> = fields
-        .map(|(name, value)| (name.to_owned(), value.expose_secret().as_str().into()))
-        .collect();
-    let mut json = unrevealed(revealed);
-    json["fields"] = fields.into();
-    json
+/// The secret, as JSON that is wiped. It is for the caller and nobody else. Errors: INTERNAL.
+pub fn revealed(revealed: &Revealed) -> Result<Secret<Vec<u8>>> {
+    // Ids and labels need no escaping.
+    let head = format!(
+        r#"{{"id":"{}","label":"{}","fields":"#,
+        revealed.credential.head.id,
+        revealed.label.as_str()
+    );
+    let fields = revealed.fields.to_json()?;
+    let fields = fields.expose_secret();
+    let mut json = Vec::with_capacity(head.len() + fields.len() + 1);
+    json.extend_from_slice(head.as_bytes());
+    json.extend_from_slice(fields);
+    json.push(b'}');
+    Ok(Secret::new(json))
 }
 
 fn value(v: &ListedValue) -> Value {
