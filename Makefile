@@ -2,11 +2,11 @@
 
 CARGO ?= cargo
 # Arguments of `claviger dev`, such as ARGS="--once --grpc-port 0", of `claviger bench`, the tries of `make timing`, or the
-# tenants and credentials of each of `make size`.
+# tenants, credentials of each and keys of `make size`.
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench size timing clean
+.PHONY: help run test lint bench size soak timing clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -29,9 +29,13 @@ bench: ## Measure calls per second, optimised, client included
 	@scripts/install-run-deps
 	@scripts/bench $(ARGS)
 
-size: ## Measure 100,000 credentials of 1,000 tenants on both databases, optimised; some minutes
+size: ## Measure 100,000 credentials of 1,000 tenants, and a million keys, optimised; some minutes
 	@scripts/install-test-deps
 	@scripts/size $(ARGS)
+
+soak: ## Three replicas under load while everything fails in turn, for ten minutes
+	@scripts/install-test-deps
+	CLAVIGER_SOAK_SECONDS=600 $(CARGO) test --locked --test it -- --nocapture three_replicas
 
 timing: ## Look for what the time of a refusal tells about an API key; some minutes
 	@scripts/install-run-deps

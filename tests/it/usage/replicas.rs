@@ -35,7 +35,7 @@ fn batch(client: usize, number: usize) -> Vec<UsageEvent> {
 async fn three_daemons_count_exactly_when_one_of_them_is_killed() {
     let first = Setup::new(Engine::Postgres).for_two().start().await;
     let second = first.second(None).await;
-    let mut third = first.replica("three", None).await;
+    let mut third = first.beside("three", None).await;
     let daemons = [&first, &second, &third].map(|daemon| daemon.actor("service"));
     let tell = async |client: usize, daemon: usize, number: usize| {
         let results = record(&daemons[daemon], batch(client, number)).await;
