@@ -293,12 +293,12 @@ async fn a_repeated_request_brings_the_same_secret_or_is_refused() {
     assert_eq!((again.status, &again.body), (201, &first.body));
     problem(
         &put("planted-two", false).await,
-        400,
+        409,
         "IDEMPOTENCY_KEY_REUSED",
     );
     problem(
         &put("planted-one", true).await,
-        400,
+        409,
         "IDEMPOTENCY_KEY_REUSED",
     );
     let id = first.json()["credential"]["id"].as_str().map(str::to_owned);
