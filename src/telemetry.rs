@@ -195,6 +195,10 @@ fn describe() {
         "Checkpoints of the audit log that could not be written."
     );
     describe_gauge!(
+        "claviger_data_keys_held",
+        "Unwrapped data keys in memory; at most keys.data_key_cache_size."
+    );
+    describe_gauge!(
         "claviger_data_keys_undecryptable",
         "Data keys that this replica knows not to unwrap under their KEK."
     );

@@ -1,24 +1,30 @@
 //! Carries deliveries out: claims what is due, sends it, notes what came of it. On every replica.
 //!
 //! A claim is a row that was moved on, so two replicas do not send the same; it outlives the attempt, and whoever dies in
-//! between has it tried again when it runs out. Channels do not wait for each other.
+//! between has it tried again when it runs out. Each channel has its own round, so one that hangs keeps no other waiting.
 
 use futures_util::future::join_all;
 
-use super::Alerts;
+use super::{Alerts, channels::NotSent};
 use crate::{
     error::Result,
     fault,
     store::{Delivery, DeliveryState},
 };
 
-/// Deliveries that are carried out at the same time.
-const AT_ONCE: i64 = 32;
+/// Deliveries of one channel that are carried out at the same time.
+const AT_ONCE: i64 = 16;
 
 impl Alerts {
-    /// Carries out what is due, as much as fits into one round.
-    pub async fn deliver_due(&self) -> Result<()> {
-        let due = self.db.due_deliveries(self.clock.now(), AT_ONCE).await?;
+    /// The channels that have something to be carried out.
+    pub async fn due_channels(&self) -> Result<Vec<String>> {
+        Ok(self.db.due_channels(self.clock.now()).await?)
+    }
+
+    /// Carries out what is due of a channel, as much as fits into one round.
+    pub async fn deliver_due(&self, channel: &str) -> Result<()> {
+        let now = self.clock.now();
+        let due = self.db.due_deliveries(channel, now, AT_ONCE).await?;
         for outcome in join_all(due.iter().map(|delivery| self.deliver(delivery))).await {
             outcome?;
         }
@@ -38,30 +44,33 @@ impl Alerts {
         fault::point("alert_sent");
         let outcome = match sent {
             Ok(()) => {
-                self.end(delivery, attempt, DeliveryState::Delivered, "")
+                self.end(delivery, attempt, DeliveryState::Delivered, ("", &[]))
                     .await?;
                 "delivered"
             }
-            Err(why) if attempt >= self.config.max_attempts => {
+            Err(NotSent { why, taken }) if attempt >= self.config.max_attempts => {
                 tracing::error!(
                     channel = delivery.channel,
                     alert = %delivery.alert,
                     why,
+                    taken = taken.len(),
                     "alert not delivered, and not tried any more; `claviger alerts retry` tries again"
                 );
-                self.end(delivery, attempt, DeliveryState::Dead, why)
+                self.end(delivery, attempt, DeliveryState::Dead, (why, &taken))
                     .await?;
                 "dead"
             }
-            Err(why) => {
+            Err(NotSent { why, taken }) => {
                 tracing::warn!(
                     channel = delivery.channel,
                     alert = %delivery.alert,
                     why,
+                    taken = taken.len(),
                     attempt,
                     "alert not delivered; it is tried again"
                 );
                 let pause = self.config.pause(attempt);
+                let why = (why, &taken[..]);
                 let postponed = self.db.postpone_delivery(delivery.id, attempt, pause, why);
                 postponed.await?;
                 "failed"
@@ -80,24 +89,22 @@ impl Alerts {
         delivery: &Delivery,
         attempt: i64,
         state: DeliveryState,
-        why: &str,
+        why: (&str, &[String]),
     ) -> Result<()> {
         let ended = self.db.end_delivery(delivery.id, attempt, state, why);
         Ok(ended.await?)
     }
 
-    /// Errors: why it did not get there, UPPER_SNAKE_CASE.
-    async fn send(&self, delivery: &Delivery) -> std::result::Result<(), &'static str> {
+    async fn send(&self, delivery: &Delivery) -> std::result::Result<(), NotSent> {
         let found = self.db.alert_to_deliver(delivery.alert).await;
-        let told = found
-            .map_err(|_| "DATABASE_UNAVAILABLE")?
-            .ok_or("ALERT_GONE")?;
-        let patience = self.config.patience();
-        let now = self.clock.now();
-        let sending = self
-            .channels
-            .send(&delivery.channel, &told.alert, now, patience);
-        let sent = tokio::time::timeout(patience, sending).await;
-        sent.unwrap_or(Err("TIMEOUT"))
+        let told = match found {
+            Ok(Some(told)) => told,
+            Ok(None) => return Err(NotSent::to_anybody("ALERT_GONE", delivery)),
+            Err(_) => return Err(NotSent::to_anybody("DATABASE_UNAVAILABLE", delivery)),
+        };
+        let (now, patience) = (self.clock.now(), self.config.patience());
+        self.channels
+            .send(delivery, &told.alert, now, patience)
+            .await
     }
 }

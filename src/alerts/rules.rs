@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::{
-    model::usage::{Cost, FAILED_LOGINS, OWN_CALLS, OWN_PREFIX, Span},
+    model::usage::{Cost, FAILED_LOGINS, OTHERS, OWN_CALLS, OWN_PREFIX, Span},
     store::{Observed, WorthALook},
 };
 
@@ -86,6 +86,15 @@ impl Rule {
         }
     }
 
+    /// How bad it is, beside others that the same rule tells about.
+    pub const fn badness(self, o: &Observed) -> i64 {
+        match self {
+            Self::ErrorRate | Self::FailedAuthentications => o.errors,
+            Self::RequestRate => o.requests,
+            Self::CostRate => o.cost.nanos(),
+        }
+    }
+
     /// What people are to be told about the sum of a window; None for nothing.
     pub fn judge(self, o: &Observed, t: &Thresholds) -> Option<String> {
         let (_, what) = subject(o);
@@ -123,6 +132,10 @@ impl Rule {
 pub fn subject(o: &Observed) -> ((&'static str, &str), String) {
     let (key, principal) = (&o.key, o.key.principal.as_str());
     match (key.provider.as_str(), key.credential.as_str()) {
+        (FAILED_LOGINS, _) if principal == OTHERS => {
+            let what = "addresses that were too many to be counted apart";
+            (("source", principal), what.to_owned())
+        }
         (FAILED_LOGINS, _) => (("source", principal), principal.to_owned()),
         (OWN_CALLS, _) => {
             let what = format!("principal {principal} to this service");

@@ -1,19 +1,22 @@
 //! Looks at usage and budgets, ends alerts that are over, and makes the deliveries of new ones. A scheduled job: one replica
 //! at a time, under its term. Whatever it raises or makes is unique, so that it may be cut off and run again.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     Alerts,
     rules::{Rule, Thresholds, subject},
 };
 use crate::{
-    error::Result,
+    error::{Kind, Result},
     model::{
         AlertId, TenantName, Timestamp,
-        usage::{Limit, Period, aligned},
+        usage::{Limit, Period, Subject, aligned},
     },
-    store::{Alert, Observed, Term, UsageQuery},
+    store::{Alert, BudgetMark, Observed, SUMMARY, Term, Tx, UsageQuery},
 };
 
 /// Alerts that are routed in one transaction.
@@ -21,10 +24,26 @@ const PAGE: i64 = 100;
 /// Usage that is told so late is still looked at.
 const LATE: Duration = Duration::from_secs(5 * 60);
 
+/// Things that one rule tells of in one window of one tenant; beyond that their number is told. Whoever can make many of
+/// them, such as somebody with many addresses, cannot flood the channels.
+const MOST_FINDINGS: i64 = 20;
+/// Budgets of one look; the rest are looked at in the next one.
+const MOST_MARKS: i64 = 500;
+
 /// An alert about a window, to be raised if it is not yet.
 struct Finding {
     alert: Alert,
     ends_at: Timestamp,
+}
+
+/// What one rule found in one window of one tenant.
+struct Findings {
+    rule: Rule,
+    tenant: TenantName,
+    window: (Timestamp, Timestamp),
+    /// The worst first; perhaps not all.
+    found: Vec<Finding>,
+    in_all: i64,
 }
 
 impl Alerts {
@@ -41,15 +60,21 @@ impl Alerts {
                 begin = begin.plus(rule.window());
             }
         }
-        // What nobody uses reaches nothing.
-        for limit in self.db.budgets_in_use(now.minus(LATE)).await? {
-            found.extend(self.reached(&limit, now).await?);
-        }
+        let mut marks = self.db.budget_marks(MOST_MARKS).await?;
+        let reached = self.reached(&marks, now).await?;
+        // The order in which recorders mark.
+        marks.sort_by(|a, b| (&a.tenant, &a.subject, a.at).cmp(&(&b.tenant, &b.subject, b.at)));
         let mut tx = self.db.begin().await?;
         tx.hold(term).await?;
-        for finding in &found {
+        for findings in &found {
+            raise(&mut tx, findings, now).await?;
+        }
+        for finding in &reached {
             tx.raise_alert_until(&finding.alert, finding.ends_at)
                 .await?;
+        }
+        for mark in &marks {
+            tx.unmark_budget(mark).await?;
         }
         tx.resolve_alerts(now).await?;
         Ok(tx.commit().await?)
@@ -81,23 +106,75 @@ impl Alerts {
         thresholds: &Thresholds,
         begin: Timestamp,
         now: Timestamp,
-    ) -> Result<Vec<Finding>> {
-        let end = begin.plus(rule.window());
-        let worth = rule.worth_a_look(thresholds);
-        let window = (begin, end);
-        let observed = self.db.observed_usage(rule.span(), window, worth).await?;
-        let told = observed.iter().filter_map(|o| {
-            let text = rule.judge(o, thresholds)?;
-            Some(finding(rule.kind(), o, text, window, now))
+    ) -> Result<Vec<Findings>> {
+        let window = (begin, begin.plus(rule.window()));
+        let (observed, strangers) = match rule {
+            Rule::FailedAuthentications => {
+                let least = thresholds.failed_logins;
+                let seen = self.db.observed_strangers(window, least, MOST_FINDINGS);
+                seen.await?
+            }
+            Rule::ErrorRate | Rule::RequestRate | Rule::CostRate => {
+                let worth = rule.worth_a_look(thresholds);
+                let seen = self.db.observed_usage(rule.span(), window, worth);
+                (seen.await?, 0)
+            }
+        };
+        let mut told: BTreeMap<TenantName, Vec<(i64, Finding)>> = BTreeMap::new();
+        for o in &observed {
+            if let Some(text) = rule.judge(o, thresholds) {
+                let finding = finding(rule.kind(), o, text, window, now);
+                let found = told.entry(o.tenant.clone()).or_default();
+                found.push((rule.badness(o), finding));
+            }
+        }
+        let findings = told.into_iter().map(|(tenant, mut found)| {
+            found.sort_by_key(|(badness, _)| std::cmp::Reverse(*badness));
+            let in_all = i64::try_from(found.len()).unwrap_or(i64::MAX);
+            Findings {
+                rule,
+                tenant,
+                window,
+                found: found.into_iter().map(|(_, finding)| finding).collect(),
+                in_all: in_all.max(strangers),
+            }
         });
-        Ok(told.collect())
+        Ok(findings.collect())
     }
 
-    /// BUDGET_WARNING and BUDGET_EXHAUSTED, once per period each.
-    async fn reached(&self, limit: &Limit, now: Timestamp) -> Result<Vec<Finding>> {
+    /// BUDGET_WARNING and BUDGET_EXHAUSTED of the budgets that something was recorded for, once per period each. What is wrong
+    /// with one keeps no other from being looked at.
+    async fn reached(&self, marks: &[BudgetMark], now: Timestamp) -> Result<Vec<Finding>> {
         let mut found = Vec::new();
+        let times = marks
+            .iter()
+            .map(|mark| (&mark.tenant, &mark.subject, mark.at));
+        for (tenant, subject, at) in times.collect::<BTreeSet<_>>() {
+            match self.reached_by(tenant, subject, at, now).await {
+                Ok(more) => found.extend(more),
+                Err(error) if error.kind() == Kind::Internal => {
+                    tracing::error!(%tenant, %subject, ?error, "a budget cannot be looked at");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    async fn reached_by(
+        &self,
+        tenant: &TenantName,
+        subject: &Subject,
+        at: Timestamp,
+        now: Timestamp,
+    ) -> Result<Vec<Finding>> {
+        let mut found = Vec::new();
+        // Taken away meanwhile: it limits nothing.
+        let Some(limit) = self.db.limit(tenant, subject).await? else {
+            return Ok(found);
+        };
         for (period, budget) in limit.budgets() {
-            let (begin, end) = period.around(now);
+            let (begin, end) = period.around(at);
             let query = UsageQuery {
                 tenant: limit.tenant.clone(),
                 span: period.span(),
@@ -115,11 +192,11 @@ impl Alerts {
                     && spent >= threshold
                 {
                     let text = format!(
-                        "{} has spent {spent} this {}; the threshold is {threshold}",
+                        "{} has spent {spent} in the {} that began at {begin}; the threshold is {threshold}",
                         limit.subject,
                         period.as_str()
                     );
-                    found.push(of_budget(kind, limit, period, text, (begin, end), now));
+                    found.push(of_budget(kind, &limit, period, text, (begin, end), now));
                 }
             }
         }
@@ -136,6 +213,33 @@ impl Alerts {
             failed_logins: config.failed_authentications,
         }
     }
+}
+
+/// Raises as many as one window may tell of. Once the window is over and all is known, it is told how many more there were.
+async fn raise(tx: &mut Tx, f: &Findings, now: Timestamp) -> Result<()> {
+    let (begin, end) = f.window;
+    let kind = f.rule.kind();
+    let mut told = tx.alerts_of_window(kind, &f.tenant, end).await?;
+    for finding in &f.found {
+        if told >= MOST_FINDINGS {
+            break;
+        }
+        let is_new = tx.raise_alert_until(&finding.alert, end).await?;
+        told += i64::from(is_new);
+    }
+    let more = f.in_all.saturating_sub(told);
+    if now < end || more <= 0 {
+        return Ok(());
+    }
+    let text = format!(
+        "{more} more are over the threshold of {kind} in the window that began at {begin}, besides the {told} that have \
+         alerts of their own"
+    );
+    let window_key = format!("{kind}/{}/more/{}", f.tenant, begin.micros());
+    let about = (SUMMARY, f.tenant.as_str());
+    let summary = alert(kind, &f.tenant, about, text, window_key, now);
+    tx.raise_alert_until(&summary, end).await?;
+    Ok(())
 }
 
 fn finding(

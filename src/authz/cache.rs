@@ -66,20 +66,24 @@ impl Cache {
         question: &Question<'_>,
         decide: impl FnOnce() -> Decision,
     ) -> Decision {
-        // Names that do not exist are the caller's to invent; they must not push out the others.
-        if matches!(
-            question.resource.entity,
-            Entity::UnknownKey(_)
-                | Entity::UnknownRotation(_)
-                | Entity::UnknownIncident(_)
-                | Entity::UnknownDestruction(_)
-                | Entity::UnknownKekRotation(_)
-                | Entity::UnknownTenantDestruction(_)
-                | Entity::UnknownPrincipal(_)
-                | Entity::UnknownApiKey(_)
-                | Entity::UnknownClient(_)
-                | Entity::UnknownCredential(_)
-        ) {
+        // Names that do not exist are the caller's to invent, and a credential that is not there yet has another id each time;
+        // they must not push out the others.
+        let is_new = matches!(question.action, Action::PutCredential);
+        if is_new
+            || matches!(
+                question.resource.entity,
+                Entity::UnknownKey(_)
+                    | Entity::UnknownRotation(_)
+                    | Entity::UnknownIncident(_)
+                    | Entity::UnknownDestruction(_)
+                    | Entity::UnknownKekRotation(_)
+                    | Entity::UnknownTenantDestruction(_)
+                    | Entity::UnknownPrincipal(_)
+                    | Entity::UnknownApiKey(_)
+                    | Entity::UnknownClient(_)
+                    | Entity::UnknownCredential(_)
+            )
+        {
             return decide();
         }
         let generation = self.generation.load(Ordering::Acquire);
@@ -169,6 +173,26 @@ mod tests {
                 });
             }
             assert_eq!(made.get(), 1);
+        });
+    }
+
+    // A credential that is put for the first time has a new id each time.
+    #[test]
+    fn what_is_asked_once_pushes_nothing_out() {
+        with_question(|question| {
+            let cache = Cache::new();
+            for resource in [
+                Entity::UnknownCredential(crate::model::CredentialId::random()),
+                question.resource.entity.clone(),
+            ] {
+                let resource = Resource {
+                    tenant: TenantName::system(),
+                    entity: resource,
+                };
+                let put = Question::new(question.principal, Action::PutCredential, &resource);
+                cache.decision(&put, || Decision::Allow);
+            }
+            assert_eq!(cache.len(), 0);
         });
     }
 

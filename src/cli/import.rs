@@ -37,7 +37,7 @@ use managers::Manager;
 use report::Report;
 use rows::{Mapping, Record, Target};
 use send::Sending;
-use state::State;
+use state::{Options, State};
 use variables::{Common, Variables};
 
 /// Bring credentials in from where they are now
@@ -244,9 +244,21 @@ async fn fernet(args: Fernet, session: &Session) -> Result<Exit> {
         tokens: args.tokens,
         json: args.token_json,
     };
-    let total = records.len();
+    // A database gives its rows in any order, and their number in it names nothing.
+    let is_table = args.rows.is_none();
+    if is_table && args.how.state.is_some() && !records.iter().all(|r| mapping.names(r)) {
+        return Err(Failure::usage(
+            "--state needs rows with an id: have the query give a column `id`, or name one with --column id=COLUMN",
+        ));
+    }
+    let found = Found {
+        source,
+        total: records.len(),
+        options: mapping.options(),
+        ignored: Vec::new(),
+    };
     let rows = records.into_iter().map(|record| mapping.row(record, &keys));
-    import(session, args.how, &source, total, rows, Vec::new()).await
+    import(session, args.how, found, rows).await
 }
 
 /// The rows of a query, and what tells it from others.
@@ -336,15 +348,24 @@ async fn imported(
     };
     let rows = variables::rows(providers, &variables, &common);
     drop(variables);
-    import(
-        session,
-        whose.how,
-        "variables",
-        rows.len(),
-        rows.into_iter(),
+    let Common {
+        owner,
+        environment,
+        name,
+    } = common;
+    let (Owner::Id(owner) | Owner::Name(owner)) = owner;
+    let options = [
+        ("--owner-id or --owner-name", owner),
+        ("--environment", environment.as_str_name().to_owned()),
+        ("--name", name),
+    ];
+    let found = Found {
+        source: "variables".to_owned(),
+        total: rows.len(),
+        options: options.map(|(name, text)| (name.to_owned(), text)).into(),
         ignored,
-    )
-    .await
+    };
+    import(session, whose.how, found, rows.into_iter()).await
 }
 
 async fn catalogue(session: &Session) -> Result<Vec<Provider>> {
@@ -353,16 +374,30 @@ async fn catalogue(session: &Session) -> Result<Vec<Provider>> {
     Ok(answer.into_inner().providers)
 }
 
+/// What was found at a source, besides its rows.
+struct Found {
+    /// Which source, and in which state.
+    source: String,
+    total: usize,
+    /// The options that say what the rows are.
+    options: Vec<(String, String)>,
+    /// What is no row, by its name.
+    ignored: Vec<String>,
+}
+
 async fn import(
     session: &Session,
     how: How,
-    source: &str,
-    total: usize,
+    found: Found,
     rows: impl Iterator<Item = Row>,
-    ignored: Vec<String>,
 ) -> Result<Exit> {
     let state = match (&how.state, how.dry_run) {
-        (Some(path), false) => State::open(path, &format!("{source} into {:?}", how.tenant))?,
+        (Some(path), false) => {
+            let mut options: Options = found.options.into_iter().collect();
+            options.insert("--tenant".to_owned(), how.tenant.clone());
+            options.insert("--replace".to_owned(), how.replace.to_string());
+            State::open(path, &found.source, &options)?
+        }
         (Some(_), true) | (None, _) => State::none(),
     };
     let sending = Sending {
@@ -371,8 +406,11 @@ async fn import(
         replace: how.replace,
         dry_run: how.dry_run,
     };
-    let mut report = send::send(session, &sending, total, rows, state).await?;
-    ignored.into_iter().for_each(|name| report.ignore(name));
+    let mut report = send::send(session, &sending, found.total, rows, state).await?;
+    found
+        .ignored
+        .into_iter()
+        .for_each(|name| report.ignore(name));
     show(&report, session.format(), how.report.as_deref())?;
     Ok(match report.bad_rows() {
         0 => Exit::Ok,

@@ -9,9 +9,10 @@ use std::{
 
 use crate::model::{AccessKind, Action, Principal, PrincipalId, PrincipalKind, TenantName};
 
-/// Principals and addresses that are counted between two writes; of the rest `claviger_usage_uncounted_total` counts the
-/// calls.
-const MOST: usize = 20_000;
+/// Principals that are counted between two writes; of the rest `claviger_usage_uncounted_total` counts the calls.
+const MOST_PRINCIPALS: usize = 20_000;
+/// Addresses that are counted apart between two writes; the rest are counted together.
+const MOST_STRANGERS: usize = 1_000;
 
 /// Who is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -20,6 +21,8 @@ pub enum Whose {
     Principal(PrincipalId),
     /// Where somebody came from who was turned away; of IPv6 the /64, which is what one subscriber has.
     Stranger(IpAddr),
+    /// Strangers from more addresses than are told apart.
+    Crowd,
 }
 
 /// What was counted.
@@ -33,9 +36,49 @@ pub struct Counted {
     pub failures: i64,
 }
 
-/// What no row has yet.
+/// What no row has yet. Bounded, however many call and however long nothing can be written; strangers take no place away
+/// from principals.
 #[derive(Default)]
-pub struct Meter(Mutex<HashMap<Whose, Counted>>);
+pub struct Meter(Mutex<Counts>);
+
+#[derive(Default)]
+struct Counts {
+    counted: HashMap<Whose, Counted>,
+    /// How many of them are addresses.
+    strangers: usize,
+}
+
+impl Counts {
+    /// Adds to what is counted; false when there is nothing yet to add to.
+    fn adds(&mut self, whose: &Whose, calls: i64, failures: i64) -> bool {
+        let Some(found) = self.counted.get_mut(whose) else {
+            return false;
+        };
+        found.calls = found.calls.saturating_add(calls);
+        found.failures = found.failures.saturating_add(failures);
+        true
+    }
+
+    fn add(&mut self, whose: Whose, more: Counted) {
+        if self.adds(&whose, more.calls, more.failures) {
+            return;
+        }
+        let principals = self.counted.len().saturating_sub(self.strangers);
+        match whose {
+            Whose::Stranger(_) if self.strangers >= MOST_STRANGERS => {
+                return self.add(Whose::Crowd, more);
+            }
+            Whose::Principal(_) if principals >= MOST_PRINCIPALS => {
+                let lost = more.calls.unsigned_abs();
+                metrics::counter!("claviger_usage_uncounted_total").increment(lost);
+                return;
+            }
+            Whose::Stranger(_) => self.strangers += 1,
+            Whose::Principal(_) | Whose::Crowd => {}
+        }
+        self.counted.insert(whose, more);
+    }
+}
 
 impl Meter {
     /// Counts a call, if it is one that uses something. Telling what was used elsewhere is no use of anything.
@@ -55,31 +98,27 @@ impl Meter {
     }
 
     fn count(&self, whose: Whose, tenant: &TenantName, failures: i64) {
-        let mut counted = self.lock();
-        if let Some(found) = counted.get_mut(&whose) {
-            found.calls += 1;
-            found.failures += failures;
-        } else if counted.len() < MOST {
-            let first = Counted {
+        let mut counts = self.lock();
+        if !counts.adds(&whose, 1, failures) {
+            let once = Counted {
                 tenant: tenant.clone(),
                 calls: 1,
                 failures,
             };
-            counted.insert(whose, first);
-        } else {
-            metrics::counter!("claviger_usage_uncounted_total").increment(1);
+            counts.add(whose, once);
         }
     }
 
-    /// Takes what was counted. It comes back unless it is said to be written.
+    /// Takes what was counted. What is not said to be written comes back.
     pub fn take(&self) -> Taken<'_> {
+        let taken = std::mem::take(&mut *self.lock());
         Taken {
             meter: self,
-            counted: std::mem::take(&mut *self.lock()),
+            counted: taken.counted.into_iter().collect(),
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Whose, Counted>> {
+    fn lock(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -87,23 +126,20 @@ impl Meter {
 /// Counts on their way to the database.
 pub struct Taken<'a> {
     meter: &'a Meter,
-    counted: HashMap<Whose, Counted>,
+    counted: Vec<(Whose, Counted)>,
 }
 
 impl Taken<'_> {
-    /// Is there nothing to write?
-    pub fn is_empty(&self) -> bool {
-        self.counted.is_empty()
+    /// The next that are to be written, `most` of them at most; nothing when all is.
+    pub fn next(&self, most: usize) -> &[(Whose, Counted)] {
+        let from = self.counted.len().saturating_sub(most);
+        self.counted.get(from..).unwrap_or_default()
     }
 
-    /// What is to be written.
-    pub fn iter(&self) -> impl Iterator<Item = (&Whose, &Counted)> {
-        self.counted.iter()
-    }
-
-    /// It is written.
-    pub fn written(mut self) {
-        self.counted.clear();
+    /// What `next` gave for so many is written.
+    pub fn written(&mut self, most: usize) {
+        let left = self.counted.len().saturating_sub(most);
+        self.counted.truncate(left);
     }
 }
 
@@ -113,16 +149,8 @@ impl Drop for Taken<'_> {
             return;
         }
         let mut meter = self.meter.lock();
-        for (whose, counted) in self.counted.drain() {
-            match meter.get_mut(&whose) {
-                Some(found) => {
-                    found.calls += counted.calls;
-                    found.failures += counted.failures;
-                }
-                None => {
-                    meter.insert(whose, counted);
-                }
-            }
+        for (whose, counted) in self.counted.drain(..) {
+            meter.add(whose, counted);
         }
     }
 }
@@ -141,23 +169,44 @@ fn prefix(source: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
+    fn address(number: u32) -> IpAddr {
+        std::net::Ipv4Addr::from(number).into()
+    }
+
+    fn taken(meter: &Meter) -> Vec<(Whose, i64, i64)> {
+        let taken = meter.take();
+        let all = taken.next(usize::MAX).iter();
+        all.map(|(w, c)| (*w, c.calls, c.failures)).collect()
+    }
+
     #[test]
     fn what_could_not_be_written_is_counted_at_the_next_time() {
         let meter = Meter::default();
-        let here: IpAddr = "192.0.2.1".parse().expect("an address");
+        let here = address(1);
         meter.stranger(here);
         meter.stranger(here);
-        let taken = meter.take();
+        let first = meter.take();
         meter.stranger(here);
-        drop(taken);
-        let taken = meter.take();
-        let counts: Vec<_> = taken
-            .iter()
-            .map(|(w, c)| (*w, c.calls, c.failures))
-            .collect();
-        assert_eq!(counts, [(Whose::Stranger(here), 3, 3)]);
-        taken.written();
-        assert!(meter.take().is_empty());
+        drop(first);
+        let mut all = meter.take();
+        assert_eq!(all.next(9)[0].0, Whose::Stranger(here));
+        assert_eq!((all.next(9)[0].1.calls, all.next(9)[0].1.failures), (3, 3));
+        all.written(9);
+        drop(all);
+        assert!(taken(&meter).is_empty());
+    }
+
+    #[test]
+    fn what_is_written_in_pieces_does_not_come_back() {
+        let meter = Meter::default();
+        (0..10).for_each(|n| meter.stranger(address(n)));
+        let mut all = meter.take();
+        let first: Vec<_> = all.next(4).iter().map(|(whose, _)| *whose).collect();
+        all.written(4);
+        drop(all);
+        let left = taken(&meter);
+        assert_eq!((first.len(), left.len()), (4, 6));
+        assert!(left.iter().all(|(whose, ..)| !first.contains(whose)));
     }
 
     #[test]
@@ -167,15 +216,38 @@ mod tests {
             let source = std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, n, n, n, n);
             meter.stranger(source.into());
         }
-        assert_eq!(meter.take().iter().count(), 1);
+        assert_eq!(taken(&meter).len(), 1);
     }
 
     #[test]
-    fn the_number_of_those_who_are_counted_is_bounded() {
+    fn strangers_are_bounded_and_none_is_forgotten() {
         let meter = Meter::default();
-        for n in 0..30_000_u32 {
-            meter.stranger(std::net::Ipv4Addr::from(n).into());
+        // Nothing can be written for a long time.
+        for round in 0..3 {
+            let kept = meter.take();
+            for n in 0..10_000 {
+                meter.stranger(address(round * 10_000 + n));
+            }
+            drop(kept);
         }
-        assert_eq!(meter.take().iter().count(), MOST);
+        let all = taken(&meter);
+        assert_eq!(all.len(), MOST_STRANGERS + 1);
+        assert!(all.iter().any(|(whose, ..)| *whose == Whose::Crowd));
+        assert_eq!(all.iter().map(|(_, calls, _)| calls).sum::<i64>(), 30_000);
+    }
+
+    #[test]
+    fn strangers_take_no_place_away_from_principals() {
+        let meter = Meter::default();
+        (0..30_000).for_each(|n| meter.stranger(address(n)));
+        let tenant = TenantName::system();
+        let count = |_| meter.count(Whose::Principal(PrincipalId::random()), &tenant, 0);
+        (0..30_000).for_each(count);
+        let all = taken(&meter);
+        let principals = all
+            .iter()
+            .filter(|(w, ..)| matches!(w, Whose::Principal(_)));
+        // The crowd has a place, too.
+        assert_eq!(principals.count(), MOST_PRINCIPALS - 1);
     }
 }

@@ -2,14 +2,10 @@
 
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
 use bytes::Bytes;
 use prost::Message;
 use serde::Deserialize;
-use tonic::{
-    Request, Status,
-    metadata::{Ascii, MetadataValue},
-};
+use tonic::{Request, Status};
 use zeroize::Zeroize;
 
 use super::{layers::RequestId, status::status};
@@ -188,7 +184,8 @@ impl Parts {
 
     /// As `call`, for a request with a secret, which `hide` takes out before the request is hashed for its idempotency
     /// key: whoever reads the database could try secrets against a stored hash of them. So a call that is repeated under
-    /// the same key with another secret gets the first answer, and the first secret stays.
+    /// the same key with another secret gets the first answer, and the first secret stays, unless the call looks for itself
+    /// (`Vault::expect_same`).
     pub async fn call_hiding<M, T, F, Fut>(
         &self,
         request: Request<M>,
@@ -208,7 +205,7 @@ impl Parts {
         let peer = extensions.get::<ConnectedPeer>().cloned();
         let credentials = Credentials::of(peer, request.metadata().as_ref());
         let given = request.metadata().get_all(IDEMPOTENCY_KEY).iter();
-        let key: Vec<_> = given.cloned().collect();
+        let given: Vec<_> = given.cloned().collect();
         let answer = async {
             let mut caller = self
                 .authn
@@ -216,10 +213,12 @@ impl Parts {
                 .await?;
             let message = request.into_inner();
             let answer = async {
-                if action.kind() == AccessKind::Admin && !key.is_empty() {
+                if action.kind() == AccessKind::Admin && !given.is_empty() {
                     let mut shown = message.clone();
                     hide(&mut shown);
-                    caller.idempotency = Some(idempotency(&key, action, &shown)?);
+                    let given = given.iter().map(|key| key.as_bytes());
+                    // Maps are sorted (build.rs), so equal messages have equal encodings.
+                    caller.idempotency = Idempotency::of(given, action, &shown.encode_to_vec())?;
                 }
                 act(caller.clone(), message).await
             };
@@ -251,35 +250,6 @@ impl Parts {
 /// Metadata of a mutating call (R-OPS-2).
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// The caller's key with the hash of what it is used for. Errors: INVALID_FIELD.
-fn idempotency(
-    given: &[MetadataValue<Ascii>],
-    action: Action,
-    message: &impl Message,
-) -> Result<Idempotency> {
-    // Two of them would leave it to chance which one counts.
-    let text = match given {
-        [key] => key.to_str().unwrap_or_default(),
-        _ => "",
-    };
-    if !(1..=128).contains(&text.len()) || !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(super::convert::invalid(
-            "idempotency-key must be given once: 1 to 128 visible ASCII characters without blanks",
-        ));
-    }
-    let mut hash = digest::Context::new(&digest::SHA256);
-    hash.update(action.name().as_bytes());
-    hash.update(b"\0");
-    // Maps are sorted (build.rs), so equal messages have equal encodings.
-    hash.update(&message.encode_to_vec());
-    let mut request_hash = [0; 32];
-    request_hash.copy_from_slice(hash.finish().as_ref());
-    Ok(Idempotency {
-        key: text.into(),
-        request_hash,
-    })
-}
-
 /// A secret of a request, in a buffer that is wiped. The request's own buffer is wiped too where nobody else holds a part
 /// of it; what the connection (HTTP/2, TLS) has copied is out of reach.
 pub fn secret(given: Bytes) -> Secret<Vec<u8>> {
@@ -292,13 +262,7 @@ pub fn secret(given: Bytes) -> Secret<Vec<u8>> {
 
 /// A secret of an answer: wiped as soon as the answer has been encoded. What the connection copies is out of reach.
 pub fn wiped(secret: Secret<Vec<u8>>) -> Bytes {
-    struct Owner(Secret<Vec<u8>>);
-    impl AsRef<[u8]> for Owner {
-        fn as_ref(&self) -> &[u8] {
-            self.0.expose_secret()
-        }
-    }
-    Bytes::from_owner(Owner(secret))
+    secret.into_bytes()
 }
 
 /// Which version did it, for the audit row. A kid needs no escaping.

@@ -213,7 +213,7 @@ impl CredentialRotationApi {
             let page = vault.due(&permit, &of, within, &after, size).await?;
             let answer = proto::ListDueCredentialsResponse {
                 next_page_token: convert::next_page(DUE, &page, size, |c| c.head.id.to_string()),
-                credentials: page.iter().map(credentials::message).collect(),
+                credentials: page.iter().map(credentials::listed).collect(),
             };
             Ok((answer, String::new()))
         };

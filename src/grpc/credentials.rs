@@ -3,7 +3,10 @@
 //! Answers that the gate keeps for repeated calls never hold a secret: that of RevealCredential is put in afterwards, and
 //! only into the answer of the very call that was recorded.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
 use tonic::{Request, Response, Status};
@@ -18,13 +21,13 @@ use crate::{
     error::{Error, Result},
     gate::not_found,
     model::{
-        Action, Caller, CredentialEnvironment, CredentialValue, KeyName, PrincipalId, ProbeResult,
-        Probed, Provider, Resource, Secret, SecretFields, ValueLabel,
+        Action, Caller, CredentialEnvironment, KeyName, PrincipalId, ProbeResult, Probed, Provider,
+        Resource, Secret, SecretFields, ValueLabel,
     },
     vault::{
         CredentialFilter, CredentialsOf, FullCredential, ImportItem, ImportOutcome, ImportRequest,
-        ImportResult, Imported, ItemOwner, Place, ProviderCounts, Put, PutCredential, Revealed,
-        Validated,
+        ImportResult, Imported, ItemOwner, ListedCredential, ListedValue, Place, ProviderCounts,
+        Put, PutCredential, Revealed, Validated,
     },
 };
 
@@ -66,22 +69,53 @@ impl CredentialApi {
         let sees = caller.principal.sees(&resource.tenant);
         let found_resource = found.as_ref().filter(|_| sees).map(|f| f.resource.clone());
         let resource = found_resource.unwrap_or(resource);
-        let answer = |put: &Put, receipt: &Receipt| proto::PutCredentialResponse {
-            credential: Some(message(&put.credential)),
-            warnings: put.warnings.clone(),
-            created: put.is_new,
-            receipt: convert::receipt(receipt),
+        let request = Arc::new(request);
+        let (asked, is_first) = (Arc::clone(&request), Arc::new(AtomicBool::new(false)));
+        let answered = Arc::clone(&is_first);
+        let answer = move |put: &Put, receipt: &Receipt| {
+            answered.store(true, Ordering::Relaxed);
+            proto::PutCredentialResponse {
+                credential: Some(message(&put.credential)),
+                warnings: put.warnings.clone(),
+                created: put.is_new,
+                receipt: convert::receipt(receipt),
+            }
         };
         let (vault, gate) = (Arc::clone(&self.0.vault), Arc::clone(&self.0.gate));
         let tenant = resource.tenant.clone();
         let act = async move |permit| {
             let found = found.ok_or(unknown)?;
             vault.make_key(&gate, &tenant).await?;
-            vault.put(permit, found, request).await
+            vault.put(permit, found, &asked).await
         };
         let gate = &self.0.gate;
-        gate.mutate(&caller, Action::PutCredential, resource, answer, act)
-            .await
+        let put = gate.mutate(&caller, Action::PutCredential, resource, answer, act);
+        let put = put.await?;
+        if !is_first.load(Ordering::Relaxed) {
+            self.expect_same(&put, &request.fields).await?;
+        }
+        Ok(put)
+    }
+
+    /// Errors: IDEMPOTENCY_KEY_REUSED when an answer that was given before is about another secret.
+    async fn expect_same(
+        &self,
+        put: &proto::PutCredentialResponse,
+        fields: &SecretFields,
+    ) -> Result<()> {
+        let Some(credential) = &put.credential else {
+            return Ok(());
+        };
+        let mut values = credential.values.iter();
+        let current = proto::CredentialLabel::Current;
+        let value = values.find(|value| value.label() == current);
+        match (credential.id.parse(), value.map(|value| value.id.parse())) {
+            (Ok(credential), Some(Ok(value))) => {
+                let vault = &self.0.vault;
+                vault.expect_same(credential, value, fields).await
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn get(
@@ -163,7 +197,7 @@ impl CredentialApi {
             let page = vault.list(&permit, &filter, &after, size).await?;
             let next = convert::next_page(LISTING, &page, size, |c| c.head.id.to_string());
             let answer = proto::ListCredentialsResponse {
-                credentials: page.iter().map(message).collect(),
+                credentials: page.iter().map(listed).collect(),
                 next_page_token: next,
             };
             Ok((answer, String::new()))
@@ -466,7 +500,7 @@ pub(super) fn probe(probed: &Probed) -> proto::CredentialProbe {
     }
 }
 
-fn value(v: &CredentialValue) -> proto::CredentialValue {
+fn value(v: &ListedValue) -> proto::CredentialValue {
     proto::CredentialValue {
         id: v.id.to_string(),
         label: label_number(v.label),
@@ -479,6 +513,11 @@ fn value(v: &CredentialValue) -> proto::CredentialValue {
 }
 
 pub(super) fn message(c: &FullCredential) -> proto::Credential {
+    listed(&c.listed())
+}
+
+/// As `message`, for listings.
+pub(super) fn listed(c: &ListedCredential) -> proto::Credential {
     let head = &c.head;
     proto::Credential {
         id: head.id.to_string(),

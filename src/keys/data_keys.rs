@@ -91,6 +91,7 @@ impl DataKeys {
         if self.forgotten.load(Ordering::SeqCst) != forgotten {
             self.cache.remove(kid);
         }
+        self.report();
         held
     }
 
@@ -98,12 +99,18 @@ impl DataKeys {
     pub fn sweep(&self) {
         let now = Instant::now();
         self.cache.retain(|_, held| held.until > now);
+        self.report();
     }
 
     /// Wipes the data key of a version, once the calls that hold it have ended.
     pub fn forget(&self, kid: &Kid) {
         self.forgotten.fetch_add(1, Ordering::SeqCst);
         self.cache.remove(kid);
+        self.report();
+    }
+
+    fn report(&self) {
+        metrics::gauge!("claviger_data_keys_held").set(self.cache.len() as f64);
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::{fmt, str::FromStr, sync::Arc};
 
-use super::{ApiKeyId, KeyName, PrincipalId, Scopes, TenantName, Timestamp};
+use aws_lc_rs::digest;
+
+use super::{Action, ApiKeyId, KeyName, PrincipalId, Scopes, TenantName, Timestamp};
 use crate::error::{Error, Reason};
 
 /// Identities of one principal.
@@ -137,6 +139,40 @@ pub struct Idempotency {
     pub key: Arc<str>,
     /// SHA-256 of the request.
     pub request_hash: [u8; 32],
+}
+
+impl Idempotency {
+    /// Of a call: every value that was given for its key, and the request without its secrets, in an encoding of its own that
+    /// is the same for the same request. None when no key was given.
+    ///
+    /// Errors: INVALID_FIELD for two keys, of which nobody could say which counts, and for one that is none.
+    pub fn of<'a>(
+        mut given: impl Iterator<Item = &'a [u8]>,
+        action: Action,
+        request: &[u8],
+    ) -> Result<Option<Self>, Error> {
+        let key = match (given.next(), given.next()) {
+            (None, _) => return Ok(None),
+            (Some(key), None) => std::str::from_utf8(key).unwrap_or_default(),
+            (Some(_), Some(_)) => "",
+        };
+        if !(1..=128).contains(&key.len()) || !key.bytes().all(|b| b.is_ascii_graphic()) {
+            return Err(Error::new(
+                Reason::InvalidField,
+                "idempotency-key must be given once: 1 to 128 visible ASCII characters without blanks",
+            ));
+        }
+        let mut hash = digest::Context::new(&digest::SHA256);
+        hash.update(action.name().as_bytes());
+        hash.update(b"\0");
+        hash.update(request);
+        let mut request_hash = [0; 32];
+        request_hash.copy_from_slice(hash.finish().as_ref());
+        Ok(Some(Self {
+            key: key.into(),
+            request_hash,
+        }))
+    }
 }
 
 /// A part of the daemon that acts by itself. Two of them, because nobody deploys what they requested (R-LIFE-7).

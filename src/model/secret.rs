@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use bytes::Bytes;
 use serde::{
     Deserialize, Deserializer,
     de::{self, Visitor},
@@ -26,6 +27,20 @@ impl<T: Zeroize> Secret<T> {
     /// The value itself. Keep the borrow short.
     pub const fn expose_secret(&self) -> &T {
         &self.0
+    }
+}
+
+impl Secret<Vec<u8>> {
+    /// The same bytes for an answer: wiped as soon as the last who holds them lets go. What a connection copies is out of
+    /// reach.
+    pub fn into_bytes(self) -> Bytes {
+        struct Owner(Secret<Vec<u8>>);
+        impl AsRef<[u8]> for Owner {
+            fn as_ref(&self) -> &[u8] {
+                self.0.expose_secret()
+            }
+        }
+        Bytes::from_owner(Owner(self))
     }
 }
 

@@ -17,19 +17,21 @@ use crate::{
 
 const ADD: &str = "INSERT INTO alert_deliveries (id, alert_id, tenant, channel, state, attempts, next_at, created_at) \
      VALUES ($1, $2, $3, $4, 'PENDING', 0, $5, $5) ON CONFLICT (alert_id, channel) DO NOTHING";
-const DUE: &str = "SELECT id, alert_id, tenant, channel, state, attempts, next_at, last_error, created_at, ended_at \
-     FROM alert_deliveries WHERE state = 'PENDING' AND next_at <= $1 ORDER BY next_at, id LIMIT $2";
+const DUE_CHANNELS: &str =
+    "SELECT DISTINCT channel FROM alert_deliveries WHERE state = 'PENDING' AND next_at <= $1";
+const DUE: &str = "SELECT id, alert_id, tenant, channel, state, attempts, next_at, last_error, created_at, ended_at, taken \
+     FROM alert_deliveries WHERE state = 'PENDING' AND next_at <= $1 AND channel = $3 ORDER BY next_at, id LIMIT $2";
 const CLAIM: &str = "UPDATE alert_deliveries SET attempts = attempts + 1, next_at = $3 \
      WHERE id = $1 AND state = 'PENDING' AND attempts = $2 AND next_at <= $4";
-const END: &str = "UPDATE alert_deliveries SET state = $3, last_error = $4, ended_at = $5 \
+const END: &str = "UPDATE alert_deliveries SET state = $3, last_error = $4, ended_at = $5, taken = $6 \
      WHERE id = $1 AND state = 'PENDING' AND attempts = $2";
-const LATER: &str = "UPDATE alert_deliveries SET next_at = $3, last_error = $4 \
+const LATER: &str = "UPDATE alert_deliveries SET next_at = $3, last_error = $4, taken = $5 \
      WHERE id = $1 AND state = 'PENDING' AND attempts = $2";
 const AGAIN: &str = "UPDATE alert_deliveries SET state = 'PENDING', attempts = 0, next_at = $2, ended_at = NULL \
      WHERE id = $1 AND state = 'DEAD'";
-const ONE: &str = "SELECT id, alert_id, tenant, channel, state, attempts, next_at, last_error, created_at, ended_at \
+const ONE: &str = "SELECT id, alert_id, tenant, channel, state, attempts, next_at, last_error, created_at, ended_at, taken \
      FROM alert_deliveries WHERE id = $1 AND tenant = $2";
-const PAGE: &str = "SELECT id, alert_id, tenant, channel, state, attempts, next_at, last_error, created_at, ended_at \
+const PAGE: &str = "SELECT id, alert_id, tenant, channel, state, attempts, next_at, last_error, created_at, ended_at, taken \
      FROM alert_deliveries WHERE tenant = $1 AND ($2 = '' OR state = $2) AND ($3 = '' OR alert_id = $3) AND id < $4 \
      ORDER BY id DESC LIMIT $5";
 const PRUNE: &str = "DELETE FROM alert_deliveries WHERE created_at < $1 AND state <> 'PENDING'";
@@ -89,6 +91,8 @@ pub struct Delivery {
     pub created_at: Timestamp,
     /// When it was delivered or given up.
     pub ended_at: Option<Timestamp>,
+    /// Recipients that have it; the channel's others do not yet.
+    pub taken: Vec<String>,
 }
 
 #[derive(sqlx::FromRow)]
@@ -103,6 +107,7 @@ struct Row {
     last_error: String,
     created_at: i64,
     ended_at: Option<i64>,
+    taken: String,
 }
 
 impl Tx {
@@ -141,9 +146,20 @@ impl Tx {
 }
 
 impl Db {
-    /// Up to `limit` deliveries that are due.
-    pub async fn due_deliveries(&self, now: Timestamp, limit: i64) -> Result<Vec<Delivery>> {
-        let rows = fetch_all!(self, Row, DUE, now.micros(), limit)?;
+    /// The channels that have deliveries that are due.
+    pub async fn due_channels(&self, now: Timestamp) -> Result<Vec<String>> {
+        let rows = fetch_all!(self, (String,), DUE_CHANNELS, now.micros())?;
+        Ok(rows.into_iter().map(|(channel,)| channel).collect())
+    }
+
+    /// Up to `limit` deliveries of a channel that are due.
+    pub async fn due_deliveries(
+        &self,
+        channel: &str,
+        now: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<Delivery>> {
+        let rows = fetch_all!(self, Row, DUE, now.micros(), limit, channel)?;
         rows.into_iter().map(Row::delivery).collect()
     }
 
@@ -165,13 +181,13 @@ impl Db {
         Ok(rows == 1)
     }
 
-    /// Ends a delivery that was claimed for attempt number `attempt`.
+    /// Ends a delivery that was claimed for attempt number `attempt`. `taken`: who has it, of those that were named.
     pub async fn end_delivery(
         &self,
         id: DeliveryId,
         attempt: i64,
         state: DeliveryState,
-        error: &str,
+        (error, taken): (&str, &[String]),
     ) -> Result<()> {
         let mut tx = self.begin().await?;
         let now = tx.now().await?.micros();
@@ -182,22 +198,25 @@ impl Db {
             attempt,
             state.as_str(),
             error,
-            now
+            now,
+            taken.join("\n")
         )?;
         tx.commit().await
     }
 
-    /// Has a delivery that was claimed for attempt number `attempt` tried again after `pause`.
+    /// Has a delivery that was claimed for attempt number `attempt` tried again after `pause`, with those who have not `taken`
+    /// it.
     pub async fn postpone_delivery(
         &self,
         id: DeliveryId,
         attempt: i64,
         pause: Duration,
-        error: &str,
+        (error, taken): (&str, &[String]),
     ) -> Result<()> {
         let mut tx = self.begin().await?;
         let next = tx.now().await?.plus(pause).micros();
-        execute!(&mut tx, LATER, id.to_string(), attempt, next, error)?;
+        let (id, taken) = (id.to_string(), taken.join("\n"));
+        execute!(&mut tx, LATER, id, attempt, next, error, taken)?;
         tx.commit().await
     }
 
@@ -238,6 +257,7 @@ impl Row {
             last_error: self.last_error,
             created_at: Timestamp::from_micros(self.created_at),
             ended_at: self.ended_at.map(Timestamp::from_micros),
+            taken: self.taken.lines().map(str::to_owned).collect(),
         })
     }
 }

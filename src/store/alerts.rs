@@ -1,6 +1,6 @@
 //! Table `alerts`: what people should be told, once per window. Raised in the transaction of what it is about;
 //! delivery works on the rows (alert_deliveries.rs). An alert about a window of time is resolved when that ends, one about a
-//! thing when the thing is not as it was any more.
+//! thing when the thing is not as it was any more, and any other after some time.
 
 use super::{
     Db, Result, Tx,
@@ -30,18 +30,79 @@ const UNROUTED: &str =
 const ROUTED: &str = "UPDATE alerts SET routed_at = $2 WHERE id = $1 AND routed_at IS NULL";
 const PRUNE: &str =
     "DELETE FROM alerts WHERE raised_at < $1 AND (state = 'RESOLVED' OR acked_at IS NOT NULL)";
-/// What ends an alert that fires; $1 is now. What is not here fires until somebody looks after it and it is pruned.
-const RESOLVE: [&str; 5] = [
-    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND ends_at IS NOT NULL AND ends_at <= $1",
-    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'KEY_OVERDUE' AND NOT EXISTS \
-     (SELECT 1 FROM keys k WHERE k.id = alerts.entity_id AND k.next_rotation_at <= $1)",
-    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'ROTATION_WAITING' AND NOT \
-     EXISTS (SELECT 1 FROM rotations r WHERE r.id = alerts.entity_id \
-     AND alerts.window_key = 'ROTATION_WAITING/' || r.id || '/' || r.state)",
-    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'KEY_COMPROMISED' AND EXISTS \
-     (SELECT 1 FROM incidents i WHERE i.id = alerts.entity_id AND i.closed_at IS NOT NULL)",
-    "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND kind = 'API_KEY_EXPIRING' AND NOT \
-     EXISTS (SELECT 1 FROM api_keys a WHERE a.id = alerts.entity_id AND a.state = 'ACTIVE' AND a.replaced_by IS NULL)",
+/// Entity of an alert about all further findings of a window together; its id is the tenant's.
+pub const SUMMARY: &str = "tenant";
+const OF_WINDOW: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM alerts WHERE kind = $1 AND tenant = $2 AND ends_at = $3 \
+     AND entity <> $4";
+
+/// An alert that fires is RESOLVED when this holds; $1 is now.
+macro_rules! resolved_when {
+    ($condition:literal) => {
+        concat!(
+            "UPDATE alerts SET state = 'RESOLVED', resolved_at = $1 WHERE state = 'FIRING' AND ",
+            $condition
+        )
+    };
+}
+/// What ends an alert: its window, the thing that it is about, or time. None fires for ever, also none of a kind that is not
+/// named here.
+const RESOLVE: [&str; 14] = [
+    resolved_when!("ends_at IS NOT NULL AND ends_at <= $1"),
+    resolved_when!(
+        "kind = 'KEY_OVERDUE' AND NOT EXISTS \
+         (SELECT 1 FROM keys k WHERE k.id = alerts.entity_id AND k.next_rotation_at <= $1)"
+    ),
+    resolved_when!(
+        "kind = 'ROTATION_WAITING' AND NOT EXISTS (SELECT 1 FROM rotations r WHERE r.id = alerts.entity_id \
+         AND alerts.window_key = 'ROTATION_WAITING/' || r.id || '/' || r.state)"
+    ),
+    resolved_when!(
+        "kind = 'KEY_COMPROMISED' AND EXISTS \
+         (SELECT 1 FROM incidents i WHERE i.id = alerts.entity_id AND i.closed_at IS NOT NULL)"
+    ),
+    resolved_when!(
+        "kind = 'API_KEY_EXPIRING' AND NOT EXISTS \
+         (SELECT 1 FROM api_keys a WHERE a.id = alerts.entity_id AND a.state = 'ACTIVE' AND a.replaced_by IS NULL)"
+    ),
+    resolved_when!(
+        "kind = 'CREDENTIAL_OVERDUE' AND NOT EXISTS (SELECT 1 FROM credentials c WHERE c.id = alerts.entity_id \
+         AND alerts.window_key = 'CREDENTIAL_OVERDUE/' || c.id || '/' || CAST(c.rotation_due_at AS TEXT))"
+    ),
+    // Then it is overdue.
+    resolved_when!(
+        "kind = 'CREDENTIAL_DUE' AND NOT EXISTS (SELECT 1 FROM credentials c WHERE c.id = alerts.entity_id \
+         AND c.rotation_due_at > $1 \
+         AND alerts.window_key = 'CREDENTIAL_DUE/' || c.id || '/' || CAST(c.rotation_due_at AS TEXT))"
+    ),
+    resolved_when!(
+        "kind = 'CREDENTIAL_OLD_VALUE_ALIVE' AND NOT EXISTS (SELECT 1 FROM credential_rotations r \
+         WHERE r.credential_id = alerts.entity_id AND r.state = 'HOLDING' \
+         AND alerts.window_key = 'CREDENTIAL_OLD_VALUE_ALIVE/' || r.id)"
+    ),
+    resolved_when!(
+        "kind = 'DESTRUCTION_SCHEDULED' AND NOT EXISTS \
+         (SELECT 1 FROM key_destructions d WHERE d.id = alerts.entity_id AND d.state = 'SCHEDULED')"
+    ),
+    resolved_when!(
+        "kind = 'TENANT_DESTRUCTION_SCHEDULED' AND NOT EXISTS \
+         (SELECT 1 FROM tenant_destructions d WHERE d.id = alerts.entity_id AND d.state = 'SCHEDULED')"
+    ),
+    resolved_when!(
+        "kind = 'LEFTOVER_QUARANTINED' AND NOT EXISTS \
+         (SELECT 1 FROM backend_intents i WHERE i.id = alerts.entity_id AND i.state = 'QUARANTINED')"
+    ),
+    // Raised anew every hour, while it lasts.
+    resolved_when!(
+        "kind IN ('KEK_LOST', 'CHECKPOINT_FAILED', 'TENANT_DESTRUCTION_STUCK') AND raised_at <= $1 - 7200000000"
+    ),
+    // Every day.
+    resolved_when!("kind = 'DATA_KEY_UNDECRYPTABLE' AND raised_at <= $1 - 172800000000"),
+    // Something that has happened, and is old news after a week.
+    resolved_when!(
+        "ends_at IS NULL AND raised_at <= $1 - 604800000000 AND kind NOT IN ('KEY_OVERDUE', 'ROTATION_WAITING', \
+         'KEY_COMPROMISED', 'API_KEY_EXPIRING', 'CREDENTIAL_OVERDUE', 'CREDENTIAL_DUE', 'CREDENTIAL_OLD_VALUE_ALIVE', \
+         'DESTRUCTION_SCHEDULED', 'TENANT_DESTRUCTION_SCHEDULED', 'LEFTOVER_QUARANTINED')"
+    ),
 ];
 
 /// Something that people should be told.
@@ -191,6 +252,18 @@ impl Tx {
             execute!(self, END, a.id.to_string(), ends_at.micros())?;
         }
         Ok(is_new)
+    }
+
+    /// How many things have an alert of this kind about the window of the tenant that ends then.
+    pub async fn alerts_of_window(
+        &mut self,
+        kind: &str,
+        tenant: &TenantName,
+        ends_at: Timestamp,
+    ) -> Result<i64> {
+        let (tenant, ends_at) = (tenant.as_str(), ends_at.micros());
+        let row = fetch_in!(self, (i64,), OF_WINDOW, kind, tenant, ends_at, SUMMARY)?;
+        Ok(row.map_or(0, |(count,)| count))
     }
 
     /// Resolves what is over or mended at `now`; how many.

@@ -8,8 +8,9 @@ use super::{
     parse, unsigned,
 };
 use crate::model::{
-    CredentialEnvironment, CredentialId, CredentialKey, CredentialValue, KeyId, Kid, PrincipalId,
-    Probed, ProviderName, StoredCredential, TenantName, Timestamp, ValueLabel, time::micros,
+    CredentialEnvironment, CredentialId, CredentialKey, CredentialValue, CredentialValueId, KeyId,
+    Kid, PrincipalId, Probed, ProviderName, StoredCredential, TenantName, Timestamp, ValueLabel,
+    time::micros,
 };
 
 /// Every reader of heads gets the same columns.
@@ -97,12 +98,27 @@ const DELETE_VALUE: &str =
     "DELETE FROM user_broker_credentials WHERE credential_id = $1 AND label = $2";
 const DELETE_VALUES: &str = "DELETE FROM user_broker_credentials WHERE credential_id = $1";
 const VALUES_OF: &str = values!("WHERE v.credential_id = $1 ORDER BY v.id");
-const VALUES_OF_OWNER: &str = values!(
-    "WHERE v.credential_id IN (SELECT id FROM credentials WHERE owner = $1 AND id > $2 AND id <= $3) ORDER BY v.id"
+/// Listings show no secret, so they read none: only what is said of values, and only of the credentials of the page.
+macro_rules! listed {
+    ($which:literal) => {
+        concat!(
+            "SELECT v.id, v.credential_id, v.label, v.kid, v.last_four, v.created_at, v.promoted_at, v.hold_until \
+             FROM user_broker_credentials v WHERE v.credential_id IN (SELECT id FROM credentials WHERE ",
+            $which,
+            ") ORDER BY v.id"
+        )
+    };
+}
+const LISTED_OF_OWNER: &str = listed!(
+    "owner = $1 AND id > $2 AND id <= $5 AND ($3 = '' OR provider = $3) AND ($4 = '' OR environment = $4)"
 );
-const VALUES_OF_TENANT: &str = values!(
-    "WHERE v.credential_id IN (SELECT id FROM credentials WHERE tenant = $1 AND id > $2 AND id <= $3) ORDER BY v.id"
+const LISTED_OF_TENANT: &str = listed!(
+    "tenant = $1 AND id > $2 AND id <= $5 AND ($3 = '' OR provider = $3) AND ($4 = '' OR environment = $4)"
 );
+const LISTED_DUE_OF_OWNER: &str =
+    listed!("owner = $1 AND id > $2 AND id <= $4 AND rotation_due_at <= $3");
+const LISTED_DUE_OF_TENANT: &str =
+    listed!("tenant = $1 AND id > $2 AND id <= $4 AND rotation_due_at <= $3");
 const UNDER: &str = "SELECT CAST(COUNT(*) AS BIGINT) FROM user_broker_credentials WHERE kid = $1";
 // What is under a destroyed version cannot be moved any more. Asked of the versions, of which there are few.
 const OUTDATED: &str = "SELECT kv.kid, k.id, k.tenant FROM key_versions kv JOIN keys k ON k.id = kv.key_id \
@@ -117,6 +133,34 @@ pub struct FullCredential {
     pub head: StoredCredential,
     /// Its values.
     pub values: Vec<CredentialValue>,
+}
+
+/// A credential as listings show it.
+#[derive(Clone, Debug)]
+pub struct ListedCredential {
+    /// The credential.
+    pub head: StoredCredential,
+    /// What is known of its values, CURRENT first.
+    pub values: Vec<ListedValue>,
+}
+
+/// A value without its secret, sealed or not.
+#[derive(Clone, Debug)]
+pub struct ListedValue {
+    /// Its id.
+    pub id: CredentialValueId,
+    /// What it is to its credential.
+    pub label: ValueLabel,
+    /// Version of the tenant's key that sealed it.
+    pub kid: Kid,
+    /// Its last characters, for people.
+    pub last_four: String,
+    /// When it came in.
+    pub created_at: Timestamp,
+    /// When it became CURRENT.
+    pub promoted_at: Option<Timestamp>,
+    /// How long a PREVIOUS value is held.
+    pub hold_until: Option<Timestamp>,
 }
 
 /// Which credentials to list.
@@ -248,6 +292,34 @@ impl TryFrom<ValueRow> for CredentialValue {
             label: parse("label", &row.label)?,
             kid: parse("kid", &row.kid)?,
             ciphertext: row.ciphertext,
+            last_four: row.last_four,
+            created_at: Timestamp::from_micros(row.created_at),
+            promoted_at: row.promoted_at.map(Timestamp::from_micros),
+            hold_until: row.hold_until.map(Timestamp::from_micros),
+        })
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct ListedRow {
+    id: String,
+    credential_id: String,
+    label: String,
+    kid: String,
+    last_four: String,
+    created_at: i64,
+    promoted_at: Option<i64>,
+    hold_until: Option<i64>,
+}
+
+impl TryFrom<ListedRow> for ListedValue {
+    type Error = StoreError;
+
+    fn try_from(row: ListedRow) -> Result<Self> {
+        Ok(Self {
+            id: parse("value id", &row.id)?,
+            label: parse("label", &row.label)?,
+            kid: parse("kid", &row.kid)?,
             last_four: row.last_four,
             created_at: Timestamp::from_micros(row.created_at),
             promoted_at: row.promoted_at.map(Timestamp::from_micros),
@@ -428,36 +500,34 @@ impl Db {
         full(row, rows)
     }
 
-    /// Up to `limit` credentials after `after`, oldest first, with their values.
+    /// Up to `limit` credentials after `after`, oldest first.
     pub async fn credentials(
         &self,
         filter: &CredentialFilter,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<FullCredential>> {
+    ) -> Result<Vec<ListedCredential>> {
         let (heads, values, of) = match &filter.of {
-            CredentialsOf::Owner(owner) => (OF_OWNER, VALUES_OF_OWNER, owner.to_string()),
-            CredentialsOf::Tenant(name) => (OF_TENANT, VALUES_OF_TENANT, name.to_string()),
+            CredentialsOf::Owner(owner) => (OF_OWNER, LISTED_OF_OWNER, owner.to_string()),
+            CredentialsOf::Tenant(name) => (OF_TENANT, LISTED_OF_TENANT, name.to_string()),
         };
         let provider = filter.provider.as_ref().map_or("", ProviderName::as_str);
         let environment = filter.environment.map_or("", CredentialEnvironment::as_str);
-        let rows = fetch_all!(self, Row, heads, &of, after, provider, environment, limit)?;
-        let Some(last) = rows.last() else {
+        let heads = fetch_all!(self, Row, heads, &of, after, provider, environment, limit)?;
+        let Some(last) = heads.last().map(|row| row.id.as_str()) else {
             return Ok(Vec::new());
         };
-        let mut by_credential: BTreeMap<String, Vec<ValueRow>> = BTreeMap::new();
-        for value in fetch_all!(self, ValueRow, values, &of, after, &last.id)? {
-            let of = by_credential
-                .entry(value.credential_id.clone())
-                .or_default();
-            of.push(value);
-        }
-        rows.into_iter()
-            .map(|row| {
-                let values = by_credential.remove(&row.id).unwrap_or_default();
-                full(row, values)
-            })
-            .collect()
+        let values = fetch_all!(
+            self,
+            ListedRow,
+            values,
+            &of,
+            after,
+            provider,
+            environment,
+            last
+        )?;
+        listed(heads, values)
     }
 
     /// Up to `limit` credentials after `after` that are to be rotated by `until`.
@@ -467,17 +537,18 @@ impl Db {
         until: Timestamp,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<FullCredential>> {
-        let (sql, of) = match of {
-            CredentialsOf::Owner(owner) => (DUE_OF_OWNER, owner.to_string()),
-            CredentialsOf::Tenant(name) => (DUE_OF_TENANT, name.to_string()),
+    ) -> Result<Vec<ListedCredential>> {
+        let (heads, values, of) = match of {
+            CredentialsOf::Owner(owner) => (DUE_OF_OWNER, LISTED_DUE_OF_OWNER, owner.to_string()),
+            CredentialsOf::Tenant(name) => (DUE_OF_TENANT, LISTED_DUE_OF_TENANT, name.to_string()),
         };
-        let rows = fetch_all!(self, Row, sql, &of, after, until.micros(), limit)?;
-        let mut found = Vec::with_capacity(rows.len());
-        for row in rows {
-            found.push(self.with_values(row).await?);
-        }
-        Ok(found)
+        let until = until.micros();
+        let heads = fetch_all!(self, Row, heads, &of, after, until, limit)?;
+        let Some(last) = heads.last().map(|row| row.id.as_str()) else {
+            return Ok(Vec::new());
+        };
+        let values = fetch_all!(self, ListedRow, values, &of, after, until, last)?;
+        listed(heads, values)
     }
 
     /// Up to `limit` credentials that are due at `now` and have a driver, and no rotation that is under way or began after
@@ -575,17 +646,52 @@ impl Db {
     }
 }
 
-impl FullCredential {
+impl ListedCredential {
     /// The end of the CURRENT secret behind an ellipsis, for people.
     pub fn masked(&self) -> String {
-        let current = self.value(ValueLabel::Current);
+        let mut values = self.values.iter();
+        let current = values.find(|value| value.label == ValueLabel::Current);
         current.map_or_else(String::new, |value| format!("…{}", value.last_four))
+    }
+}
+
+impl FullCredential {
+    /// The same without its secrets.
+    pub fn listed(&self) -> ListedCredential {
+        let values = self.values.iter().map(|value| ListedValue {
+            id: value.id,
+            label: value.label,
+            kid: value.kid.clone(),
+            last_four: value.last_four.clone(),
+            created_at: value.created_at,
+            promoted_at: value.promoted_at,
+            hold_until: value.hold_until,
+        });
+        ListedCredential {
+            head: self.head.clone(),
+            values: values.collect(),
+        }
     }
 
     /// The value with this label.
     pub fn value(&self, label: ValueLabel) -> Option<&CredentialValue> {
         self.values.iter().find(|value| value.label == label)
     }
+}
+
+fn listed(heads: Vec<Row>, values: Vec<ListedRow>) -> Result<Vec<ListedCredential>> {
+    let mut by_credential: BTreeMap<String, Vec<ListedValue>> = BTreeMap::new();
+    for row in values {
+        let of = by_credential.entry(row.credential_id.clone()).or_default();
+        of.push(row.try_into()?);
+    }
+    let with_values = heads.into_iter().map(|row| {
+        let mut values = by_credential.remove(&row.id).unwrap_or_default();
+        values.sort_by_key(|value| value.label);
+        let head = row.try_into()?;
+        Ok(ListedCredential { head, values })
+    });
+    with_values.collect()
 }
 
 fn full(row: Row, values: Vec<ValueRow>) -> Result<FullCredential> {

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, path::Path, str::FromStr};
 
 use sqlx::{
-    AssertSqlSafe, Column, ConnectOptions, Connection, Row, ValueRef,
+    AssertSqlSafe, Column, ConnectOptions, Connection, Executor, Row, SqlSafeStr, Statement,
+    ValueRef,
     postgres::{PgConnectOptions, PgRow},
     sqlite::{SqliteConnectOptions, SqliteRow},
 };
@@ -14,7 +15,7 @@ use crate::model::secret::SecretString;
 /// A row by the names of its columns. NULL is left out.
 pub type ForeignRow = BTreeMap<String, String>;
 
-/// Runs the query of the person who imports, in a session that cannot write, and reads all of its rows.
+/// Runs the query of the person who imports, which must be one that only reads, and reads all of its rows.
 ///
 /// `url` is `sqlite:///absolute/path.db` or `postgres://…`. Errors: `Setup` for a URL, file or query that cannot be used.
 pub async fn read_foreign(url: &SecretString, query: &str) -> Result<Vec<ForeignRow>> {
@@ -32,6 +33,10 @@ pub async fn read_foreign(url: &SecretString, query: &str) -> Result<Vec<Foreign
 }
 
 async fn from_sqlite(path: &Path, query: &str) -> Result<Vec<ForeignRow>> {
+    // The file is opened to be read, but SQLite would run several statements, and some write other files.
+    if !is_one_select(query) {
+        return Err(no_query());
+    }
     let options = SqliteConnectOptions::new().filename(path).read_only(true);
     let unusable = |e| StoreError::Setup(format!("cannot open {}: {e}", path.display()));
     let mut connection = options.connect().await.map_err(unusable)?;
@@ -60,6 +65,16 @@ async fn from_postgres(url: &str, query: &str) -> Result<Vec<ForeignRow>> {
         .options([("default_transaction_read_only", "on")])
         .application_name("claviger import");
     let mut connection = options.connect().await?;
+    // The server prepares one statement and no more, and says whether it has columns.
+    let text = AssertSqlSafe(query).into_sql_str();
+    let prepared = (&mut connection).prepare(text).await.map_err(refused)?;
+    if prepared.columns().is_empty() {
+        return Err(no_query());
+    }
+    // In a transaction like this nothing turns writing on again.
+    sqlx::raw_sql("BEGIN READ ONLY")
+        .execute(&mut connection)
+        .await?;
     // The simple protocol answers in text, whatever the types of the columns.
     let rows = sqlx::raw_sql(AssertSqlSafe(query))
         .fetch_all(&mut connection)
@@ -68,6 +83,49 @@ async fn from_postgres(url: &str, query: &str) -> Result<Vec<ForeignRow>> {
     let texts = rows.iter().map(postgres_row).collect();
     connection.close().await?;
     texts
+}
+
+fn no_query() -> StoreError {
+    StoreError::Setup("the query was refused: it must be one SELECT".into())
+}
+
+/// Is it one statement that begins as queries do? A semicolon may stand in quotes, in comments and at the end.
+fn is_one_select(query: &str) -> bool {
+    let plain = without_quotes(query);
+    let plain = plain
+        .trim()
+        .trim_end_matches(|c: char| c == ';' || c.is_whitespace());
+    let first = plain.split(|c: char| !c.is_ascii_alphabetic()).next();
+    let first = first.unwrap_or_default().to_ascii_uppercase();
+    ["SELECT", "WITH", "VALUES"].contains(&first.as_str()) && !plain.contains(';')
+}
+
+/// The text without comments, and with nothing in its quotes.
+fn without_quotes(query: &str) -> String {
+    let (mut plain, mut rest) = (String::new(), query);
+    while let Some(first) = rest.chars().next() {
+        let (open, close) = match first {
+            '\'' => ("'", "'"),
+            '"' => ("\"", "\""),
+            '`' => ("`", "`"),
+            '[' => ("[", "]"),
+            '-' if rest.starts_with("--") => ("--", "\n"),
+            '/' if rest.starts_with("/*") => ("/*", "*/"),
+            _ => {
+                plain.push(first);
+                rest = rest.get(first.len_utf8()..).unwrap_or_default();
+                continue;
+            }
+        };
+        let inner = rest.get(open.len()..).unwrap_or_default();
+        // A quote that is written twice ends one and begins the next, which is as good.
+        rest = match inner.split_once(close) {
+            Some((_, rest)) => rest,
+            None => "",
+        };
+        plain.push(' ');
+    }
+    plain
 }
 
 fn postgres_row(row: &PgRow) -> Result<ForeignRow> {
@@ -90,5 +148,37 @@ fn refused(error: sqlx::Error) -> StoreError {
             StoreError::Setup(format!("the query was refused: {}", said.message()))
         }
         _ => StoreError::from(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_query_and_nothing_else() {
+        for good in [
+            "SELECT 1",
+            "  select a, 'b;c', \"d;e\", [f;g], `h;i` from t where x = 'it''s; so' ;\n; ",
+            "-- a; comment\nSELECT /* and; another */ 1",
+            "WITH a AS (SELECT 1) SELECT * FROM a",
+            "VALUES (1)",
+        ] {
+            assert!(is_one_select(good), "{good}");
+        }
+        for bad in [
+            "",
+            ";",
+            "DELETE FROM t",
+            "VACUUM INTO '/tmp/copy'",
+            "SELECT 1; VACUUM INTO '/tmp/copy'",
+            "SELECT 'a'; DELETE FROM t; SELECT 'b'",
+            "/* SELECT */ DROP TABLE t",
+            "-- SELECT 1",
+            "SELECTED",
+            "PRAGMA writable_schema = 1",
+        ] {
+            assert!(!is_one_select(bad), "{bad}");
+        }
     }
 }

@@ -39,7 +39,7 @@ mod webhooks;
 use std::fmt;
 
 pub use alert_deliveries::{Delivery, DeliveryState};
-pub use alerts::{Alert, AlertFilter, AlertState, ToldAlert, UnroutedAlert};
+pub use alerts::{Alert, AlertFilter, AlertState, SUMMARY, ToldAlert, UnroutedAlert};
 pub use api_keys::{ExpiringApiKey, OverdueApiKey, OverduePage, StoredApiKey};
 pub use audit::{AuditFilter, AuditRow, Head};
 pub use audit_pruned::Pruned;
@@ -47,7 +47,8 @@ pub use copy::{copy, copy_name, load};
 pub use credential_leases::LeasesOf;
 pub use credential_rotations::CredentialRotationsOf;
 pub use credentials::{
-    CredentialFilter, CredentialsOf, FullCredential, OutdatedValues, ProviderCounts,
+    CredentialFilter, CredentialsOf, FullCredential, ListedCredential, ListedValue, OutdatedValues,
+    ProviderCounts,
 };
 pub use doctor::{Needed, Setting, StoredPair};
 pub use engine::{DatabaseConfig, Db, Tx};
@@ -61,6 +62,7 @@ pub use restores::RestoredSpan;
 pub use revocations::TokenRevocation;
 pub use tenant_destructions::NamedVersion;
 pub use usage::{EventMark, Observed, UsageQuery, UsageRow, WorthALook};
+pub use usage_limits::BudgetMark;
 pub use webhooks::WebhookMark;
 
 use crate::error::{Error, Reason};

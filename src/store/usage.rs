@@ -13,39 +13,127 @@ use crate::model::{
 const MARK: &str = "INSERT INTO usage_events (tenant, event_id, digest, keep_until) VALUES ($1, $2, $3, $4) \
      ON CONFLICT (tenant, event_id) DO NOTHING";
 const MARKED: &str = "SELECT digest FROM usage_events WHERE tenant = $1 AND event_id = $2";
-const ADD: &str = "INSERT INTO usage_aggregates (tenant, span, begins_at, provider, credential_id, principal_id, requests, \
+/// The most that a sum says, which is what the columns take.
+const MOST: i64 = 9_000_000_000_000_000_000;
+
+/// A sum that stops at the most, in place of the error that both engines have for one that is too large: nobody's sums keep
+/// others from being looked at. In two halves, so that nothing on the way is too large either.
+macro_rules! sum {
+    ($column:literal) => {
+        concat!(
+            "CASE WHEN CAST(SUM(",
+            $column,
+            " / 1000000000) AS BIGINT) \
+             + CAST(SUM(",
+            $column,
+            " % 1000000000) AS BIGINT) / 1000000000 >= 9000000000 THEN 9000000000000000000 \
+             ELSE CAST(SUM(",
+            $column,
+            " / 1000000000) AS BIGINT) * 1000000000 \
+             + CAST(SUM(",
+            $column,
+            " % 1000000000) AS BIGINT) END"
+        )
+    };
+}
+/// What a row comes to when it is added to; it stops at the most.
+macro_rules! added {
+    ($column:literal) => {
+        concat!(
+            $column,
+            " = CASE WHEN usage_aggregates.",
+            $column,
+            " > 9000000000000000000 - excluded.",
+            $column,
+            " THEN 9000000000000000000 ELSE usage_aggregates.",
+            $column,
+            " + excluded.",
+            $column,
+            " END"
+        )
+    };
+}
+
+const ADD: &str = concat!(
+    "INSERT INTO usage_aggregates (tenant, span, begins_at, provider, credential_id, principal_id, requests, \
      errors, tokens_in, tokens_out, cost, last_used_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) \
-     ON CONFLICT (tenant, span, begins_at, provider, credential_id, principal_id) DO UPDATE SET \
-     requests = usage_aggregates.requests + excluded.requests, errors = usage_aggregates.errors + excluded.errors, \
-     tokens_in = usage_aggregates.tokens_in + excluded.tokens_in, \
-     tokens_out = usage_aggregates.tokens_out + excluded.tokens_out, cost = usage_aggregates.cost + excluded.cost, \
-     last_used_at = CASE WHEN excluded.last_used_at > usage_aggregates.last_used_at THEN excluded.last_used_at \
-     ELSE usage_aggregates.last_used_at END";
+     ON CONFLICT (tenant, span, begins_at, provider, credential_id, principal_id) DO UPDATE SET ",
+    added!("requests"),
+    ", ",
+    added!("errors"),
+    ", ",
+    added!("tokens_in"),
+    ", ",
+    added!("tokens_out"),
+    ", ",
+    added!("cost"),
+    ", last_used_at = CASE WHEN excluded.last_used_at > usage_aggregates.last_used_at THEN excluded.last_used_at \
+     ELSE usage_aggregates.last_used_at END"
+);
 // Failed authentications are no use of anything; who wants to see them asks for them.
-const REPORT: &str = "SELECT begins_at, provider, credential_id, principal_id, requests, errors, tokens_in, tokens_out, cost, \
+const REPORT: &str = concat!(
+    "SELECT begins_at, provider, credential_id, principal_id, requests, errors, tokens_in, tokens_out, cost, \
      last_used_at FROM (SELECT begins_at, CASE WHEN $5 = 1 THEN provider ELSE '' END AS provider, \
      CASE WHEN $6 = 1 THEN credential_id ELSE '' END AS credential_id, \
-     CASE WHEN $7 = 1 THEN principal_id ELSE '' END AS principal_id, CAST(SUM(requests) AS BIGINT) AS requests, \
-     CAST(SUM(errors) AS BIGINT) AS errors, CAST(SUM(tokens_in) AS BIGINT) AS tokens_in, \
-     CAST(SUM(tokens_out) AS BIGINT) AS tokens_out, CAST(SUM(cost) AS BIGINT) AS cost, \
+     CASE WHEN $7 = 1 THEN principal_id ELSE '' END AS principal_id, ",
+    sum!("requests"),
+    " AS requests, ",
+    sum!("errors"),
+    " AS errors, ",
+    sum!("tokens_in"),
+    " AS tokens_in, ",
+    sum!("tokens_out"),
+    " AS tokens_out, ",
+    sum!("cost"),
+    " AS cost, \
      MAX(last_used_at) AS last_used_at FROM usage_aggregates WHERE tenant = $1 AND span = $2 AND begins_at >= $3 \
      AND begins_at < $4 AND ($8 = '' OR provider = $8) AND ($9 = '' OR credential_id = $9) \
      AND ($10 = '' OR principal_id = $10) AND ($8 <> '' OR provider <> $11) GROUP BY 1, 2, 3, 4) AS grouped \
      WHERE (begins_at, provider, credential_id, principal_id) > ($12, $13, $14, $15) \
-     ORDER BY begins_at, provider, credential_id, principal_id LIMIT $16";
-const TOTALS: &str = "SELECT CAST(COALESCE(SUM(requests), 0) AS BIGINT) AS requests, \
-     CAST(COALESCE(SUM(errors), 0) AS BIGINT) AS errors, CAST(COALESCE(SUM(tokens_in), 0) AS BIGINT) AS tokens_in, \
-     CAST(COALESCE(SUM(tokens_out), 0) AS BIGINT) AS tokens_out, CAST(COALESCE(SUM(cost), 0) AS BIGINT) AS cost, \
-     MAX(last_used_at) AS last_used_at FROM usage_aggregates WHERE tenant = $1 AND span = $2 AND begins_at >= $3 \
-     AND begins_at < $4 AND ($5 = '' OR provider = $5) AND ($6 = '' OR credential_id = $6) \
-     AND ($7 = '' OR principal_id = $7) AND ($5 <> '' OR provider <> $8)";
+     ORDER BY begins_at, provider, credential_id, principal_id LIMIT $16"
+);
+const TOTALS: &str = concat!(
+    "SELECT COALESCE(",
+    sum!("requests"),
+    ", 0) AS requests, COALESCE(",
+    sum!("errors"),
+    ", 0) AS errors, COALESCE(",
+    sum!("tokens_in"),
+    ", 0) AS tokens_in, COALESCE(",
+    sum!("tokens_out"),
+    ", 0) AS tokens_out, COALESCE(",
+    sum!("cost"),
+    ", 0) AS cost, MAX(last_used_at) AS last_used_at FROM usage_aggregates WHERE tenant = $1 AND span = $2 \
+     AND begins_at >= $3 AND begins_at < $4 AND ($5 = '' OR provider = $5) AND ($6 = '' OR credential_id = $6) \
+     AND ($7 = '' OR principal_id = $7) AND ($5 <> '' OR provider <> $8)"
+);
 // The principal tells the daemon's own rows apart, the credential all others.
-const OBSERVED: &str = "SELECT tenant, provider, credential_id, principal_id, requests, errors, cost FROM (SELECT tenant, \
-     provider, credential_id, CASE WHEN provider LIKE 'claviger%' THEN principal_id ELSE '' END AS principal_id, \
-     CAST(SUM(requests) AS BIGINT) AS requests, CAST(SUM(errors) AS BIGINT) AS errors, \
-     CAST(SUM(cost) AS BIGINT) AS cost FROM usage_aggregates WHERE span = $1 AND begins_at >= $2 AND begins_at < $3 \
+const OBSERVED: &str = concat!(
+    "SELECT tenant, provider, credential_id, principal_id, requests, errors, cost FROM (SELECT tenant, \
+     provider, credential_id, CASE WHEN provider LIKE 'claviger%' THEN principal_id ELSE '' END AS principal_id, ",
+    sum!("requests"),
+    " AS requests, ",
+    sum!("errors"),
+    " AS errors, ",
+    sum!("cost"),
+    " AS cost \
+     FROM usage_aggregates WHERE span = $1 AND begins_at >= $2 AND begins_at < $3 AND provider <> $7 \
      GROUP BY 1, 2, 3, 4) AS grouped WHERE errors >= $4 OR requests > $5 OR cost > $6 \
-     ORDER BY tenant, provider, credential_id, principal_id";
+     ORDER BY tenant, provider, credential_id, principal_id"
+);
+// Anybody can make these rows, so few are read; the last column says how many there are.
+const STRANGERS: &str = concat!(
+    "SELECT tenant, provider, credential_id, principal_id, requests, errors, cost, CAST(COUNT(*) OVER () AS BIGINT) AS rows_in_all \
+     FROM (SELECT tenant, provider, credential_id, principal_id, ",
+    sum!("requests"),
+    " AS requests, ",
+    sum!("errors"),
+    " AS errors, ",
+    sum!("cost"),
+    " AS cost \
+     FROM usage_aggregates WHERE span = 'MINUTE' AND begins_at >= $1 AND begins_at < $2 AND provider = $3 \
+     GROUP BY 1, 2, 3, 4) AS grouped WHERE errors >= $4 ORDER BY errors DESC, principal_id LIMIT $5"
+);
 const PRUNE_EVENTS: &str = "DELETE FROM usage_events WHERE keep_until <= $1";
 const PRUNE_AGGREGATES: &str = "DELETE FROM usage_aggregates WHERE span = $1 AND begins_at < $2";
 
@@ -149,6 +237,13 @@ struct ObservedRow {
     cost: i64,
 }
 
+#[derive(sqlx::FromRow)]
+struct StrangerRow {
+    #[sqlx(flatten)]
+    row: ObservedRow,
+    rows_in_all: i64,
+}
+
 impl Tx {
     /// Notes an event. On PostgreSQL it waits for another transaction that is about to note the same.
     pub async fn mark_usage(
@@ -187,32 +282,14 @@ impl Tx {
             &key.provider,
             &key.credential,
             &key.principal,
-            used.requests,
-            used.errors,
-            used.tokens_in,
-            used.tokens_out,
-            used.cost.nanos(),
+            used.requests.min(MOST),
+            used.errors.min(MOST),
+            used.tokens_in.min(MOST),
+            used.tokens_out.min(MOST),
+            used.cost.nanos().min(MOST),
             used.last.unwrap_or(begins_at).micros(),
         )
         .map(|_| ())
-    }
-
-    /// As `Db::usage_totals`, inside a transaction.
-    pub async fn usage_totals(&mut self, q: &UsageQuery) -> Result<Used> {
-        let sum = fetch_in!(
-            self,
-            Sum,
-            TOTALS,
-            q.tenant.as_str(),
-            q.span.as_str(),
-            q.from.micros(),
-            q.to.micros(),
-            &q.only.provider,
-            &q.only.credential,
-            &q.only.principal,
-            FAILED_LOGINS,
-        )?;
-        Ok(sum.map(Sum::used).unwrap_or_default())
     }
 
     /// Forgets events that would be refused by `now` if they came again; how many.
@@ -278,6 +355,7 @@ impl Db {
     }
 
     /// What was used in rows of `span` that begin from `from` and before `to`, of all tenants, where that is worth a look.
+    /// Strangers are not in it.
     pub async fn observed_usage(
         &self,
         span: Span,
@@ -294,8 +372,33 @@ impl Db {
             worth.errors,
             worth.requests,
             worth.cost.nanos(),
+            FAILED_LOGINS,
         )?;
         rows.into_iter().map(ObservedRow::observed).collect()
+    }
+
+    /// The addresses from which at least `least` authentications failed in a window, the worst `most` of them; and how many
+    /// there are.
+    pub async fn observed_strangers(
+        &self,
+        (from, to): (Timestamp, Timestamp),
+        least: i64,
+        most: i64,
+    ) -> Result<(Vec<Observed>, i64)> {
+        let (from, to) = (from.micros(), to.micros());
+        let rows = fetch_all!(
+            self,
+            StrangerRow,
+            STRANGERS,
+            from,
+            to,
+            FAILED_LOGINS,
+            least,
+            most
+        )?;
+        let in_all = rows.first().map_or(0, |row| row.rows_in_all);
+        let observed = rows.into_iter().map(|row| row.row.observed());
+        Ok((observed.collect::<Result<_>>()?, in_all))
     }
 }
 

@@ -1,8 +1,9 @@
-//! Tables `usage_limits` and `usage_windows`: how much may be used, and what was admitted lately.
+//! Tables `usage_limits`, `usage_windows` and `usage_budget_marks`: how much may be used, what was admitted lately, and which
+//! budgets are to be looked at.
 
 use super::{
     Db, Result, StoreError, Tx,
-    engine::{execute, fetch_all, fetch_in},
+    engine::{execute, fetch_all, fetch_in, fetch_optional},
     parse,
 };
 use crate::model::{
@@ -23,14 +24,16 @@ const ONE: &str = "SELECT tenant, subject_kind, subject, requests_per_minute, ho
 const PAGE: &str = "SELECT tenant, subject_kind, subject, requests_per_minute, hour_soft, hour_hard, day_soft, day_hard, \
      month_soft, month_hard, set_by, set_at FROM usage_limits WHERE tenant = $1 AND (subject_kind, subject) > ($2, $3) \
      ORDER BY subject_kind, subject LIMIT $4";
-// Those whose subject used something since $1, and those that were set since then.
-const BUDGETS_IN_USE: &str = "SELECT tenant, subject_kind, subject, requests_per_minute, hour_soft, hour_hard, day_soft, \
-     day_hard, month_soft, month_hard, set_by, set_at FROM usage_limits l WHERE (hour_soft IS NOT NULL OR hour_hard IS NOT NULL \
+// Only where there is a budget.
+const MARK: &str = "INSERT INTO usage_budget_marks (tenant, subject_kind, subject, at, shard, marks) \
+     SELECT tenant, subject_kind, subject, CAST($4 AS BIGINT), CAST($5 AS BIGINT), 1 FROM usage_limits \
+     WHERE tenant = $1 AND subject_kind = $2 AND subject = $3 AND (hour_soft IS NOT NULL OR hour_hard IS NOT NULL \
      OR day_soft IS NOT NULL OR day_hard IS NOT NULL OR month_soft IS NOT NULL OR month_hard IS NOT NULL) \
-     AND (set_at >= $1 OR EXISTS (SELECT 1 FROM usage_aggregates u WHERE u.tenant = l.tenant AND u.span = 'MINUTE' \
-     AND u.begins_at >= $1 AND (l.subject_kind = 'TENANT' OR (l.subject_kind = 'CREDENTIAL' AND u.credential_id = l.subject) \
-     OR (l.subject_kind = 'PROVIDER' AND u.provider = l.subject) \
-     OR (l.subject_kind = 'PRINCIPAL' AND u.principal_id = l.subject)))) ORDER BY tenant, subject_kind, subject";
+     ON CONFLICT (tenant, subject_kind, subject, at, shard) DO UPDATE SET marks = usage_budget_marks.marks + 1";
+const MARKS: &str = "SELECT tenant, subject_kind, subject, at, shard, marks FROM usage_budget_marks \
+     ORDER BY at, tenant, subject_kind, subject, shard LIMIT $1";
+const UNMARK: &str = "DELETE FROM usage_budget_marks WHERE tenant = $1 AND subject_kind = $2 AND subject = $3 AND at = $4 \
+     AND shard = $5 AND marks = $6";
 // Writes first, so that whoever asks at the same time waits, and reads what this transaction has left.
 const LOCK_WINDOW: &str = "INSERT INTO usage_windows (tenant, subject_kind, subject, slots, touched_at) \
      VALUES ($1, $2, $3, '', 0) ON CONFLICT (tenant, subject_kind, subject) DO UPDATE SET touched_at = usage_windows.touched_at";
@@ -39,6 +42,32 @@ const WINDOW: &str =
 const KEEP_WINDOW: &str = "UPDATE usage_windows SET slots = $4, touched_at = $5 \
      WHERE tenant = $1 AND subject_kind = $2 AND subject = $3";
 const PRUNE_WINDOWS: &str = "DELETE FROM usage_windows WHERE touched_at < $1";
+
+/// A budget that something was recorded for.
+#[derive(Clone, Debug)]
+pub struct BudgetMark {
+    /// Tenant.
+    pub tenant: TenantName,
+    /// Whose limit.
+    pub subject: Subject,
+    /// A time in the periods.
+    pub at: Timestamp,
+    shard: i64,
+    marks: i64,
+}
+
+#[derive(sqlx::FromRow)]
+struct MarkRow {
+    tenant: String,
+    subject_kind: String,
+    subject: String,
+    at: i64,
+    shard: i64,
+    marks: i64,
+}
+
+/// Rows among which the marks of one budget are spread.
+const SHARDS: i64 = 8;
 
 #[derive(sqlx::FromRow)]
 struct Row {
@@ -86,13 +115,6 @@ impl Tx {
         Ok(execute!(self, DELETE, tenant.as_str(), kind, id)? == 1)
     }
 
-    /// The limit of a subject.
-    pub async fn limit(&mut self, tenant: &TenantName, subject: &Subject) -> Result<Option<Limit>> {
-        let (kind, id) = (subject.kind.as_str(), &subject.id);
-        let row = fetch_in!(self, Row, ONE, tenant.as_str(), kind, id)?;
-        row.map(Row::limit).transpose()
-    }
-
     /// What was admitted of a subject lately. Nobody else reads or changes it before this transaction ends. Callers lock
     /// several in the order of their subjects.
     pub async fn lock_window(&mut self, tenant: &TenantName, subject: &Subject) -> Result<Window> {
@@ -116,6 +138,27 @@ impl Tx {
         execute!(self, KEEP_WINDOW, tenant.as_str(), kind, id, slots, now).map(|_| ())
     }
 
+    /// Notes that the budgets of a subject, if it has any, are to be looked at, in the periods of `at`; which of the shards
+    /// does not matter. Callers mark in the order of subjects and times.
+    pub async fn mark_budget(
+        &mut self,
+        tenant: &TenantName,
+        subject: &Subject,
+        at: Timestamp,
+        shard: i64,
+    ) -> Result<()> {
+        let (kind, id, shard) = (subject.kind.as_str(), &subject.id, shard.rem_euclid(SHARDS));
+        let (tenant, at) = (tenant.as_str(), at.micros());
+        execute!(self, MARK, tenant, kind, id, at, shard).map(|_| ())
+    }
+
+    /// Takes a mark away, unless there was another one since. Callers take several in the order in which they are made.
+    pub async fn unmark_budget(&mut self, m: &BudgetMark) -> Result<()> {
+        let (kind, id, at) = (m.subject.kind.as_str(), &m.subject.id, m.at.micros());
+        let tenant = m.tenant.as_str();
+        execute!(self, UNMARK, tenant, kind, id, at, m.shard, m.marks).map(|_| ())
+    }
+
     /// Forgets windows in which nothing was admitted since `before`; how many.
     pub async fn prune_windows(&mut self, before: Timestamp) -> Result<u64> {
         execute!(self, PRUNE_WINDOWS, before.micros())
@@ -123,6 +166,13 @@ impl Tx {
 }
 
 impl Db {
+    /// The limit of a subject.
+    pub async fn limit(&self, tenant: &TenantName, subject: &Subject) -> Result<Option<Limit>> {
+        let (kind, id) = (subject.kind.as_str(), &subject.id);
+        let row = fetch_optional!(self, Row, ONE, tenant.as_str(), kind, id)?;
+        row.map(Row::limit).transpose()
+    }
+
     /// Up to `limit` limits of a tenant after the subject of this kind and id.
     pub async fn limits(
         &self,
@@ -134,11 +184,25 @@ impl Db {
         rows.into_iter().map(Row::limit).collect()
     }
 
-    /// The limits of all tenants that have a budget, and whose subject used something since `since`, or that were set since
-    /// then.
-    pub async fn budgets_in_use(&self, since: Timestamp) -> Result<Vec<Limit>> {
-        let rows = fetch_all!(self, Row, BUDGETS_IN_USE, since.micros())?;
-        rows.into_iter().map(Row::limit).collect()
+    /// Up to `limit` budgets to be looked at, those of the oldest time first.
+    pub async fn budget_marks(&self, limit: i64) -> Result<Vec<BudgetMark>> {
+        let rows = fetch_all!(self, MarkRow, MARKS, limit)?;
+        rows.into_iter().map(MarkRow::mark).collect()
+    }
+}
+
+impl MarkRow {
+    fn mark(self) -> Result<BudgetMark> {
+        Ok(BudgetMark {
+            tenant: parse("tenant", &self.tenant)?,
+            subject: Subject {
+                kind: parse("subject kind", &self.subject_kind)?,
+                id: self.subject,
+            },
+            at: Timestamp::from_micros(self.at),
+            shard: self.shard,
+            marks: self.marks,
+        })
     }
 }
 

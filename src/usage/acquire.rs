@@ -1,8 +1,9 @@
 //! May a call to a provider be made now? (R-USE-2)
 //!
-//! One transaction locks the window of every limit that the call is part of, in one order, looks at the budgets, and admits
-//! the call to all of them or to none. So it holds across replicas and across calls at the same moment. A budget knows what
-//! was recorded, not what is under way: calls that began before it was used up may still cost something.
+//! The budgets are looked at first. A budget knows what was recorded, not what is under way: calls that began before it was
+//! used up may still cost something, so nothing is gained by holding anything meanwhile. Then one transaction locks the
+//! window of every limit that the call is part of, in one order, and admits the call to all of them or to none. So it holds
+//! across replicas and across calls at the same moment.
 
 use super::{
     Usage,
@@ -15,7 +16,7 @@ use crate::{
         Action, TenantName, Timestamp,
         usage::{Budget, Cost, Limit, Period, Subject, SubjectKind, UsageKey},
     },
-    store::{Tx, UsageQuery},
+    store::UsageQuery,
 };
 
 /// Most requests of one call.
@@ -74,38 +75,83 @@ impl Usage {
         }
         let mut subjects = Subject::of(&asked.key);
         subjects.sort();
+        // Sums of a month are many rows: nobody waits for a window meanwhile.
+        let mut limits = Vec::new();
+        for subject in &subjects {
+            limits.extend(self.db.limit(tenant, subject).await?);
+        }
+        let warnings = self.judge(&limits, asked.cost).await?;
+        let rates = subjects.into_iter().filter_map(|subject| {
+            let own = limits.iter().find(|limit| limit.subject == subject);
+            let own = own.and_then(|limit| limit.requests_per_minute);
+            let rate = own.or_else(|| self.default_rate(&subject, &asked.key))?;
+            Some((subject, rate))
+        });
+        let remaining = self.admit(tenant, rates, asked.requests).await?;
+        Ok(Acquired {
+            remaining,
+            warnings,
+        })
+    }
+
+    /// Admits requests to all of these windows or to none; how many more the narrowest takes. Errors: RATE_LIMITED.
+    async fn admit(
+        &self,
+        tenant: &TenantName,
+        rates: impl Iterator<Item = (Subject, i64)>,
+        requests: i64,
+    ) -> Result<i64> {
         let mut tx = self.db.begin().await?;
         let mut windows = Vec::new();
-        let mut limits = Vec::new();
-        for subject in subjects {
-            let limit = tx.limit(tenant, &subject).await?;
-            let rate = limit.as_ref().and_then(|limit| limit.requests_per_minute);
-            if let Some(rate) = rate.or_else(|| self.default_rate(&subject, &asked.key)) {
-                let window = tx.lock_window(tenant, &subject).await?;
-                windows.push((subject, rate, window));
-            }
-            limits.extend(limit);
+        for (subject, rate) in rates {
+            let window = tx.lock_window(tenant, &subject).await?;
+            windows.push((subject, rate, window));
         }
         // Only now: whoever waited for a window must not count by a time from before.
         let now = tx.now().await?;
-        let mut warnings = Vec::new();
-        for limit in &limits {
-            warnings.extend(judge(&mut tx, limit, asked.cost, now).await?);
+        let mut is_set_back = false;
+        for (subject, _, window) in &mut windows {
+            if window.set_back(now) {
+                is_set_back = true;
+                tx.keep_window(tenant, subject, window, now).await?;
+            }
         }
         let mut remaining = i64::MAX;
         for (subject, rate, window) in &mut windows {
-            let left = window.admit(now, asked.requests, *rate);
-            let left = left.map_err(|wait| rate_limited(subject, *rate, wait))?;
-            remaining = remaining.min(left);
+            match window.admit(now, requests, *rate) {
+                Ok(left) => remaining = remaining.min(left),
+                Err(wait) => {
+                    // Or its seconds would lie ahead for as long as it is full.
+                    if is_set_back {
+                        tx.commit().await?;
+                    }
+                    return Err(rate_limited(subject, *rate, wait));
+                }
+            }
         }
         for (subject, _, window) in &windows {
             tx.keep_window(tenant, subject, window, now).await?;
         }
         tx.commit().await?;
-        Ok(Acquired {
-            remaining,
-            warnings,
-        })
+        Ok(remaining)
+    }
+
+    /// Which budgets are over their soft threshold. Errors: BUDGET_EXHAUSTED.
+    async fn judge(&self, limits: &[Limit], cost: Cost) -> Result<Vec<Warning>> {
+        let mut warnings = Vec::new();
+        if limits.iter().all(|limit| limit.budgets().next().is_none()) {
+            return Ok(warnings);
+        }
+        let now = self.db.now().await?;
+        for limit in limits {
+            for (period, budget) in limit.budgets() {
+                let (begin, end) = period.around(now);
+                let query = of(limit, period, begin, end);
+                let spent = self.db.usage_totals(&query).await?.cost;
+                warnings.extend(warning(limit, (period, end), budget, (spent, cost), now)?);
+            }
+        }
+        Ok(warnings)
     }
 
     /// A credential has a rate without being given one; so has a principal that uses none.
@@ -119,35 +165,34 @@ impl Usage {
     }
 }
 
-/// Which budgets of a limit are over their soft threshold. Errors: BUDGET_EXHAUSTED.
-async fn judge(tx: &mut Tx, limit: &Limit, cost: Cost, now: Timestamp) -> Result<Vec<Warning>> {
-    let mut warnings = Vec::new();
-    for (period, budget) in limit.budgets() {
-        let (begin, end) = period.around(now);
-        let spent = tx.usage_totals(&of(limit, period, begin, end)).await?.cost;
-        let is_over = |hard: Cost| spent >= hard || spent.plus(cost) > hard;
-        if budget.hard.is_some_and(is_over) {
-            return Err(Error::new(
-                Reason::BudgetExhausted,
-                format!(
-                    "{} has spent {spent} this {}, and its budget is {}; a new one begins at {end}",
-                    limit.subject,
-                    period.as_str(),
-                    budget.hard.unwrap_or_default(),
-                ),
-            )
-            .retry_after(end.since(now)));
-        }
-        if budget.soft.is_some_and(|soft| spent >= soft) {
-            warnings.push(Warning {
-                subject: limit.subject.clone(),
-                period,
-                budget,
-                spent,
-            });
-        }
+/// Is a budget over its soft threshold? Errors: BUDGET_EXHAUSTED.
+fn warning(
+    limit: &Limit,
+    (period, end): (Period, Timestamp),
+    budget: Budget,
+    (spent, cost): (Cost, Cost),
+    now: Timestamp,
+) -> Result<Option<Warning>> {
+    let is_over = |hard: Cost| spent >= hard || spent.plus(cost) > hard;
+    if budget.hard.is_some_and(is_over) {
+        return Err(Error::new(
+            Reason::BudgetExhausted,
+            format!(
+                "{} has spent {spent} this {}, and its budget is {}; a new one begins at {end}",
+                limit.subject,
+                period.as_str(),
+                budget.hard.unwrap_or_default(),
+            ),
+        )
+        .retry_after(end.since(now)));
     }
-    Ok(warnings)
+    let is_warned = budget.soft.is_some_and(|soft| spent >= soft);
+    Ok(is_warned.then(|| Warning {
+        subject: limit.subject.clone(),
+        period,
+        budget,
+        spent,
+    }))
 }
 
 /// What adds up to a budget.

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{
     Usage,
-    record::{invalid, unknown_principal},
+    record::{budget_time, invalid, unknown_principal},
 };
 use crate::{
     error::{Error, Reason, Result},
@@ -38,7 +38,11 @@ impl Usage {
         let details = details(&limit);
         let mut mutation = permit.begin().await?;
         mutation.on("usage_limit", name(&limit.subject));
-        mutation.tx().set_limit(&limit).await?;
+        let (tx, now) = (mutation.tx(), self.clock.now());
+        tx.set_limit(&limit).await?;
+        // It may be reached already.
+        tx.mark_budget(&limit.tenant, &limit.subject, budget_time(now), 0)
+            .await?;
         mutation.record(limit, details).await
     }
 

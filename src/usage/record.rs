@@ -1,11 +1,11 @@
 //! Recording: an event counts once, whichever daemon it comes to and however often.
 //!
-//! The mark of the event and the sums that it is added to are one transaction. Marks are left in the order of their ids,
-//! and sums are changed in the order of their keys, so that two batches at the same time wait for each other at most one
-//! way round.
+//! The mark of the event and the sums that it is added to are one transaction, and so is the note that a budget is to be
+//! looked at. Marks are left in the order of their ids, sums are changed in the order of their keys, and budgets are noted in
+//! the order of their subjects, so that two batches at the same time wait for each other at most one way round.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use crate::{
     gate::Permit,
     model::{
         Action, PrincipalId, TenantName, Timestamp,
-        usage::{Span, UsageEvent, UsageKey, Used},
+        usage::{Cost, Span, Subject, UsageEvent, UsageKey, Used},
     },
     store::{EventMark, Tx},
 };
@@ -40,9 +40,25 @@ pub enum Recorded {
 pub(super) type Sums = BTreeMap<(Span, Timestamp, UsageKey), Used>;
 
 /// Adds a use to the sums of every span.
-pub(super) fn add(sums: &mut Sums, at: Timestamp, key: &UsageKey, used: &Used) {
-    for span in Span::ALL {
-        let sum = sums.entry((span, span.begin(at), key.clone()));
+fn add(sums: &mut Sums, at: Timestamp, key: &UsageKey, used: &Used) {
+    add_spans(sums, &Span::ALL, at, key, used);
+}
+
+/// A time that stands for every period in which `at` lies.
+pub(super) fn budget_time(at: Timestamp) -> Timestamp {
+    Span::Hour.begin(at)
+}
+
+/// As `add`, for these spans.
+pub(super) fn add_spans(
+    sums: &mut Sums,
+    spans: &[Span],
+    at: Timestamp,
+    key: &UsageKey,
+    used: &Used,
+) {
+    for span in spans {
+        let sum = sums.entry((*span, span.begin(at), key.clone()));
         sum.or_default().add(used);
     }
 }
@@ -67,7 +83,7 @@ impl Usage {
         let mut order: Vec<usize> = (0..events.len()).collect();
         order.sort_by(|a, b| id(&events, *a).cmp(id(&events, *b)));
         let mut outcomes = HashMap::new();
-        let mut sums = Sums::new();
+        let (mut sums, mut budgets) = (Sums::new(), BTreeSet::new());
         let mut tx = self.db.begin().await?;
         for index in order {
             let Some(Ok(event)) = events.get(index) else {
@@ -76,11 +92,20 @@ impl Usage {
             let outcome = self.mark(&mut tx, tenant, event).await?;
             if matches!(outcome, Ok(Recorded::New)) {
                 add(&mut sums, event.at, &event.key, &event.used);
+                if event.used.cost > Cost::ZERO {
+                    let at = budget_time(event.at);
+                    let subjects = Subject::of(&event.key).into_iter();
+                    budgets.extend(subjects.map(|subject| (subject, at)));
+                }
             }
             outcomes.insert(index, outcome);
         }
         for ((span, begins_at, key), used) in &sums {
             tx.add_usage(tenant, (*span, *begins_at), key, used).await?;
+        }
+        let shard = self.clock.now().micros();
+        for (subject, at) in &budgets {
+            tx.mark_budget(tenant, subject, *at, shard).await?;
         }
         tx.commit().await?;
         let outcome = |(index, event): (usize, Result<UsageEvent>)| {

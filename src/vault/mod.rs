@@ -35,7 +35,7 @@ pub use watch::{Seen, Watch};
 
 pub use crate::store::{
     CredentialFilter, CredentialRotationsOf, CredentialsOf, FullCredential, LeasesOf,
-    OutdatedValues, ProviderCounts,
+    ListedCredential, ListedValue, OutdatedValues, ProviderCounts,
 };
 
 use crate::{
@@ -144,7 +144,7 @@ impl Vault {
         filter: &CredentialFilter,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<FullCredential>> {
+    ) -> Result<Vec<ListedCredential>> {
         Ok(self.db.credentials(filter, after, limit).await?)
     }
 

@@ -11,8 +11,8 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Mutation, Recorded},
     model::{
-        CredentialKey, CredentialValue, Provider, RotationDriver, SecretFields, StoredCredential,
-        Timestamp, ValueLabel,
+        CredentialId, CredentialKey, CredentialValue, CredentialValueId, Provider, RotationDriver,
+        SecretFields, StoredCredential, Timestamp, ValueLabel,
     },
     store::{FullCredential, StoreError, Tx},
 };
@@ -61,15 +61,41 @@ impl Vault {
         &self,
         permit: AdminPermit,
         found: Found,
-        request: PutCredential,
+        request: &PutCredential,
     ) -> Result<Recorded<Put>> {
-        let draft = self.draft(&found, &request).await?;
+        let draft = self.draft(&found, request).await?;
         let details = put_details(&draft);
         let mut mutation = permit.begin().await?;
         hold(&mut mutation, &draft.value).await?;
         write(mutation.tx(), &draft).await?;
         let put = draft.done(found.existing);
         mutation.record(put, details).await
+    }
+
+    /// Whether a call that is made again brings the secret that the first one has stored as this value. Nothing is kept of a
+    /// secret that could be tried against, so the value itself is asked; one that was replaced or deleted since says nothing.
+    ///
+    /// Errors: IDEMPOTENCY_KEY_REUSED for another secret; CREDENTIAL_UNREADABLE, CREDENTIAL_KEY_UNAVAILABLE.
+    pub async fn expect_same(
+        &self,
+        credential: CredentialId,
+        value: CredentialValueId,
+        fields: &SecretFields,
+    ) -> Result<()> {
+        let Some(found) = self.db.credential(credential).await? else {
+            return Ok(());
+        };
+        let Some(stored) = found.values.iter().find(|stored| stored.id == value) else {
+            return Ok(());
+        };
+        match self.open(&found.head, stored).await?.is_same(fields)? {
+            true => Ok(()),
+            false => Err(Error::new(
+                Reason::IdempotencyKeyReused,
+                "this idempotency-key was used for another secret, which is the one that is stored; use a new key for a new \
+                 request",
+            )),
+        }
     }
 
     /// What would be stored. Errors: as `put`.

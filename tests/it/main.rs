@@ -56,6 +56,7 @@ mod restore;
 mod retention;
 mod roles;
 mod rpcs;
+mod size;
 mod smoke;
 mod softhsm;
 mod store;

@@ -3,6 +3,7 @@
 mod commands;
 mod limits;
 mod record;
+mod replicas;
 
 use claviger::{clock::Clock, grpc::proto::*};
 use tonic::Status;

@@ -9,7 +9,11 @@ use email::Email;
 use webhook::Webhook;
 
 use super::AlertsConfig;
-use crate::{egress::Egress, model::Timestamp, store::Alert};
+use crate::{
+    egress::Egress,
+    model::Timestamp,
+    store::{Alert, Delivery},
+};
 
 /// Name of the channel that is the log.
 const LOG: &str = "log";
@@ -47,15 +51,15 @@ impl Channels {
         log.into_iter().chain(email).chain(webhooks)
     }
 
-    /// Sends an alert to a channel. Errors: why it did not get there, UPPER_SNAKE_CASE.
+    /// Sends an alert on its way. Takes `patience` for it, and as much again where it goes to several one by one.
     pub(super) async fn send(
         &self,
-        channel: &str,
+        delivery: &Delivery,
         alert: &Alert,
         now: Timestamp,
         patience: Duration,
-    ) -> Result<(), &'static str> {
-        match channel {
+    ) -> Result<(), NotSent> {
+        let sent = match delivery.channel.as_str() {
             LOG if self.log => {
                 tracing::warn!(
                     kind = alert.kind,
@@ -69,16 +73,40 @@ impl Channels {
                 Ok(())
             }
             EMAIL => match &self.email {
-                Some(email) => email.send(alert).await,
+                Some(email) => return email.send(delivery, alert, patience).await,
                 None => Err(NO_CHANNEL),
             },
             name => match self.webhooks.iter().find(|webhook| webhook.name == name) {
-                Some(webhook) => webhook.send(alert, now, patience).await,
+                Some(webhook) => {
+                    let sending = webhook.send(alert, now, patience);
+                    let sent = tokio::time::timeout(patience, sending).await;
+                    sent.unwrap_or(Err(TIMEOUT))
+                }
                 None => Err(NO_CHANNEL),
             },
+        };
+        sent.map_err(|why| NotSent::to_anybody(why, delivery))
+    }
+}
+
+/// Why an alert did not get to all who are to have it.
+pub struct NotSent {
+    /// UPPER_SNAKE_CASE.
+    pub why: &'static str,
+    /// Recipients that have it nevertheless.
+    pub taken: Vec<String>,
+}
+
+impl NotSent {
+    /// Nobody has it who did not before.
+    pub fn to_anybody(why: &'static str, delivery: &Delivery) -> Self {
+        Self {
+            why,
+            taken: delivery.taken.clone(),
         }
     }
 }
 
 /// The channel was taken out of the configuration.
 const NO_CHANNEL: &str = "NO_CHANNEL";
+const TIMEOUT: &str = "TIMEOUT";

@@ -32,7 +32,7 @@ pub struct Item {
 }
 
 /// Whose a credential is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
     /// By id.
     Id(String),
@@ -91,6 +91,20 @@ impl Item {
             fields: self.fields.iter().map(field).collect(),
             organisation: self.organisation.clone(),
         }
+    }
+
+    /// Where it belongs: two with one place are one credential.
+    pub fn place(&self) -> (Owner, String, i32, String) {
+        let name = match self.name.as_str() {
+            "" => "default",
+            name => name,
+        };
+        (
+            self.owner.clone(),
+            self.provider.clone(),
+            self.environment.into(),
+            name.to_owned(),
+        )
     }
 
     /// Bytes that its message has at least.

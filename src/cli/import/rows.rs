@@ -99,6 +99,34 @@ impl Mapping {
         (!text.is_empty()).then_some(text)
     }
 
+    /// Does the record say what names it?
+    pub fn names(&self, record: &Record) -> bool {
+        let columns = record.columns.as_ref().ok();
+        columns.is_some_and(|columns| self.get(columns, Target::Id).is_some())
+    }
+
+    /// As the options of the command, for the state file.
+    pub fn options(&self) -> Vec<(String, String)> {
+        let of = |targets: &BTreeMap<Target, String>| {
+            let pairs = targets
+                .iter()
+                .map(|(t, text)| format!("{}={text}", t.as_str()));
+            pairs.collect::<Vec<_>>().join(" ")
+        };
+        let tokens = self
+            .tokens
+            .iter()
+            .map(|(field, column)| format!("{field}={column}"));
+        [
+            ("--column", of(&self.columns)),
+            ("--set", of(&self.constants)),
+            ("--token", tokens.collect::<Vec<_>>().join(" ")),
+            ("--token-json", self.json.clone().unwrap_or_default()),
+        ]
+        .map(|(name, text)| (name.to_owned(), text))
+        .into()
+    }
+
     /// The credential in a record, decrypted.
     pub fn row(&self, record: Record, keys: &Keys) -> Row {
         let columns = match record.columns {

@@ -60,13 +60,24 @@ pub async fn send(
 
 impl Run<'_> {
     async fn all(&mut self, rows: impl Iterator<Item = Row>) -> Result<()> {
-        let mut seen = HashSet::new();
+        let (mut seen, mut places) = (HashSet::new(), HashSet::new());
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for Row { id, item } in rows {
             if !seen.insert(id.clone()) {
                 let twice = Bad::new(
                     "ID_TWICE",
                     "another row has this id; name a column that tells them apart",
+                );
+                self.bad(id, twice);
+                continue;
+            }
+            // Before the rows that are done: the first one counts in a run that goes on, too.
+            if let Ok(item) = &item
+                && !places.insert(item.place())
+            {
+                let twice = Bad::new(
+                    "CREDENTIAL_TWICE",
+                    "an earlier row is for the same credential, and counts",
                 );
                 self.bad(id, twice);
                 continue;

@@ -8,14 +8,19 @@ mod body;
 mod shape;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use axum::{
+    body::Body,
     extract::{Path, Request, State},
     response::{IntoResponse, Response},
 };
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts};
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -28,7 +33,7 @@ use crate::{
     directory::Directory,
     error::{Error, Kind, Reason, Result},
     gate::{Gate, not_found},
-    model::{Action, Caller, CredentialId, Idempotency, PrincipalId, Resource},
+    model::{Action, Caller, CredentialId, Idempotency, PrincipalId, Resource, ValueLabel},
     vault::{CredentialFilter, CredentialsOf, FullCredential, Put, Revealed, Vault},
 };
 
@@ -58,6 +63,11 @@ struct Reply {
     /// The audit row of the call that was answered like this.
     #[prost(int64, tag = "3")]
     seq: i64,
+    /// The credential and the value that were stored, where a secret was.
+    #[prost(string, tag = "4")]
+    credential: String,
+    #[prost(string, tag = "5")]
+    value: String,
 }
 
 /// GET: the credentials of a user, masked.
@@ -108,7 +118,7 @@ impl BrokerCredentials {
     /// Authenticates, runs the call, and says what came of it.
     async fn run<F>(&self, request: Request, action: Action, act: F) -> Response
     where
-        F: AsyncFnOnce(Caller, Parts, axum::body::Body) -> Result<Response>,
+        F: AsyncFnOnce(Caller, Parts, Body) -> Result<Response>,
     {
         let request_id: Arc<str> = Uuid::now_v7().to_string().into();
         let answer = async {
@@ -183,7 +193,7 @@ impl BrokerCredentials {
         mut caller: Caller,
         user: &str,
         head: &Parts,
-        body: axum::body::Body,
+        body: Body,
     ) -> Result<Response> {
         let owner = owner(user, &caller)?;
         let body = PutBody::read(&head.headers, body).await?;
@@ -202,26 +212,41 @@ impl BrokerCredentials {
         let resource = found_resource.unwrap_or(resource);
         let (vault, gate) = (Arc::clone(&self.vault), Arc::clone(&self.gate));
         let tenant = resource.tenant.clone();
+        let request = Arc::new(request);
+        let (asked, is_first) = (Arc::clone(&request), Arc::new(AtomicBool::new(false)));
         let act = async move |permit| {
             let found = found.ok_or(unknown)?;
             vault.make_key(&gate, &tenant).await?;
-            vault.put(permit, found, request).await
+            vault.put(permit, found, &asked).await
         };
-        let answer = |put: &Put, receipt: &Receipt| {
+        let answered = Arc::clone(&is_first);
+        let answer = move |put: &Put, receipt: &Receipt| {
+            answered.store(true, Ordering::Relaxed);
             let status = match put.is_new {
                 true => StatusCode::CREATED,
                 false => StatusCode::OK,
             };
             let credential = shape::credential(&put.credential);
-            reply(
-                status,
-                &json!({ "credential": credential, "warnings": put.warnings }),
-                receipt,
-            )
+            let value = put.credential.value(ValueLabel::Current);
+            let json = json!({ "credential": credential, "warnings": put.warnings });
+            Reply {
+                credential: put.credential.head.id.to_string(),
+                value: value.map_or_else(String::new, |value| value.id.to_string()),
+                ..reply(status, &json, receipt)
+            }
         };
         let gate = &self.gate;
         let reply = gate.mutate(&caller, Action::PutCredential, resource, answer, act);
-        Ok(replied(reply.await?))
+        let reply = reply.await?;
+        if !is_first.load(Ordering::Relaxed)
+            && let (Ok(credential), Ok(value)) = (reply.credential.parse(), reply.value.parse())
+        {
+            let vault = &self.vault;
+            vault
+                .expect_same(credential, value, &request.fields)
+                .await?;
+        }
+        Ok(replied(reply))
     }
 
     async fn delete(
@@ -250,7 +275,7 @@ impl BrokerCredentials {
         mut caller: Caller,
         (user, id): (&str, &str),
         head: &Parts,
-        body: axum::body::Body,
+        body: Body,
     ) -> Result<Response> {
         const ACTION: Action = Action::RevealCredential;
         let owner = owner(user, &caller)?;
@@ -266,14 +291,19 @@ impl BrokerCredentials {
         let hand_over = Arc::clone(&handed_over);
         let answer = move |revealed: &Revealed, receipt: &Receipt| {
             let mut slot = hand_over.lock().unwrap_or_else(PoisonError::into_inner);
-            *slot = Some((receipt.seq, shape::revealed(revealed)));
+            // None when it cannot be written, and then nothing is revealed.
+            *slot = shape::revealed(revealed)
+                .ok()
+                .map(|json| (receipt.seq, json));
             reply(StatusCode::OK, &shape::unrevealed(revealed), receipt)
         };
         let reply = self.gate.mutate(&caller, ACTION, resource, answer, act);
         let reply = reply.await?;
         let mut slot = handed_over.lock().unwrap_or_else(PoisonError::into_inner);
         match slot.take() {
-            Some((seq, revealed)) if seq == reply.seq => Ok(answered(StatusCode::OK, &revealed)),
+            Some((seq, revealed)) if seq == reply.seq => {
+                Ok(json_response(StatusCode::OK, revealed.into_bytes()))
+            }
             _ => Ok(replied(reply)),
         }
     }
@@ -310,26 +340,10 @@ fn idempotency(
     user: &str,
     shown: &Value,
 ) -> Result<Option<Idempotency>> {
-    let mut given = headers.get_all("idempotency-key").iter();
-    let text = match (given.next(), given.next()) {
-        (None, _) => return Ok(None),
-        (Some(key), None) => key.to_str().unwrap_or_default(),
-        (Some(_), Some(_)) => "",
-    };
-    if !(1..=128).contains(&text.len()) || !text.bytes().all(|b| b.is_ascii_graphic()) {
-        return Err(Error::new(
-            Reason::InvalidField,
-            "idempotency-key must be given once: 1 to 128 visible ASCII characters without blanks",
-        ));
-    }
-    let asked = json!(["http", action.name(), user, shown]).to_string();
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, asked.as_bytes());
-    let mut request_hash = [0; 32];
-    request_hash.copy_from_slice(digest.as_ref());
-    Ok(Some(Idempotency {
-        key: text.into(),
-        request_hash,
-    }))
+    let given = headers.get_all("idempotency-key").iter();
+    // Never the encoding of a gRPC message, of which no field has the number of `[`.
+    let asked = json!(["http", user, shown]).to_string();
+    Idempotency::of(given.map(HeaderValue::as_bytes), action, asked.as_bytes())
 }
 
 fn reply(status: StatusCode, json: &Value, receipt: &Receipt) -> Reply {
@@ -340,6 +354,7 @@ fn reply(status: StatusCode, json: &Value, receipt: &Receipt) -> Reply {
             json => json.to_string(),
         },
         seq: receipt.seq,
+        ..Reply::default()
     }
 }
 
@@ -353,7 +368,8 @@ fn answered(status: StatusCode, json: &Value) -> Response {
     json_response(status, json.to_string())
 }
 
-fn json_response(status: StatusCode, json: String) -> Response {
+fn json_response(status: StatusCode, json: impl Into<Bytes>) -> Response {
+    let json = json.into();
     let headers = [
         (
             header::CONTENT_TYPE,
@@ -367,7 +383,7 @@ fn json_response(status: StatusCode, json: String) -> Response {
             [(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))],
         )
             .into_response(),
-        false => (status, headers, json).into_response(),
+        false => (status, headers, Body::from(json)).into_response(),
     }
 }
 

@@ -1,16 +1,17 @@
 //! Credentials as JSON: docs/vault.md.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::body::page_token;
 use crate::{
-    model::{CredentialValue, Timestamp},
-    vault::{FullCredential, Revealed},
+    error::Result,
+    model::{Secret, Timestamp},
+    vault::{FullCredential, ListedCredential, ListedValue, Revealed},
 };
 
 /// `{"credentials": […]}`, and where the next page begins if there may be one.
-pub fn page(page: &[FullCredential], size: i64) -> Value {
-    let all: Vec<_> = page.iter().map(credential).collect();
+pub fn page(page: &[ListedCredential], size: i64) -> Value {
+    let all: Vec<_> = page.iter().map(listed).collect();
     let mut json = json!({ "credentials": all });
     if let Some(last) = page.last()
         && page.len() as i64 == size
@@ -22,6 +23,10 @@ pub fn page(page: &[FullCredential], size: i64) -> Value {
 
 /// One credential, masked.
 pub fn credential(c: &FullCredential) -> Value {
+    listed(&c.listed())
+}
+
+fn listed(c: &ListedCredential) -> Value {
     let head = &c.head;
     let probe = head.probe.as_ref().map(|probe| {
         json!({
@@ -55,18 +60,24 @@ pub fn unrevealed(revealed: &Revealed) -> Value {
     })
 }
 
-/// The secret. It is for the caller and nobody else.
-pub fn revealed(revealed: &Revealed) -> Value {
-    let fields = revealed.fields.iter();
-    let fields: Map<_, _> = fields
-        .map(|(name, value)| (name.to_owned(), value.expose_secret().as_str().into()))
-        .collect();
-    let mut json = unrevealed(revealed);
-    json["fields"] = fields.into();
-    json
+/// The secret, as JSON that is wiped. It is for the caller and nobody else. Errors: INTERNAL.
+pub fn revealed(revealed: &Revealed) -> Result<Secret<Vec<u8>>> {
+    // Ids and labels need no escaping.
+    let head = format!(
+        r#"{{"id":"{}","label":"{}","fields":"#,
+        revealed.credential.head.id,
+        revealed.label.as_str()
+    );
+    let fields = revealed.fields.to_json()?;
+    let fields = fields.expose_secret();
+    let mut json = Vec::with_capacity(head.len() + fields.len() + 1);
+    json.extend_from_slice(head.as_bytes());
+    json.extend_from_slice(fields);
+    json.push(b'}');
+    Ok(Secret::new(json))
 }
 
-fn value(v: &CredentialValue) -> Value {
+fn value(v: &ListedValue) -> Value {
     let time = |at: Option<Timestamp>| at.map(|at| at.to_string());
     json!({
         "label": v.label.as_str(),

@@ -29,7 +29,7 @@ use crate::{
         CredentialId, CredentialRotation, CredentialRotationId, CredentialRotationState,
         CredentialValue, CredentialValueId, Entity, Resource, TenantName, ValueLabel,
     },
-    store::{CredentialRotationsOf, CredentialsOf, FullCredential},
+    store::{CredentialRotationsOf, CredentialsOf, FullCredential, ListedCredential},
 };
 
 /// Furthest that people look ahead.
@@ -106,7 +106,7 @@ impl Vault {
         within: Option<Duration>,
         after: &str,
         limit: i64,
-    ) -> Result<Vec<FullCredential>> {
+    ) -> Result<Vec<ListedCredential>> {
         let within = within.unwrap_or_default();
         if within > FURTHEST {
             return Err(invalid("within must be at most 365 days"));

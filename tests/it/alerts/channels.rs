@@ -235,6 +235,87 @@ async fn a_channel_in_trouble_is_tried_again_and_others_do_not_wait() {
     daemon.stop().await;
 }
 
+/// Alerts that are more than one round of a channel.
+const MANY: usize = 40;
+
+// R-USE-4: a channel that hangs keeps no other waiting, however much there is to say.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_channel_that_hangs_keeps_no_other_waiting() {
+    let mut daemon = Setup::new(Engine::Sqlite).provision().await;
+    let slow = Receiver::start(&daemon, &[Manner::Hang; MANY]).await;
+    let quick = Receiver::start(&daemon, &[]).await;
+    let channels = format!(
+        "[alerts]\nlog = false\ntimeout_seconds = 30\n{}{}",
+        webhook(slow.port).replace("\"ops\"", "\"slow\""),
+        webhook(quick.port)
+    );
+    configure(&daemon, &channels);
+    daemon.up().await.expect("the daemon starts");
+    for _ in 0..MANY {
+        raise(&daemon, "TEST").await;
+    }
+    until("all of the quick one", async || {
+        quick.received().len() == MANY
+    })
+    .await;
+    // The first round of the slow one is under way: none of it has ended.
+    let all = deliveries(&daemon).await;
+    let mut of_slow = all.iter().filter(|(channel, ..)| channel == "slow");
+    let waits = |(_, state, error): &(String, DeliveryState, String)| {
+        *state == DeliveryState::Pending && error.is_empty()
+    };
+    assert!(of_slow.all(waits), "{all:?}");
+    let received = slow.received().len();
+    assert!((1..MANY).contains(&received), "{received}");
+    daemon.stop().await;
+}
+
+// R-USE-4: a server that does not want one of the recipients has the others get it, each once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_recipient_that_is_refused_costs_the_others_nothing() {
+    let mut daemon = Setup::new(Engine::Sqlite).provision().await;
+    let mails = MailServer::start(&daemon).await;
+    let email = email(mails.port).replace(
+        "\"security@example.org\"",
+        "\"refused@example.org\", \"security@example.org\"",
+    );
+    let channels = format!("[alerts]\n{QUICK}log = false\nmax_attempts = 3\n{email}");
+    configure(&daemon, &channels);
+    daemon.up().await.expect("the daemon starts");
+    raise(&daemon, "TEST").await;
+    until("it is given up for the one", async || {
+        dead(&daemon).await.len() == 1
+    })
+    .await;
+    let letter = dead(&daemon).await.remove(0);
+    assert_eq!(
+        (letter.attempts, letter.last_error.as_str()),
+        (3, "SMTP_REFUSED")
+    );
+    let recipients = || {
+        let messages = mails.messages();
+        let to = messages.iter().flat_map(|m| m["to"].as_array().cloned());
+        let to = to.flatten().filter_map(|to| to.as_str().map(str::to_owned));
+        let mut to: Vec<_> = to.collect();
+        to.sort();
+        to
+    };
+    assert_eq!(recipients(), ["ops@example.org", "security@example.org"]);
+    // Whoever has it does not get it again when it is taken up again.
+    let retry = RetryDeliveryRequest {
+        tenant: "acme".into(),
+        delivery_id: letter.id,
+    };
+    let mut officer = daemon.actor("officer").alerts();
+    officer.retry_delivery(retry).await.expect("RetryDelivery");
+    until("it is given up again", async || {
+        dead(&daemon).await.len() == 1
+    })
+    .await;
+    assert_eq!(recipients().len(), 2);
+    daemon.stop().await;
+}
+
 // R-USE-4: nobody is there, or may be spoken to; and then somebody is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_delivered_is_on_the_dead_letter_list_and_can_be_tried_again() {

@@ -12,6 +12,12 @@ from aiosmtpd.smtp import AuthResult, SMTP
 
 
 class Sink:
+    async def handle_RCPT(self, server, session, envelope, address, options):
+        if address.startswith("refused"):
+            return "550 nobody of this name"
+        envelope.rcpt_tos.append(address)
+        return "250 known"
+
     async def handle_DATA(self, server, session, envelope):
         line = {
             "from": envelope.mail_from,

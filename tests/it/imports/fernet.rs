@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fs, os::unix::process::ExitStatusExt};
 
+use claviger::grpc::proto::*;
 use serde::Deserialize;
 use serde_json::json;
 
@@ -24,6 +25,34 @@ async fn rows(rows: usize, bad: usize, format: &str) -> Rows {
     let asked = json!({ "rows": rows, "bad": bad, "format": format });
     let made = script("imports/fernet.py", &[], &asked).await;
     serde_json::from_value(made).expect("rows")
+}
+
+/// A row as the vault is to have it.
+fn item(id: &str, secret: &str) -> ImportCredential {
+    ImportCredential {
+        owner_name: "service".into(),
+        provider: "openai".into(),
+        environment: CredentialEnvironment::Production.into(),
+        name: format!("row \"{}\"", id.trim_start_matches('u')),
+        fields: vec![CredentialField {
+            name: "api_key".into(),
+            value: secret.as_bytes().to_vec().into(),
+        }],
+        ..Default::default()
+    }
+}
+
+async fn rehearse(daemon: &Daemon, items: Vec<ImportCredential>) -> Vec<ImportResult> {
+    let request = ImportCredentialsRequest {
+        tenant: "acme".into(),
+        items,
+        dry_run: true,
+        ..Default::default()
+    };
+    let mut service = daemon.actor("service").credentials();
+    let answer = service.import_credentials(request).await;
+    let outcomes = answer.expect("ImportCredentials").into_inner().outcomes;
+    outcomes.iter().map(ImportOutcome::result).collect()
 }
 
 const HOW: &str = "--token api_key=token --column name=label --set owner_name=service \
@@ -96,7 +125,19 @@ async fn ten_thousand_rows_come_in_through_two_crashes_and_no_bad_one_is_lost() 
     }
     assert_eq!(stored(&daemon).await, "9980");
 
-    // All of them decrypt to what they were: the daemon opens every one and compares.
+    // Every one is what Python encrypted: the daemon opens it and compares it with that, past all that the importer did.
+    let known: Vec<_> = made.secrets.iter().collect();
+    for known in known.chunks(1000) {
+        let items = known.iter().map(|(id, secret)| item(id, secret)).collect();
+        let outcomes = rehearse(&daemon, items).await;
+        assert!(outcomes.iter().all(|o| *o == ImportResult::Unchanged));
+    }
+    // Which it would say if one were not.
+    let (id, secret) = known[0];
+    let outcomes = rehearse(&daemon, vec![item(id, &format!("{secret}x"))]).await;
+    assert_eq!(outcomes, [ImportResult::Conflict]);
+
+    // And the importer says the same.
     let again = args.replace("--state", "--dry-run --state");
     let (said, _) = report(&import(&daemon, &again, &[]).await);
     assert_eq!(said["unchanged"], json!(9_980), "{}", said["bad"]);
@@ -166,11 +207,95 @@ async fn rows_of_a_table(engine: Engine) {
         "DELETE FROM legacy",
         "DROP TABLE legacy",
         "SELECT nonsense FROM legacy",
+        "DELETE FROM legacy RETURNING token",
+        "SELECT token FROM legacy; DELETE FROM legacy",
+        "COMMIT; DELETE FROM legacy",
+        "SET default_transaction_read_only = off; DELETE FROM legacy",
+        "WITH gone AS (DELETE FROM legacy RETURNING token) SELECT token FROM gone",
+        "VACUUM INTO '/nowhere/copy'",
+        "",
     ] {
         let said = failure(&asked(&daemon, query).await);
         assert!(said.contains("the query was refused"), "{query}: {said}");
         assert_eq!(daemon.rows(count).await[0][0], "40", "{query}");
     }
+    daemon.stop().await;
+}
+
+// R-CRED-3: who goes on goes on with the same import, and one row is one credential.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_goes_on_only_as_it_began() {
+    let daemon = daemon(Engine::Sqlite).await;
+    let made = rows(4, 0, "jsonl").await;
+    let keys = file(&daemon, "keys", &made.keys.join("\n"));
+    let rows = file(&daemon, "rows.jsonl", &made.text);
+    let state = daemon.path("state");
+    let args = format!(
+        "fernet --rows {} --keys {} --state {} {HOW}",
+        rows.display(),
+        keys.display(),
+        state.display()
+    );
+    let (said, exit) = report(&import(&daemon, &args, &[]).await);
+    assert_eq!((&said["created"], exit), (&json!(4), Some(0)), "{said}");
+    for (from, to, says) in [
+        ("environment=production", "environment=testing", "--set"),
+        ("--column name=label", "--column name=id", "--column"),
+        (
+            "--token api_key=token",
+            "--token api_secret=token",
+            "--token",
+        ),
+        ("--set provider", "--replace --set provider", "--replace"),
+        ("fernet", "fernet --tenant acme", "--tenant"),
+    ] {
+        let said = failure(&import(&daemon, &args.replace(from, to), &[]).await);
+        assert!(
+            said.contains("another import, with") && said.contains(says),
+            "{to}: {said}"
+        );
+    }
+    let (said, _) = report(&import(&daemon, &args, &[]).await);
+    assert_eq!(said["storedEarlier"], json!(4));
+
+    // Two rows for one credential in two batches: the second is not put in the place of the first.
+    let lines: Vec<_> = made.text.lines().collect();
+    let second = lines[1].replace("row \\\"1\\\"", "row \\\"0\\\"");
+    assert_ne!(second, lines[1]);
+    let twice = file(&daemon, "twice.jsonl", &format!("{}\n{second}\n", lines[0]));
+    let args = format!(
+        "fernet --rows {} --keys {} --replace --batch 1 {HOW}",
+        twice.display(),
+        keys.display()
+    );
+    let (said, exit) = report(&import(&daemon, &args, &[]).await);
+    assert_eq!(exit, Some(1));
+    assert_eq!(said["unchanged"], json!(1), "{said}");
+    assert_eq!(
+        said["bad"][0]["reason"],
+        json!("CREDENTIAL_TWICE"),
+        "{said}"
+    );
+
+    // The rows of a query have no place that would name them.
+    daemon
+        .execute("CREATE TABLE unnamed (label TEXT, token TEXT)")
+        .await;
+    daemon
+        .execute("INSERT INTO unnamed VALUES ('a', 'b')")
+        .await;
+    let url = file(&daemon, "legacy-url", daemon.database_url());
+    let words = format!(
+        "--as service credential import fernet --database-url-file {} --keys {} --state {} {HOW}",
+        url.display(),
+        keys.display(),
+        daemon.path("other-state").display()
+    );
+    let words: Vec<_> = words.split_whitespace().collect();
+    let query = ["--query", "SELECT label, token FROM unnamed"];
+    let words = [&words[..], &query].concat();
+    let said = failure(&daemon.cli(&words).await);
+    assert!(said.contains("--state needs rows with an id"), "{said}");
     daemon.stop().await;
 }
 

@@ -324,3 +324,47 @@ async fn limits_that_are_none_are_refused() {
     );
     daemon.stop().await;
 }
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_locks_nobody_out_on_sqlite() {
+    a_clock_that_was_ahead_locks_nobody_out(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_locks_nobody_out_on_postgres() {
+    a_clock_that_was_ahead_locks_nobody_out(Engine::Postgres).await;
+}
+
+// R-USE-2: the database's clock was a day ahead for a moment. What was admitted then counts for a minute, and not for a day.
+async fn a_clock_that_was_ahead_locks_nobody_out(engine: Engine) {
+    let daemon = Daemon::start(engine).await;
+    let service = daemon.actor("service");
+    set(&daemon, rate(LimitSubject::Credential, "c", 3))
+        .await
+        .expect("SetLimit");
+    ask(&service, acquire("c")).await.expect("admitted");
+    let now = claviger::clock::Clock::System.now().seconds();
+    let ahead = now + 24 * 60 * 60;
+    daemon
+        .execute(&format!("UPDATE usage_windows SET slots = '{ahead}:3'"))
+        .await;
+    let refused = ask(&service, acquire("c")).await.expect_err("all are used");
+    assert_eq!(reason(&refused), "RATE_LIMITED");
+    let delay = refused
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay);
+    assert!(
+        delay.is_some_and(|delay| delay.as_secs() <= 61),
+        "{delay:?}"
+    );
+    let slots = "SELECT slots FROM usage_windows WHERE subject = 'c'";
+    let kept = daemon.rows(slots).await[0][0].clone();
+    let (second, count) = kept.split_once(':').expect("one second");
+    assert_eq!(count, "3");
+    let second: i64 = second.parse().expect("a second");
+    assert!((now..ahead - 60).contains(&second), "{kept}");
+    // A refusal does not count as of now again.
+    ask(&service, acquire("c")).await.expect_err("still used");
+    assert_eq!(daemon.rows(slots).await[0][0], kept);
+    daemon.stop().await;
+}

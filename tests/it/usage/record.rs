@@ -351,3 +351,59 @@ async fn usage_is_kept_for_its_retention_and_no_longer() {
     assert_eq!(daemon.rows(kept).await, [["3"]]);
     daemon.stop().await;
 }
+
+// R-USE-1: how long an event may be sent again depends on whether it says when it was.
+#[tokio::test]
+async fn an_event_that_says_when_it_was_never_counts_twice() {
+    let daemon = Daemon::start(Engine::Sqlite).await;
+    let service = daemon.actor("service");
+    let timed = UsageEvent {
+        time: Some(ago(60)),
+        ..event("timed", "c", "1")
+    };
+    let untimed = event("untimed", "c", "1");
+    let tell = async |event: &UsageEvent| {
+        let results = record(&service, vec![event.clone()]).await;
+        reasons(&results.expect("RecordUsage"))[0].to_owned()
+    };
+    for event in [&timed, &untimed] {
+        assert_eq!(tell(event).await, "recorded");
+        assert_eq!(tell(event).await, "duplicate");
+    }
+    // Ids are kept for longer than an event of that time is taken ...
+    let kept = "SELECT event_id, keep_until FROM usage_events ORDER BY event_id";
+    let retention = 7 * 24 * 60 * 60;
+    let now = claviger::clock::Clock::System.now().seconds();
+    for row in daemon.rows(kept).await {
+        let until: i64 = row[1].parse().expect("a time");
+        assert!(until / 1_000_000 > now + retention, "{row:?}");
+    }
+    // ... so once an id is forgotten, what says when it was is refused. What does not is taken for another use.
+    daemon.execute("DELETE FROM usage_events").await;
+    let long_ago = UsageEvent {
+        time: Some(ago(retention + 60)),
+        ..timed
+    };
+    assert_eq!(tell(&long_ago).await, "INVALID_FIELD");
+    assert_eq!(tell(&untimed).await, "recorded");
+    daemon.stop().await;
+}
+
+// R-USE-1, R-ACL-3: the id of a credential is the recorder's word for it. It need not be in the vault, and the name of
+// another tenant's says nothing about that one.
+#[tokio::test]
+async fn a_credential_is_whatever_its_recorder_calls_it() {
+    let daemon = Daemon::start(Engine::Sqlite).await;
+    let service = daemon.actor("service");
+    let results = record(&service, vec![event("1", "kept-elsewhere", "2")]).await;
+    assert_eq!(reasons(&results.expect("RecordUsage")), ["recorded"]);
+    let results = record(
+        &daemon.actor("other"),
+        vec![event("1", "kept-elsewhere", "5")],
+    )
+    .await;
+    assert_eq!(reasons(&results.expect("RecordUsage")), ["recorded"]);
+    let totals = report(&daemon, by_credential(UsageSpan::Day)).await.totals;
+    assert_eq!(totals.expect("totals").cost, "2", "of acme alone");
+    daemon.stop().await;
+}

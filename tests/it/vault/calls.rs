@@ -232,7 +232,7 @@ async fn everybody_sees_the_catalogue() {
     d.stop().await;
 }
 
-// R-OPS-2: the hash of a request knows nothing of its secret, so another secret under the same key changes nothing.
+// R-OPS-2: the hash of a request knows nothing of its secret, and another secret under the same key is refused all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_repeated_call_keeps_the_first_secret() {
     let d = Daemon::start(Engine::Sqlite).await;
@@ -257,13 +257,60 @@ async fn a_repeated_call_keeps_the_first_secret() {
         request
     };
     let mut stored = Vec::new();
-    for secret in ["first", "second"] {
+    for secret in ["first", "first"] {
         let answer = service.credentials().put_credential(put(secret)).await;
         stored.push(answer.expect("PutCredential").into_inner());
     }
     assert_eq!(stored[0], stored[1]);
+    let other = service.credentials().put_credential(put("second")).await;
+    let refused = other.expect_err("another secret");
+    assert_eq!(reason(&refused), "IDEMPOTENCY_KEY_REUSED");
     let id = stored[0].credential.clone().expect("a credential").id;
     let revealed = alice.reveals(&d, &id).await.json();
     assert_eq!(revealed["fields"]["api_secret"], "first");
+    d.stop().await;
+}
+
+// R-OPS-2: over REST too, where nothing that was asked or answered is kept with its secret.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_request_brings_the_same_secret_or_is_refused() {
+    let d = Daemon::start(Engine::Sqlite).await;
+    let alice = person(&d, "acme", "alice", &["can.use_users"]).await;
+    let bearer = format!("Bearer {}", alice.key);
+    let headers = [
+        ("authorization", bearer.as_str()),
+        ("content-type", "application/json"),
+        ("idempotency-key", "once"),
+    ];
+    let put = async |secret: &str, replace: bool| {
+        let mut body = binance(secret);
+        body["replace"] = replace.into();
+        send(&d, Method::POST, MINE, &headers, &body.to_string()).await
+    };
+    let first = put("planted-one", false).await;
+    assert_eq!(first.status, 201, "{first:?}");
+    let again = put("planted-one", false).await;
+    assert_eq!((again.status, &again.body), (201, &first.body));
+    problem(
+        &put("planted-two", false).await,
+        409,
+        "IDEMPOTENCY_KEY_REUSED",
+    );
+    problem(
+        &put("planted-one", true).await,
+        409,
+        "IDEMPOTENCY_KEY_REUSED",
+    );
+    let id = first.json()["credential"]["id"].as_str().map(str::to_owned);
+    let id = id.expect("an id");
+    let revealed = alice.reveals(&d, &id).await;
+    assert_eq!(revealed.json()["fields"]["api_secret"], "planted-one");
+    assert_eq!(revealed.header("content-type"), "application/json");
+    // Once the value is gone nobody can tell any more.
+    let gone = alice.delete(&d, &format!("{MINE}/{id}")).await;
+    assert_eq!(gone.status, 204, "{gone:?}");
+    let late = put("planted-two", false).await;
+    assert_eq!((late.status, &late.body), (201, &first.body));
+    assert!(d.rows("SELECT id FROM credentials").await.is_empty());
     d.stop().await;
 }
