@@ -16,7 +16,7 @@ use crate::{
     gate::not_found,
     model::{
         Action, Caller, CredentialId, CredentialRotation, CredentialRotationState, Resource,
-        RotationDriver, credential_rotation::Proof,
+        credential_rotation::Proof,
     },
     vault::{
         CredentialRotationsOf, Demand, FullCredential, RollBack, SetRotation, StageCredential,
@@ -45,7 +45,6 @@ impl CredentialRotationApi {
         let request = StageCredential {
             fields: fields?,
             hold: convert::duration("hold", r.hold)?,
-            driver: RotationDriver::Manual,
         };
         let (resource, found) = self.0.vault.find(r.credential_id.parse()?).await?;
         let answer = |staged: &Staged, receipt: &Receipt| proto::StageCredentialResponse {
@@ -72,7 +71,7 @@ impl CredentialRotationApi {
             receipt: convert::receipt(receipt),
         };
         let vault = Arc::clone(&self.0.vault);
-        let act = async move |permit| vault.promote(permit, None, found, probe).await;
+        let act = async move |permit| vault.promote(permit, found, probe).await;
         let gate = &self.0.gate;
         gate.mutate(&caller, Action::PromoteCredential, resource, answer, act)
             .await

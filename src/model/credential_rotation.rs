@@ -3,10 +3,18 @@
 use std::time::Duration;
 
 use super::{
-    CredentialId, CredentialRotationId, CredentialValueId, ProbeResult, Probed, RotationDriver,
-    TenantName, Timestamp,
+    Approval, CredentialId, CredentialRotationId, CredentialValueId, PrincipalId, ProbeResult,
+    Probed, RotationDriver, TenantName, Timestamp,
 };
-use crate::error::{Error, Reason};
+use crate::error::{Error, Reason, Result};
+
+/// How often in a row a provider refuses a value that was minted a moment ago before that is believed: it may not know the
+/// value everywhere yet.
+pub const BELIEVED: u32 = 8;
+/// The same of a minted value that it has taken before.
+pub const BELIEVED_LATER: u32 = 3;
+/// Longest pause after tries that led to nothing.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 
 /// A rotation of a credential.
 #[derive(Clone, Debug)]
@@ -31,8 +39,20 @@ pub struct CredentialRotation {
     pub hold_for: Duration,
     /// Until when it is held; None before the promotion.
     pub hold_until: Option<Timestamp>,
-    /// When the provider is asked again; None when nothing is to be asked.
+    /// When the driver or the provider is asked again; None when nothing is to be asked.
     pub check_at: Option<Timestamp>,
+    /// Tries in a row that led to nothing.
+    pub attempts: u32,
+    /// How often in a row the provider has refused the new value.
+    pub refusals: u32,
+    /// What the driver is still to be asked, as JSON without a secret, about a value that it minted and nobody uses.
+    pub withdraw: Option<String>,
+    /// Who staged the new value; None in rows of a release that did not note it.
+    pub requester: Option<PrincipalId>,
+    /// Must another one approve it, and a third one promote it?
+    pub needs_approval: bool,
+    /// Who approved it.
+    pub approval: Option<Approval>,
     /// What the provider said last of the new value.
     pub new_probe: Option<Probed>,
     /// What it said last of the old one.
@@ -84,7 +104,7 @@ impl CredentialRotationState {
 impl std::str::FromStr for CredentialRotationState {
     type Err = Error;
 
-    fn from_str(s: &str) -> Result<Self, Error> {
+    fn from_str(s: &str) -> Result<Self> {
         let found = Self::ALL.into_iter().find(|state| state.as_str() == s);
         found.ok_or_else(|| {
             Error::new(
@@ -108,11 +128,18 @@ pub enum OfStaged {
     Refuse,
 }
 
-/// What follows for a staged value. None: a person wants it promoted without asking.
-pub const fn of_staged(said: Option<ProbeResult>) -> OfStaged {
+/// What follows for a staged value that the provider has refused so often in a row, this time included. None: a person wants
+/// it promoted without asking.
+pub const fn of_staged(
+    said: Option<ProbeResult>,
+    driver: RotationDriver,
+    refusals: u32,
+) -> OfStaged {
+    let is_believed = matches!(driver, RotationDriver::Manual) || refusals >= BELIEVED;
     match said {
         None | Some(ProbeResult::Valid) => OfStaged::Promote,
-        Some(ProbeResult::Invalid) => OfStaged::RollBack,
+        Some(ProbeResult::Invalid) if is_believed => OfStaged::RollBack,
+        Some(ProbeResult::Invalid) => OfStaged::Stay,
         Some(ProbeResult::Unexpected | ProbeResult::Unreachable) => OfStaged::Stay,
         Some(ProbeResult::NoProbe) => OfStaged::Refuse,
     }
@@ -141,6 +168,11 @@ pub const fn of_held(is_over: bool, new: Option<ProbeResult>, old: Option<ProbeR
         (_, Some(ProbeResult::Valid)) if is_over => OfHeld::Alive,
         _ => OfHeld::Wait,
     }
+}
+
+/// How long after so many tries in a row that led to nothing the next one is made.
+pub fn pause_after(tries: u32) -> Duration {
+    Duration::from_secs(1 << tries.min(9)).min(LONGEST_PAUSE)
 }
 
 /// What is known of the death of an old value.
@@ -183,6 +215,21 @@ impl CredentialRotation {
         said.map_or(Proof::Unknown, |probed| Proof::of(probed.result))
     }
 
+    /// How often in a row the new value was refused, when the provider says this now. What is neither yes nor no changes
+    /// nothing.
+    pub const fn refusals_with(&self, said: Option<ProbeResult>) -> u32 {
+        match said {
+            Some(ProbeResult::Invalid) => self.refusals.saturating_add(1),
+            Some(ProbeResult::Valid) => 0,
+            _ => self.refusals,
+        }
+    }
+
+    /// Is it believed now that the provider refuses a new value which is CURRENT?
+    pub fn is_refusal_believed(&self, refusals: u32) -> bool {
+        self.driver == RotationDriver::Manual || refusals >= BELIEVED_LATER
+    }
+
     /// Is the time over for which the old value is held?
     pub fn is_over(&self, now: Timestamp) -> bool {
         self.hold_until.is_some_and(|until| until <= now)
@@ -204,10 +251,35 @@ mod tests {
     // R-CRED-7
     #[test]
     fn only_what_the_provider_takes_or_a_person_vouches_for_is_promoted() {
-        let promoted = |said| of_staged(said) == OfStaged::Promote;
+        let manual = RotationDriver::Manual;
+        let promoted = |said| of_staged(said, manual, 1) == OfStaged::Promote;
         assert!(promoted(None) && promoted(Some(P::Valid)));
         assert!(!ALL[1..].iter().any(|said| promoted(Some(*said))));
-        assert_eq!(of_staged(Some(P::Invalid)), OfStaged::RollBack);
+        let refused = Some(P::Invalid);
+        assert_eq!(of_staged(refused, manual, 1), OfStaged::RollBack);
+    }
+
+    // R-CRED-7
+    #[test]
+    fn one_refusal_of_a_minted_value_is_not_believed() {
+        for driver in [RotationDriver::Webhook, RotationDriver::Command] {
+            for n in 0..BELIEVED {
+                let next = of_staged(Some(P::Invalid), driver, n);
+                assert_eq!(next, OfStaged::Stay, "{n}");
+            }
+            let last = of_staged(Some(P::Invalid), driver, BELIEVED);
+            assert_eq!(last, OfStaged::RollBack);
+            let taken = of_staged(Some(P::Valid), driver, BELIEVED);
+            assert_eq!(taken, OfStaged::Promote);
+        }
+    }
+
+    #[test]
+    fn pauses_grow_and_end_at_five_minutes() {
+        let pauses: Vec<_> = (0..12).map(|n| pause_after(n).as_secs()).collect();
+        assert_eq!(pauses[..5], [1, 2, 4, 8, 16]);
+        assert!(pauses.is_sorted());
+        assert_eq!(pause_after(u32::MAX), LONGEST_PAUSE);
     }
 
     #[test]

@@ -27,8 +27,8 @@ pub use leases::Leased;
 pub use put::{Put, PutCredential};
 pub use reveal::Revealed;
 pub use rotation::{
-    Demand, DriverConfig, FoundRotation, Look, Reminder, RollBack, SetRotation, StageCredential,
-    Staged, unknown_rotation,
+    Demand, DriverConfig, FoundRotation, Look, OfPending, Reminder, RollBack, SetRotation,
+    StageCredential, Staged, Withdrawal, unknown_rotation,
 };
 pub use validate::Validated;
 pub use watch::{Seen, Watch};
@@ -179,8 +179,10 @@ impl Vault {
         if !tx.delete_credential(&found.head).await? {
             return Err(conflict());
         }
-        tx.close_credential_rotation(id, "CREDENTIAL_DELETED", now)
-            .await?;
+        if let Some(open) = tx.open_credential_rotation(id).await? {
+            let ended = rotation::ended(open, &found.head, "CREDENTIAL_DELETED", now);
+            tx.update_credential_rotation(&ended).await?;
+        }
         mutation.record((), details).await
     }
 }

@@ -7,6 +7,7 @@ mod calls;
 mod commands;
 mod drivers;
 mod key;
+mod llm_day;
 mod people;
 mod probes;
 mod rotation;

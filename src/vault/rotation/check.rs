@@ -7,7 +7,7 @@ use crate::{
     error::Result,
     model::{
         CredentialRotation, ProbeResult, Probed, ValueLabel,
-        credential_rotation::{OfHeld, of_held},
+        credential_rotation::{OfHeld, of_held, pause_after},
     },
     store::Term,
     vault::Vault,
@@ -30,7 +30,16 @@ impl Look {
         said.is_none_or(|said| said == ProbeResult::Valid)
     }
 
-    /// Nobody said anything in time.
+    /// The provider said this of a new value that is not CURRENT.
+    pub const fn of_new(new: Option<Probed>) -> Self {
+        Self {
+            next: OfHeld::Wait,
+            new,
+            old: None,
+        }
+    }
+
+    /// Nothing was asked.
     pub const fn nothing() -> Self {
         Self {
             next: OfHeld::Wait,
@@ -41,7 +50,19 @@ impl Look {
 }
 
 impl Vault {
-    /// Up to `limit` rotations to look at now.
+    /// Moves the next look at a rotation on, before it is looked at; false when somebody else has it.
+    ///
+    /// Errors: LEASE_LOST.
+    pub async fn claim_rotation(&self, term: &Term, rotation: &CredentialRotation) -> Result<bool> {
+        let next = self.clock.now().plus(pause_after(rotation.attempts));
+        let mut tx = self.db.begin().await?;
+        tx.hold(term).await?;
+        let is_ours = tx.claim_credential_rotation(rotation, next).await?;
+        tx.commit().await?;
+        Ok(is_ours)
+    }
+
+    /// Up to `limit` rotations to look at now, one of each tenant first.
     pub async fn rotations_to_check(&self, limit: i64) -> Result<Vec<CredentialRotation>> {
         let now = self.clock.now();
         Ok(self.db.credential_rotations_to_check(now, limit).await?)
@@ -70,7 +91,11 @@ impl Vault {
             }
             false => None,
         };
-        let next = of_held(is_over, new_result, old.as_ref().map(|said| said.result));
+        let is_believed = rotation.is_refusal_believed(rotation.refusals_with(new_result));
+        let next = match is_refused && !is_believed {
+            true => OfHeld::Wait,
+            false => of_held(is_over, new_result, old.as_ref().map(|said| said.result)),
+        };
         Ok(Look { next, new, old })
     }
 
@@ -87,7 +112,14 @@ impl Vault {
         let Some(mut rotation) = locked.filter(|r| r.state == found.rotation.state) else {
             return Ok(());
         };
-        let next = now.plus(self.rotation.check);
+        rotation.attempts = 0;
+        rotation.refusals = rotation.refusals_with(look.new.as_ref().map(|said| said.result));
+        // Asked soon again whether it is meant.
+        let pause = match rotation.refusals {
+            0 => self.rotation.check,
+            n => self.rotation.check.min(pause_after(n)),
+        };
+        let next = now.plus(pause);
         rotation.check_at = match rotation.hold_until {
             Some(until) if now < until => Some(next.min(until)),
             _ => Some(next),

@@ -11,6 +11,7 @@ mod remind;
 mod settle;
 mod stage;
 mod step;
+mod withdraw;
 
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ pub use check::Look;
 pub use driver::{Driver, DriverConfig};
 pub use mint::SetRotation;
 pub use remind::Reminder;
-pub use settle::RollBack;
+pub use settle::{OfPending, RollBack};
 pub use stage::{StageCredential, Staged};
+pub use withdraw::Withdrawal;
+pub(super) use withdraw::ended;
 
 use super::{Vault, invalid};
 use crate::{
@@ -27,7 +30,8 @@ use crate::{
     gate::Permit,
     model::{
         CredentialId, CredentialRotation, CredentialRotationId, CredentialRotationState,
-        CredentialValue, CredentialValueId, Entity, Resource, TenantName, ValueLabel,
+        CredentialValue, CredentialValueId, Entity, PrincipalId, Resource, RotationDriver,
+        StoredCredential, TenantName, Timestamp, ValueLabel,
     },
     store::{CredentialRotationsOf, CredentialsOf, FullCredential},
 };
@@ -113,6 +117,39 @@ impl Vault {
         }
         let until = self.clock.now().plus(within);
         Ok(self.db.due_credentials(of, until, after, limit).await?)
+    }
+}
+
+/// A rotation by hand that begins now, with these new and old values, and without a hold.
+fn begun(
+    head: &StoredCredential,
+    (new_value, old_value): (CredentialValueId, CredentialValueId),
+    requester: PrincipalId,
+    now: Timestamp,
+) -> CredentialRotation {
+    CredentialRotation {
+        id: CredentialRotationId::random(),
+        credential: head.id,
+        tenant: head.key.tenant.clone(),
+        state: CredentialRotationState::Staged,
+        driver: RotationDriver::Manual,
+        new_value,
+        old_value,
+        due_before: head.rotation_due_at,
+        hold_for: Duration::ZERO,
+        hold_until: None,
+        check_at: None,
+        attempts: 0,
+        refusals: 0,
+        withdraw: None,
+        requester: Some(requester),
+        needs_approval: false,
+        approval: None,
+        new_probe: None,
+        old_probe: None,
+        why: String::new(),
+        created_at: now,
+        updated_at: now,
     }
 }
 

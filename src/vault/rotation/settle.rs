@@ -33,6 +33,26 @@ pub enum RollBack {
     Asked(String),
 }
 
+/// What a provider said of a PENDING value.
+pub struct OfPending {
+    /// It looks as the catalogue says.
+    format_ok: bool,
+    /// None where it was not asked.
+    said: Option<Probed>,
+}
+
+impl OfPending {
+    /// What it said, when that leaves the rotation as it is; Err with all of it otherwise.
+    pub fn stays(self, rotation: &CredentialRotation) -> std::result::Result<Option<Probed>, Self> {
+        let result = self.said.as_ref().map(|said| said.result);
+        let refusals = rotation.refusals_with(result);
+        match of_staged(result, rotation.driver, refusals) {
+            OfStaged::Stay => Ok(self.said),
+            OfStaged::Promote | OfStaged::RollBack | OfStaged::Refuse => Err(self),
+        }
+    }
+}
+
 impl Vault {
     /// Asks the provider about the PENDING value unless that is waived, and does what follows: promotes it, drops it, or
     /// leaves it as it is.
@@ -42,37 +62,55 @@ impl Vault {
     pub async fn promote(
         &self,
         permit: AdminPermit,
-        term: Option<Term>,
         found: Option<FoundRotation>,
         probe: Demand,
     ) -> Result<Recorded<CredentialRotation>> {
+        let found = found.ok_or_else(unknown_rotation)?;
+        let asked = self.ask_pending(&found, probe).await?;
+        self.promote_asked(permit, None, found, asked).await
+    }
+
+    /// Asks the provider about the PENDING value, unless that is waived. Nothing is stored.
+    ///
+    /// Errors: as `promote`.
+    pub async fn ask_pending(&self, found: &FoundRotation, probe: Demand) -> Result<OfPending> {
         let FoundRotation {
             rotation,
             credential,
-        } = found.ok_or_else(unknown_rotation)?;
-        let staged = CredentialRotationState::Staged;
-        super::in_state(&rotation, staged)?;
-        let pending = value_of(&credential, ValueLabel::Pending, rotation.new_value)?;
+        } = found;
+        super::in_state(rotation, CredentialRotationState::Staged)?;
+        let pending = value_of(credential, ValueLabel::Pending, rotation.new_value)?;
         let (format_ok, said) = match probe {
-            Demand::Waived => (self.looks_right(&credential, pending).await?, None),
+            Demand::Waived => (self.looks_right(credential, pending).await?, None),
             Demand::Needed => {
-                let (format_ok, said) = self.ask_about(&credential, pending).await?;
+                let (format_ok, said) = self.ask_about(credential, pending).await?;
                 (format_ok, Some(said))
             }
         };
-        let next = of_staged(said.as_ref().map(|said| said.result));
-        if next == OfStaged::Refuse {
-            return Err(state(
-                "the catalogue knows no way to ask this provider about a value; try it yourself, and promote it \
-                 without_probe",
-            ));
-        }
-        let now = self.clock.now();
-        let mut step = Step::begin(permit, term.as_ref(), &rotation, staged, now).await?;
-        step.rotation.new_probe.clone_from(&said);
+        Ok(OfPending { format_ok, said })
+    }
+
+    /// Does what follows from what the provider said.
+    ///
+    /// Errors: as `promote`; LEASE_LOST.
+    pub async fn promote_asked(
+        &self,
+        permit: AdminPermit,
+        term: Option<Term>,
+        found: FoundRotation,
+        asked: OfPending,
+    ) -> Result<Recorded<CredentialRotation>> {
+        let OfPending { format_ok, said } = asked;
+        let (staged, now) = (CredentialRotationState::Staged, self.clock.now());
+        let mut step = Step::begin(permit, term.as_ref(), &found.rotation, staged, now).await?;
+        let result = said.as_ref().map(|said| said.result);
+        let rotation = &mut step.rotation;
+        rotation.refusals = rotation.refusals_with(result);
+        rotation.new_probe.clone_from(&said);
         let check_at = now.plus(self.rotation.check);
-        match next {
+        match of_staged(result, rotation.driver, rotation.refusals) {
             OfStaged::Promote => {
+                step.rotation.refusals = 0;
                 step.promote(format_ok, said, check_at).await?;
             }
             OfStaged::RollBack => {
@@ -81,9 +119,15 @@ impl Vault {
                 step.tell("CREDENTIAL_ROLLED_BACK", text).await?;
             }
             // Who began it asks again.
-            OfStaged::Stay | OfStaged::Refuse => {
+            OfStaged::Stay => {
                 let again = (rotation.driver != RotationDriver::Manual).then_some(check_at);
-                step.rotation.check_at = again;
+                rotation.check_at = again;
+            }
+            OfStaged::Refuse => {
+                return Err(state(
+                    "the catalogue knows no way to ask this provider about a value; try it yourself, and promote it \
+                     without_probe",
+                ));
             }
         }
         step.done().await

@@ -6,10 +6,7 @@ use super::{Demand, state};
 use crate::{
     error::Result,
     gate::{AdminPermit, Recorded, not_found},
-    model::{
-        CredentialRotation, CredentialRotationId, CredentialRotationState, RotationDriver,
-        SecretFields, ValueLabel,
-    },
+    model::{CredentialRotation, SecretFields, ValueLabel},
     store::{FullCredential, StoreError},
     vault::{Vault, Warnings, conflict, details, invalid, put::hold},
 };
@@ -23,8 +20,6 @@ pub struct StageCredential {
     pub fields: SecretFields,
     /// How long the old value is held; None for what is configured.
     pub hold: Option<Duration>,
-    /// Where the secret comes from.
-    pub driver: RotationDriver,
 }
 
 /// What was staged.
@@ -70,23 +65,10 @@ impl Vault {
         let value = self
             .seal(place, provider, &request.fields, pending, now)
             .await?;
+        let requester = permit.caller().principal.id;
         let rotation = CredentialRotation {
-            id: CredentialRotationId::random(),
-            credential: head.id,
-            tenant: head.key.tenant.clone(),
-            state: CredentialRotationState::Staged,
-            driver: request.driver,
-            new_value: value.id,
-            old_value: current.id,
-            due_before: head.rotation_due_at,
             hold_for,
-            hold_until: None,
-            check_at: None,
-            new_probe: None,
-            old_probe: None,
-            why: String::new(),
-            created_at: now,
-            updated_at: now,
+            ..super::begun(head, (value.id, current.id), requester, now)
         };
         let mut details = details(&head.key);
         details["rotation_id"] = rotation.id.to_string().into();

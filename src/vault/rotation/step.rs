@@ -1,6 +1,6 @@
 //! One step of a rotation: its rows, locked, and what changes in them.
 
-use super::{in_state, unknown_rotation, value_of};
+use super::{ended, in_state, unknown_rotation, value_of};
 use crate::{
     error::Result,
     gate::{AdminPermit, Mutation, Recorded},
@@ -109,7 +109,7 @@ impl Step {
 
     /// PENDING goes.
     pub(super) async fn drop_pending(&mut self, why: &str) -> Result<()> {
-        self.end(CredentialRotationState::RolledBack, why);
+        self.roll_back(why);
         let (tx, id) = (self.mutation.tx(), self.credential.head.id);
         tx.delete_credential_value(id, ValueLabel::Pending).await?;
         Ok(())
@@ -132,7 +132,7 @@ impl Step {
         head.rotation_due_at = self.rotation.due_before;
         head.format_ok = format_ok;
         head.probe.clone_from(&self.rotation.old_probe);
-        self.end(CredentialRotationState::RolledBack, why);
+        self.roll_back(why);
         self.store_head().await
     }
 
@@ -140,7 +140,8 @@ impl Step {
     pub(super) async fn complete(&mut self) -> Result<()> {
         let previous = ValueLabel::Previous;
         value_of(&self.credential, previous, self.rotation.old_value)?;
-        self.end(CredentialRotationState::Completed, "");
+        self.rotation.state = CredentialRotationState::Completed;
+        self.rotation.check_at = None;
         let (tx, id) = (self.mutation.tx(), self.credential.head.id);
         tx.delete_credential_value(id, previous).await?;
         Ok(())
@@ -157,6 +158,7 @@ impl Step {
     /// Stores and records the rotation as it is now.
     pub(super) async fn done(mut self) -> Result<Recorded<CredentialRotation>> {
         self.rotation.updated_at = self.now;
+        self.rotation.attempts = 0;
         let (tx, rotation) = (self.mutation.tx(), self.rotation);
         tx.update_credential_rotation(&rotation).await?;
         let mut details = details(&self.credential.head.key);
@@ -185,10 +187,10 @@ impl Step {
         self.mutation.record(rotation, details).await
     }
 
-    fn end(&mut self, state: CredentialRotationState, why: &str) {
-        self.rotation.state = state;
-        self.rotation.check_at = None;
-        why.clone_into(&mut self.rotation.why);
+    /// The new value is gone.
+    fn roll_back(&mut self, why: &str) {
+        let head = &self.credential.head;
+        self.rotation = ended(self.rotation.clone(), head, why, self.now);
     }
 
     async fn store_head(&mut self) -> Result<()> {

@@ -18,7 +18,8 @@ use crate::daemon::{Engine, PATIENCE, Setup, reason};
 pub(super) const OLD: &str = "wJalrXUtnFEMIK7MDENGbPxRfiCYOLDOLDOLDOLD";
 pub(super) const NEW: &str = "xKbmsYVuoGFNJL8NEFOHcQySgjDZNEWNEWNEWNEW";
 
-/// Takes the secrets that are issued and not revoked, and refuses every other; or is down.
+/// Takes the secrets that are issued and not revoked, and refuses every other; or is down. To a secret that begins with
+/// `busy` it is always down, and to one that begins with `hang` it says nothing at all.
 pub(super) struct Provider {
     port: u16,
     pub(super) live: Arc<Mutex<BTreeSet<&'static str>>>,
@@ -36,25 +37,34 @@ impl Provider {
         let (live, is_down) = (Arc::clone(&provider.live), Arc::clone(&provider.is_down));
         tokio::spawn(async move {
             while let Ok((mut socket, _)) = listener.accept().await {
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    match socket.read_u8().await {
-                        Ok(byte) => request.push(byte),
-                        Err(_) => break,
+                let (live, is_down) = (Arc::clone(&live), Arc::clone(&is_down));
+                tokio::spawn(async move {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        match socket.read_u8().await {
+                            Ok(byte) => request.push(byte),
+                            Err(_) => break,
+                        }
                     }
-                }
-                let request = String::from_utf8_lossy(&request).into_owned();
-                let given =
-                    |secret: &&str| request.contains(&format!("apca-api-secret-key: {secret}\r\n"));
-                let is_live = live.lock().expect("no panic").iter().any(given);
-                let status = match (*is_down.lock().expect("no panic"), is_live) {
-                    (true, _) => "503 Busy",
-                    (false, true) => "200 OK",
-                    (false, false) => "401 Unauthorized",
-                };
-                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
-                let _ = socket.write_all(answer.as_bytes()).await;
-                let _ = socket.shutdown().await;
+                    let request = String::from_utf8_lossy(&request).into_owned();
+                    let given = |secret: &str| {
+                        request.contains(&format!("apca-api-secret-key: {secret}\r\n"))
+                    };
+                    let is_live = live.lock().expect("no panic").iter().any(|s| given(s));
+                    if request.contains("apca-api-secret-key: hang") {
+                        return std::future::pending().await;
+                    }
+                    let is_busy = request.contains("apca-api-secret-key: busy");
+                    let is_down = *is_down.lock().expect("no panic") || is_busy;
+                    let status = match (is_down, is_live) {
+                        (true, _) => "503 Busy",
+                        (false, true) => "200 OK",
+                        (false, false) => "401 Unauthorized",
+                    };
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                    let _ = socket.write_all(answer.as_bytes()).await;
+                    let _ = socket.shutdown().await;
+                });
             }
         });
         provider.issues(OLD);
@@ -78,7 +88,7 @@ impl Provider {
 pub(super) struct Realm {
     pub(super) d: Daemon,
     pub(super) provider: Provider,
-    alice: Person,
+    pub(super) alice: Person,
     pub(super) id: String,
 }
 
@@ -181,7 +191,7 @@ impl Realm {
         completed.expect("CompleteCredentialRotation")
     }
 
-    async fn try_roll_back(&self, id: &str) -> Result<CredentialRotation, Status> {
+    pub(super) async fn try_roll_back(&self, id: &str) -> Result<CredentialRotation, Status> {
         let request = RollBackCredentialRequest {
             rotation_id: id.into(),
             reason: "it was too slow".into(),
@@ -192,7 +202,7 @@ impl Realm {
         Ok(rolled.await?.into_inner().rotation.expect("a rotation"))
     }
 
-    async fn get(&self, id: &str) -> CredentialRotation {
+    pub(super) async fn get(&self, id: &str) -> CredentialRotation {
         let request = GetCredentialRotationRequest {
             rotation_id: id.into(),
         };
@@ -267,7 +277,7 @@ impl Realm {
     }
 }
 
-fn alpaca(secret: &str) -> Value {
+pub(super) fn alpaca(secret: &str) -> Value {
     json!({
         "provider": "alpaca",
         "environment": "testing",
