@@ -311,10 +311,8 @@ impl Day {
     /// Are they what they should be? Each provider says so.
     async fn validate(&self) {
         for id in &self.ids {
-            let done = self
-                .d
-                .cli_ok(&["--as", "service", "credential", "validate", id]);
-            done.await;
+            let args = ["--as", "service", "credential", "validate", id];
+            self.d.cli_ok(&args).await;
         }
         let request = GetCredentialReportRequest {
             owner_id: "me".into(),
@@ -348,8 +346,8 @@ impl Day {
             "SELECT id FROM credential_rotations WHERE credential_id = '{id}' AND state = 'STAGED'"
         );
         let rotation = self.d.rows(&open).await[0][0].clone();
-        let promoted = self.d.cli(&[&common[..], &["promote", &rotation]].concat());
-        let promoted = promoted.await;
+        let promote = [&common[..], &["promote", &rotation]].concat();
+        let promoted = self.d.cli(&promote).await;
         (rotation, promoted.status.code())
     }
 
