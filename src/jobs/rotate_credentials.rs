@@ -293,8 +293,12 @@ impl One {
                 next: OfHeld::RollBack,
                 new: Some(new),
                 old: Some(old),
+                errors,
             } => {
-                let why = RollBack::Refused { new, old };
+                let why = match errors {
+                    Some(rates) => RollBack::Errors { rates, new, old },
+                    None => RollBack::Refused { new, old },
+                };
                 self.roll_back(found, why, resource).await
             }
             Look {
@@ -350,13 +354,19 @@ impl One {
     }
 }
 
-/// Tells people what is due.
+/// Tells people what is due, and of what nothing comes.
 pub async fn remind(work: &Work, term: &Term) -> Result<()> {
     let round = work.patience.round("remind_credentials");
     for reminder in work.vault.reminders(REMINDERS).await? {
         let id = reminder.credential.id;
         if round.takes(&id) {
             round.note(&id, work.vault.remind(term, &reminder).await)?;
+        }
+    }
+    for rotation in work.vault.stuck(REMINDERS).await? {
+        if round.takes(&rotation.id) {
+            let told = work.vault.tell_stuck(term, &rotation).await;
+            round.note(&rotation.id, told)?;
         }
     }
     Ok(())

@@ -49,6 +49,18 @@ const TO_CHECK: &str = rotations!(
 );
 
 const MINTED: &str = "SELECT id FROM credential_rotations WHERE credential_id = $1 AND new_value = $2 AND driver <> 'manual'";
+/// What is said of a rotation that stands still, and of a value that should have been replaced.
+const END_ALERTS: &str = "UPDATE alerts SET ends_at = $2 WHERE entity_id = $1 AND state = 'FIRING' AND ends_at IS NULL \
+     AND kind IN ('CREDENTIAL_OLD_VALUE_ALIVE', 'CREDENTIAL_OLD_VALUE_UNKNOWN', 'CREDENTIAL_ROTATION_STUCK', \
+     'CREDENTIAL_ROTATION_WAITING', 'CREDENTIAL_REFUSED', 'CREDENTIAL_DUE', 'CREDENTIAL_OVERDUE')";
+// A hold is as long as somebody wanted it; what comes after it is not.
+const STUCK: &str = rotations!(
+    "WHERE ((state IN ('MINTING', 'STAGED') AND updated_at <= $1) OR (state = 'HOLDING' AND hold_until <= $1)) \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credential_rotations.tenant AND t.erased_at IS NOT NULL) \
+     AND NOT EXISTS (SELECT 1 FROM alerts a WHERE a.window_key = \
+     'CREDENTIAL_ROTATION_STUCK/' || credential_rotations.id || '/' || credential_rotations.state) \
+     ORDER BY updated_at, id LIMIT $2"
+);
 const END_ALERT: &str =
     "UPDATE alerts SET ends_at = $2 WHERE window_key = $1 AND state = 'FIRING' AND ends_at IS NULL";
 
@@ -243,6 +255,11 @@ impl Tx {
         execute!(self, END_ALERT, window, now.micros()).map(|_| ())
     }
 
+    /// A rotation of this credential goes on, or it goes itself: what alerts say of it does not hold any more.
+    pub async fn end_credential_alerts(&mut self, id: CredentialId, now: Timestamp) -> Result<()> {
+        execute!(self, END_ALERTS, id.to_string(), now.micros()).map(|_| ())
+    }
+
     /// What is under way of a credential that is locked.
     pub async fn open_credential_rotation(
         &mut self,
@@ -261,6 +278,16 @@ impl Db {
     ) -> Result<Option<CredentialRotation>> {
         let row = fetch_optional!(self, Row, BY_ID, id.to_string())?;
         row.map(CredentialRotation::try_from).transpose()
+    }
+
+    /// Up to `limit` rotations of which nothing has come since `since`, and that nobody was told of.
+    pub async fn stuck_credential_rotations(
+        &self,
+        since: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<CredentialRotation>> {
+        let rows = fetch_all!(self, Row, STUCK, since.micros(), limit)?;
+        rows.into_iter().map(CredentialRotation::try_from).collect()
     }
 
     /// Was this value minted by a driver?

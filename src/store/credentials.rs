@@ -323,6 +323,11 @@ impl Tx {
         Ok(execute!(self, DELETE, &id, c.revision)? == 1)
     }
 
+    /// Nobody changes the credential or its values before this transaction ends.
+    pub async fn hold_credential(&mut self, id: CredentialId) -> Result<()> {
+        execute!(self, LOCK, id.to_string()).map(|_| ())
+    }
+
     /// The credential as it is now, with its values; nobody changes it before this transaction ends.
     pub async fn lock_credential(&mut self, id: CredentialId) -> Result<Option<FullCredential>> {
         execute!(self, LOCK, id.to_string())?;

@@ -217,6 +217,7 @@ impl Vault {
             driver: head.rotation_driver,
             hold_for: self.rotation.hold,
             check_at: Some(now),
+            needs_approval: self.needs_approval(&head.key),
             ..super::begun(head, (new, current.id), requester, now)
         };
         let inserted = tx.insert_credential_rotation(&rotation).await;

@@ -4,8 +4,10 @@
 //! Providers are asked before the transaction that acts on what they say; it looks again whether everything is as it was.
 //! One order of locks: the version of the key, the tenant, the credential, its rotation, its values.
 
+mod approve;
 mod check;
 mod driver;
+mod errors;
 mod mint;
 mod remind;
 mod settle;
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 pub use check::Look;
 pub use driver::{Driver, DriverConfig};
+pub use errors::Rates;
 pub use mint::SetRotation;
 pub use remind::Reminder;
 pub use settle::{OfPending, RollBack};
@@ -31,7 +34,7 @@ use crate::{
     model::{
         CredentialId, CredentialRotation, CredentialRotationId, CredentialRotationState,
         CredentialValue, CredentialValueId, Entity, PrincipalId, Resource, RotationDriver,
-        StoredCredential, TenantName, Timestamp, ValueLabel,
+        StoredCredential, TenantName, Timestamp, ValueLabel, credential_rotation::Attention,
     },
     store::{CredentialRotationsOf, CredentialsOf, FullCredential},
 };
@@ -98,6 +101,11 @@ impl Vault {
         limit: i64,
     ) -> Result<Vec<CredentialRotation>> {
         Ok(self.db.credential_rotations(of, after, limit).await?)
+    }
+
+    /// What somebody should look after about a rotation.
+    pub fn attention(&self, rotation: &CredentialRotation) -> Option<Attention> {
+        rotation.attention(self.clock.now(), self.rotation.stuck)
     }
 
     /// Up to `limit` credentials after `after` that are to be rotated within this time.

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Demand, state};
+use super::{
+    Demand,
+    approve::{WAITING, waiting},
+    state,
+    step::alert,
+};
 use crate::{
     error::Result,
     gate::{AdminPermit, Recorded, not_found},
@@ -68,6 +73,7 @@ impl Vault {
         let requester = permit.caller().principal.id;
         let rotation = CredentialRotation {
             hold_for,
+            needs_approval: self.needs_approval(&head.key),
             ..super::begun(head, (value.id, current.id), requester, now)
         };
         let mut details = details(&head.key);
@@ -76,6 +82,7 @@ impl Vault {
         details["new_value"] = rotation.new_value.to_string().into();
         details["old_value"] = rotation.old_value.to_string().into();
         details["kid"] = value.kid.as_str().into();
+        details["needs_approval"] = rotation.needs_approval.into();
         let mut mutation = permit.begin().await?;
         hold(&mut mutation, &value).await?;
         let tx = mutation.tx();
@@ -93,6 +100,11 @@ impl Vault {
             other => other.into(),
         })?;
         tx.insert_credential_value(&head.key, &value).await?;
+        if rotation.needs_approval {
+            let text = waiting(&head.key, &rotation);
+            tx.raise_alert(&alert(&rotation, WAITING, text, now))
+                .await?;
+        }
         let staged = Staged { rotation, warnings };
         mutation.record(staged, details).await
     }

@@ -1,6 +1,11 @@
 //! One step of a rotation: its rows, locked, and what changes in them.
 
-use super::{ended, in_state, unknown_rotation, value_of};
+use std::time::Duration;
+
+use super::{
+    approve::{WAITING, waiting},
+    ended, in_state, unknown_rotation, value_of,
+};
 use crate::{
     error::Result,
     gate::{AdminPermit, Mutation, Recorded},
@@ -20,7 +25,14 @@ pub(super) struct Step {
     pub(super) now: Timestamp,
     /// Why, as a person put it.
     pub(super) reason: Option<String>,
+    /// What people are told besides, when it is rolled back.
+    pub(super) because: &'static str,
+    /// Where it was.
+    was: CredentialRotationState,
 }
+
+/// How long a notice fires.
+const NOTICE: Duration = Duration::from_secs(60 * 60);
 
 impl Step {
     /// Locks a rotation that is in this state, in a job's term where there is one.
@@ -59,6 +71,8 @@ impl Step {
             rotation,
             now,
             reason: None,
+            because: "",
+            was: state,
         })
     }
 
@@ -70,7 +84,12 @@ impl Step {
             self.rotation.old_value,
         )?;
         self.rotation.state = CredentialRotationState::Staged;
-        self.rotation.check_at = Some(self.now);
+        // Two people bring on what needs them.
+        self.rotation.check_at = (!self.rotation.needs_approval).then_some(self.now);
+        if self.rotation.needs_approval {
+            let text = waiting(&self.credential.head.key, &self.rotation);
+            self.tell(WAITING, text).await?;
+        }
         let (tx, key) = (self.mutation.tx(), &self.credential.head.key);
         Ok(tx.insert_credential_value(key, value).await?)
     }
@@ -147,6 +166,23 @@ impl Step {
         Ok(())
     }
 
+    /// What an alert of this kind said does not hold any more.
+    pub(super) async fn end_alert(&mut self, kind: &str) -> Result<()> {
+        let (id, now) = (self.rotation.id, self.now);
+        let ended = self.mutation.tx().end_credential_alert(kind, id, now);
+        Ok(ended.await?)
+    }
+
+    /// The teams are told what has happened. There is nothing to be done about it, so that ends by itself.
+    pub(super) async fn notice(&mut self, kind: &str, text: String) -> Result<()> {
+        let alert = alert(&self.rotation, kind, text, self.now);
+        tracing::info!(kind, credential = %self.rotation.credential, "{}", alert.text);
+        let until = self.now.plus(NOTICE);
+        let tx = self.mutation.tx();
+        tx.raise_alert_until(&alert, until).await?;
+        Ok(())
+    }
+
     /// People are told, once for this rotation.
     pub(super) async fn tell(&mut self, kind: &str, text: String) -> Result<()> {
         let alert = alert(&self.rotation, kind, text, self.now);
@@ -159,6 +195,11 @@ impl Step {
     pub(super) async fn done(mut self) -> Result<Recorded<CredentialRotation>> {
         self.rotation.updated_at = self.now;
         self.rotation.attempts = 0;
+        if self.rotation.state != self.was {
+            let (id, now) = (self.credential.head.id, self.now);
+            self.mutation.tx().end_credential_alerts(id, now).await?;
+        }
+        self.news().await?;
         let (tx, rotation) = (self.mutation.tx(), self.rotation);
         tx.update_credential_rotation(&rotation).await?;
         let mut details = details(&self.credential.head.key);
@@ -166,6 +207,11 @@ impl Step {
         details["state"] = rotation.state.as_str().into();
         details["new_value"] = rotation.new_value.to_string().into();
         details["old_value"] = rotation.old_value.to_string().into();
+        if rotation.needs_approval {
+            details["requester"] = rotation.requester.map(|id| id.to_string()).into();
+            let approver = rotation.approval.as_ref().map(|a| a.approver.to_string());
+            details["approver"] = approver.into();
+        }
         for (name, probed) in [
             ("new_probe", &rotation.new_probe),
             ("old_probe", &rotation.old_probe),
@@ -185,6 +231,38 @@ impl Step {
         }
         count(&rotation);
         self.mutation.record(rotation, details).await
+    }
+
+    /// What the teams hear of a step that was taken.
+    async fn news(&mut self) -> Result<()> {
+        if self.rotation.state == self.was {
+            return Ok(());
+        }
+        let key = &self.credential.head.key;
+        let what = format!("credential {key} of tenant {}", key.tenant);
+        let (kind, text) = match self.rotation.state {
+            CredentialRotationState::Holding => (
+                "CREDENTIAL_PROMOTED",
+                format!("{what} has a new value; the old one is held, lease it again"),
+            ),
+            CredentialRotationState::Completed => {
+                let old = match self.rotation.proof() {
+                    Proof::Dead => "its provider refuses the old one",
+                    Proof::Alive => "the old one still works: revoke it at the provider",
+                    Proof::Unknown => "nobody says whether the old one still works",
+                };
+                ("CREDENTIAL_ROTATED", format!("{what} is rotated; {old}"))
+            }
+            CredentialRotationState::RolledBack => (
+                "CREDENTIAL_ROLLED_BACK",
+                format!(
+                    "{what} keeps its old value ({}){}",
+                    self.rotation.why, self.because
+                ),
+            ),
+            CredentialRotationState::Minting | CredentialRotationState::Staged => return Ok(()),
+        };
+        self.notice(kind, text).await
     }
 
     /// The new value is gone.
