@@ -233,6 +233,9 @@ impl One {
         let (resource, found) = self.find(rotation.id).await?;
         // Its credential was deleted at this very moment, and the rotation with it.
         let Some(found) = found else { return Ok(()) };
+        if self.work.vault.is_erased(&rotation.tenant).await? {
+            return self.close(found.rotation, resource).await;
+        }
         match found.rotation.state {
             CredentialRotationState::Minting | CredentialRotationState::Staged
                 if found.is_overtaken() =>
@@ -331,6 +334,14 @@ impl One {
         let (vault, term) = (Arc::clone(&self.work.vault), self.term.clone());
         let act = async move |permit| vault.complete_held(permit, term, found, said).await;
         let (gate, action) = (&self.work.gate, Action::CompleteCredentialRotation);
+        gate.work(Job::Scheduler, action, resource, act).await?;
+        Ok(())
+    }
+
+    async fn close(&self, rotation: CredentialRotation, resource: Resource) -> Result<()> {
+        let (vault, term) = (Arc::clone(&self.work.vault), self.term.clone());
+        let act = async move |permit| vault.close_erased(permit, term, rotation).await;
+        let (gate, action) = (&self.work.gate, Action::RollBackCredential);
         gate.work(Job::Scheduler, action, resource, act).await?;
         Ok(())
     }

@@ -39,20 +39,18 @@ const OPEN: &str =
 const BY_ID: &str = rotations!("WHERE id = $1");
 const OF_CREDENTIAL: &str = rotations!("WHERE credential_id = $1 AND id > $2 ORDER BY id LIMIT $3");
 const OF_TENANT: &str = rotations!("WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3");
-// What a tenant had whose keys are destroyed does not open any more; a value that a driver minted for it is withdrawn all the
-// same. One of each tenant, then a second one of each: nobody waits behind all of somebody else's.
+// One of each tenant, then a second one of each: nobody waits behind all of somebody else's.
 const TO_CHECK: &str = rotations!(
     "JOIN (SELECT id AS due, ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY check_at, id) AS turn \
-     FROM credential_rotations r WHERE check_at <= $1 AND (state = 'ROLLED_BACK' OR NOT EXISTS \
-     (SELECT 1 FROM tenants t WHERE t.name = r.tenant AND t.erased_at IS NOT NULL))) AS fair ON fair.due = id \
+     FROM credential_rotations WHERE check_at <= $1) AS fair ON fair.due = id \
      ORDER BY fair.turn, check_at, id LIMIT $2"
 );
 
 const MINTED: &str = "SELECT id FROM credential_rotations WHERE credential_id = $1 AND new_value = $2 AND driver <> 'manual'";
-/// What is said of a rotation that stands still, and of a value that should have been replaced.
+/// What is said of a rotation that stands still.
 const END_ALERTS: &str = "UPDATE alerts SET ends_at = $2 WHERE entity_id = $1 AND state = 'FIRING' AND ends_at IS NULL \
      AND kind IN ('CREDENTIAL_OLD_VALUE_ALIVE', 'CREDENTIAL_OLD_VALUE_UNKNOWN', 'CREDENTIAL_ROTATION_STUCK', \
-     'CREDENTIAL_ROTATION_WAITING', 'CREDENTIAL_REFUSED', 'CREDENTIAL_DUE', 'CREDENTIAL_OVERDUE')";
+     'CREDENTIAL_ROTATION_WAITING', 'CREDENTIAL_REFUSED')";
 // A hold is as long as somebody wanted it; what comes after it is not.
 const STUCK: &str = rotations!(
     "WHERE ((state IN ('MINTING', 'STAGED') AND updated_at <= $1) OR (state = 'HOLDING' AND hold_until <= $1)) \

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{
     approve::{WAITING, waiting},
     ended, in_state, unknown_rotation, value_of,
+    withdraw::ERASED,
 };
 use crate::{
     error::Result,
@@ -235,7 +236,8 @@ impl Step {
 
     /// What the teams hear of a step that was taken.
     async fn news(&mut self) -> Result<()> {
-        if self.rotation.state == self.was {
+        // Nobody is left to be told of a tenant that is no more.
+        if self.rotation.state == self.was || self.rotation.why == ERASED {
             return Ok(());
         }
         let key = &self.credential.head.key;
@@ -263,6 +265,11 @@ impl Step {
             CredentialRotationState::Minting | CredentialRotationState::Staged => return Ok(()),
         };
         self.notice(kind, text).await
+    }
+
+    /// The rotation ends, and the values stay what they are.
+    pub(super) fn give_up(&mut self, why: &str) {
+        self.roll_back(why);
     }
 
     /// The new value is gone.

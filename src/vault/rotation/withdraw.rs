@@ -4,19 +4,25 @@
 
 use serde::Deserialize;
 
-use super::{mint::question, step::alert, unknown_rotation};
+use super::{
+    mint::question,
+    step::{Step, alert},
+    unknown_rotation,
+};
 use crate::{
     error::{Error, Result},
     fault,
     gate::{AdminPermit, Recorded},
     model::{
         CredentialRotation, CredentialRotationState, Entity, PrincipalId, ProviderName, Resource,
-        RotationDriver, StoredCredential, Timestamp,
+        RotationDriver, StoredCredential, TenantName, Timestamp,
     },
-    store::Term,
+    store::{StoreError, Term},
     vault::Vault,
 };
 
+/// Code of a rotation whose tenant is no more.
+pub(super) const ERASED: &str = "TENANT_ERASED";
 /// Tries that led to nothing before people are told.
 const TELL_AFTER: u32 = 3;
 
@@ -80,6 +86,30 @@ impl Withdrawal {
 }
 
 impl Vault {
+    /// Are the keys of this tenant destroyed, or being destroyed?
+    pub async fn is_erased(&self, tenant: &TenantName) -> Result<bool> {
+        match self.db.expect_unerased(tenant).await {
+            Ok(()) => Ok(false),
+            Err(StoreError::TenantErased) => Ok(true),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Ends a rotation of a tenant whose values do not open any more. They stay as they are; what was minted is withdrawn.
+    ///
+    /// Errors: CREDENTIAL_ROTATION_NOT_FOUND, CREDENTIAL_ROTATION_STATE, LEASE_LOST.
+    pub async fn close_erased(
+        &self,
+        permit: AdminPermit,
+        term: Term,
+        rotation: CredentialRotation,
+    ) -> Result<Recorded<CredentialRotation>> {
+        let (was, now) = (rotation.state, self.clock.now());
+        let mut step = Step::begin(permit, Some(&term), &rotation, was, now).await?;
+        step.give_up(ERASED);
+        step.done().await
+    }
+
     /// Asks the driver to revoke what it has minted; false when it needs more time.
     ///
     /// Errors: CREDENTIAL_ROTATION_STATE when it is not configured any more, CREDENTIAL_DRIVER_FAILED.

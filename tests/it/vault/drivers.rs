@@ -429,6 +429,28 @@ async fn nothing_that_was_minted_is_left_alive_on_postgresql() {
     nothing_that_was_minted_is_left_alive(Engine::Postgres).await;
 }
 
+// R-OPS-5, R-CRED-7: what was minted for a tenant that is no more is revoked, too.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_minted_for_an_erased_tenant_is_withdrawn() {
+    let (realm, minter, file) = realm_for(Engine::Sqlite, "\"acme\"", 3600).await;
+    let set = realm.set_driver("webhook").await;
+    set.expect("SetCredentialRotation");
+    realm.falls_due().await;
+    let id = realm.begun().await;
+    realm.gets_to(&id, CredentialRotationState::Holding).await;
+    // What the destruction of its keys begins with.
+    let erased = "UPDATE tenants SET erased_at = 1 WHERE name = 'acme'";
+    realm.d.execute(erased).await;
+    let question = minter.is_asked("withdraw", &id).await;
+    assert_eq!(question["tenant"], "acme");
+    let ended =
+        "SELECT why FROM credential_rotations WHERE withdraw IS NULL AND state = 'ROLLED_BACK'";
+    until_rows(&realm, ended, &[["TENANT_ERASED"]]).await;
+    assert!(!realm.provider.live.lock().expect("no panic").contains(NEW));
+    realm.end().await;
+    std::fs::remove_file(file).expect("removed");
+}
+
 // R-CRED-7: a provider that does not know a new value everywhere yet refuses it for a while.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minted_value_is_not_dropped_because_it_is_refused_at_first() {

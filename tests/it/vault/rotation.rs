@@ -79,7 +79,7 @@ impl Provider {
         self.live.lock().expect("no panic").remove(secret);
     }
 
-    fn is_down(&self, is_down: bool) {
+    pub(super) fn is_down(&self, is_down: bool) {
         *self.is_down.lock().expect("no panic") = is_down;
     }
 }
@@ -149,7 +149,7 @@ impl Realm {
         Ok(staged?.into_inner().rotation.expect("a rotation"))
     }
 
-    async fn stage(&self, secret: &str, hold: i64) -> String {
+    pub(super) async fn stage(&self, secret: &str, hold: i64) -> String {
         let staged = self.try_stage("service", secret, hold).await;
         let staged = staged.expect("StageCredential");
         assert_eq!(staged.state(), CredentialRotationState::Staged);
@@ -167,7 +167,7 @@ impl Realm {
         Ok(promoted.await?.into_inner().rotation.expect("a rotation"))
     }
 
-    async fn promote(&self, id: &str) -> CredentialRotation {
+    pub(super) async fn promote(&self, id: &str) -> CredentialRotation {
         self.try_promote(id).await.expect("PromoteCredential")
     }
 
@@ -293,7 +293,7 @@ pub(super) fn why<T>(answer: Result<T, Status>) -> String {
     reason(&answer.err().expect("a refusal"))
 }
 
-const HOUR: i64 = 3600;
+pub(super) const HOUR: i64 = 3600;
 
 async fn one_is_rotated(engine: Engine) {
     let realm = Realm::new(engine).await;
@@ -428,7 +428,8 @@ async fn a_new_value_that_fails_later_gives_way_to_the_old_one_by_itself() {
     assert_eq!(rolled.new_probe.expect("a probe").detail, "HTTP_401");
     assert_eq!(realm.values().await, [some(OLD), None, None]);
     assert_eq!(realm.d.rows(due).await, before, "due as it was");
-    assert_eq!(realm.alerts().await, ["CREDENTIAL_ROLLED_BACK"]);
+    let told = ["CREDENTIAL_PROMOTED", "CREDENTIAL_ROLLED_BACK"];
+    assert_eq!(realm.alerts().await, told);
 
     // With nothing better to go back to, it stays.
     realm.provider.issues(NEW);
@@ -458,22 +459,30 @@ async fn when_the_hold_is_over_the_old_value_must_be_dead() {
     let id = realm.stage(NEW, 0).await;
     realm.promote(&id).await;
     let until = Instant::now() + PATIENCE;
-    while realm.alerts().await.is_empty() {
+    while realm.alerts().await.len() < 2 {
         assert!(Instant::now() < until, "nobody is told");
         sleep(Duration::from_millis(50)).await;
     }
     let held = realm.get(&id).await;
     assert_eq!(held.state(), CredentialRotationState::Holding);
     assert_eq!(held.proof(), CredentialProof::Alive);
+    assert_eq!(held.attention, "OLD_VALUE_ALIVE");
     realm.provider.revokes(OLD);
     let completed = realm.gets_to(&id, CredentialRotationState::Completed).await;
     assert_eq!(completed.proof(), CredentialProof::Dead);
     assert_eq!(realm.values().await, [some(NEW), None, None]);
     assert_eq!(
         realm.alerts().await,
-        ["CREDENTIAL_OLD_VALUE_ALIVE"],
+        [
+            "CREDENTIAL_PROMOTED",
+            "CREDENTIAL_OLD_VALUE_ALIVE",
+            "CREDENTIAL_ROTATED"
+        ],
         "once, however often it was looked at"
     );
+    // What was said of the old value ends with it; the notices end by themselves.
+    let standing = "SELECT kind FROM alerts WHERE kind LIKE 'CREDENTIAL%' AND ends_at IS NULL";
+    assert_eq!(realm.d.rows(standing).await, [[""; 0]; 0]);
     let by = "SELECT actor FROM audit_events WHERE action = 'CompleteCredentialRotation'";
     assert_eq!(realm.d.rows(by).await.len(), 1, "a look leaves no row");
     realm.end().await;
