@@ -58,7 +58,7 @@ async fn rotated(daemon: &Daemon, keys: &[String], times: usize) {
 
 async fn lease(daemon: &Daemon) -> (String, String) {
     let rows = daemon
-        .rows("SELECT holder, CAST(fence AS TEXT) FROM leases")
+        .rows("SELECT holder, CAST(fence AS TEXT) FROM leases WHERE name = 'scheduler'")
         .await;
     let [row] = &rows[..] else { panic!("{rows:?}") };
     (row[0].clone(), row[1].clone())
