@@ -9,7 +9,11 @@ use super::{
 use crate::daemon::{Engine, reason};
 
 impl Realm {
-    async fn approve_as(&self, actor: &str, id: &str) -> Result<CredentialRotation, Status> {
+    pub(super) async fn approve_as(
+        &self,
+        actor: &str,
+        id: &str,
+    ) -> Result<CredentialRotation, Status> {
         let request = ApproveCredentialRotationRequest {
             rotation_id: id.into(),
         };
@@ -19,7 +23,11 @@ impl Realm {
         Ok(approved.into_inner().rotation.expect("a rotation"))
     }
 
-    async fn promote_as(&self, actor: &str, id: &str) -> Result<CredentialRotation, Status> {
+    pub(super) async fn promote_as(
+        &self,
+        actor: &str,
+        id: &str,
+    ) -> Result<CredentialRotation, Status> {
         let request = PromoteCredentialRequest {
             rotation_id: id.into(),
             without_probe: false,

@@ -153,12 +153,22 @@ async fn realm_for(
     tenants: &str,
     hold: u32,
 ) -> (Realm, Minter, std::path::PathBuf) {
+    realm_with(engine, tenants, hold, "").await
+}
+
+/// As `realm_for`, with more lines in section `[vault.rotation]`.
+async fn realm_with(
+    engine: Engine,
+    tenants: &str,
+    hold: u32,
+    lines: &str,
+) -> (Realm, Minter, std::path::PathBuf) {
     let provider = Provider::new().await;
     let minter = Minter::new(Arc::clone(&provider.live)).await;
     let file = std::env::temp_dir().join(format!("claviger-{}", uuid::Uuid::now_v7()));
     std::fs::write(&file, format!("{KEY}\n")).expect("a file");
     let more = format!(
-        "hold_seconds = {hold}\n[vault.rotation.drivers.alpaca]\ntenants = [{tenants}]\n\
+        "hold_seconds = {hold}\n{lines}\n[vault.rotation.drivers.alpaca]\ntenants = [{tenants}]\n\
          webhook = \"http://127.0.0.1:{}\"\nsecret_file = \"{}\"",
         minter.port,
         file.display()
@@ -427,6 +437,36 @@ async fn nothing_that_was_minted_is_left_alive_on_sqlite() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_was_minted_is_left_alive_on_postgresql() {
     nothing_that_was_minted_is_left_alive(Engine::Postgres).await;
+}
+
+// R-CRED-7, R-LIFE-7: the daemon stages what a driver minted, and so it is not the daemon that promotes it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_people_bring_on_what_a_driver_minted_where_three_are_needed() {
+    let three = "three_roles = [{ tenant = \"acme\" }]";
+    let (realm, minter, file) = realm_with(Engine::Sqlite, "\"acme\"", 0, three).await;
+    let set = realm.set_driver("webhook").await;
+    set.expect("SetCredentialRotation");
+    realm.falls_due().await;
+    let id = realm.begun().await;
+    let staged = realm.gets_to(&id, CredentialRotationState::Staged).await;
+    assert_eq!(staged.attention, "WAITS_FOR_APPROVAL");
+    let early = realm.promote_as("deployer", &id).await;
+    assert_eq!(why(early), "CREDENTIAL_ROTATION_STATE");
+    realm.approve_as("approver", &id).await.expect("approved");
+    // Nobody looks at it until a third one does.
+    let waits = "SELECT state FROM credential_rotations WHERE check_at IS NULL";
+    assert_eq!(realm.d.rows(waits).await, [["STAGED"]]);
+    assert_eq!(realm.values().await, [some(OLD), some(NEW), None]);
+    assert_eq!(
+        why(realm.promote_as("approver", &id).await),
+        "SEPARATION_OF_DUTIES"
+    );
+    realm.promote_as("deployer", &id).await.expect("promoted");
+    realm.gets_to(&id, CredentialRotationState::Completed).await;
+    assert_eq!(realm.values().await, [some(NEW), None, None]);
+    assert_eq!(minter.asked().len(), 3, "mint, mint again, revoke");
+    realm.end().await;
+    std::fs::remove_file(file).expect("removed");
 }
 
 // R-OPS-5, R-CRED-7: what was minted for a tenant that is no more is revoked, too.
