@@ -5,7 +5,7 @@ CARGO ?= cargo
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint bench timing clean
+.PHONY: help run test lint bench soak timing clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1	/p' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ lint: ## Formatting and clippy only
 bench: ## Measure calls per second, optimised, client included
 	@scripts/install-run-deps
 	@scripts/bench $(ARGS)
+
+soak: ## Three replicas under load while everything fails in turn, for ten minutes
+	@scripts/install-test-deps
+	CLAVIGER_SOAK_SECONDS=600 $(CARGO) test --locked --test it -- --nocapture three_replicas
 
 timing: ## Look for what the time of a refusal tells about an API key; some minutes
 	@scripts/install-run-deps

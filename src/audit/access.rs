@@ -12,7 +12,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{CheckpointConfig, Outcome, Record, chain};
+use super::{CheckpointConfig, Outcome, Record, RetentionConfig, chain};
 use crate::{
     error::{Error, Reason, Result},
     store::{Db, Head, StoreError},
@@ -28,6 +28,8 @@ pub struct AccessConfig {
     pub replica: String,
     /// Where the ends of the chains are written down; nowhere when left out.
     pub checkpoint: Option<CheckpointConfig>,
+    /// How long rows are kept; for ever when left out.
+    pub retention: RetentionConfig,
 }
 
 impl Default for AccessConfig {
@@ -42,6 +44,7 @@ impl Default for AccessConfig {
             access: AccessMode::Required,
             replica,
             checkpoint: None,
+            retention: RetentionConfig::default(),
         }
     }
 }

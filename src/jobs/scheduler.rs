@@ -12,10 +12,10 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    Checkpoints, IdempotencyConfig, alerts, checkpoint_audit, complete_grace, destroy_due,
+    Checkpoints, IdempotencyConfig, Pruning, alerts, checkpoint_audit, complete_grace, destroy_due,
     destroy_tenants, expire_api_keys, expire_requests, keep_standby,
     leader::{Leader, SCHEDULER},
-    overdue, prune, reconcile, rewrap_credentials, rewrap_data_keys,
+    overdue, prune, prune_audit, reconcile, rewrap_credentials, rewrap_data_keys,
     rewrap_data_keys::Rewrapping,
     rotate_credentials, rotate_due,
     round::Patience,
@@ -44,7 +44,7 @@ use crate::{
 pub struct SchedulerConfig {
     /// Time between two looks at what is due, in milliseconds. Default 1000.
     pub interval_ms: u64,
-    /// How long a term lasts that is not renewed, in seconds. A replica that dies is replaced within it. Default 15.
+    /// How long a term lasts that is not renewed, in seconds. A replica that dies is replaced within it. Default 8.
     pub lease_seconds: u64,
 }
 
@@ -52,7 +52,7 @@ impl Default for SchedulerConfig {
     fn default() -> Self {
         Self {
             interval_ms: 1000,
-            lease_seconds: 15,
+            lease_seconds: 8,
         }
     }
 }
@@ -106,6 +106,8 @@ pub struct Work {
     pub egress: Arc<Egress>,
     /// Writes checkpoints of the audit log, where that is configured.
     pub checkpoints: Option<Checkpoints>,
+    /// Prunes the audit log, where that is configured.
+    pub pruning: Option<Pruning>,
     /// The vault.
     pub vault: Arc<Vault>,
     /// Usage and limits.
@@ -193,6 +195,9 @@ fn jobs() -> Vec<Job> {
         }),
         job("prune", Duration::from_secs(60), |work, term| {
             Box::pin(prune::run(work, term))
+        }),
+        job("prune_audit", at_every_look, |work, term| {
+            Box::pin(prune_audit::run(work, term))
         }),
         job(
             "rewrap_credentials",

@@ -19,21 +19,27 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MISSING: &str = "PostgreSQL's server binaries are not installed: `apt-get install postgresql` (Debian, Ubuntu), \
      `dnf install postgresql-server` (Fedora), `brew install postgresql` (macOS)";
 
-/// Runs the server in $1 with data in $2 until standard input ends; then nothing is left of either.
+/// Runs the server in $1 with data in $2 until standard input ends; then nothing is left of either. Each line on it ends the
+/// server as a crash would, and starts it again.
 const HOLD: &str = r#"
-"$1" -D "$2/data" -k "$2" -c listen_addresses= >"$2/log" 2>&1 &
-server=$!
-cat >/dev/null
-kill -QUIT "$server"
-wait "$server"
+while :; do
+  "$1" -D "$2/data" -k "$2" -c listen_addresses= >>"$2/log" 2>&1 &
+  server=$!
+  read -r line
+  more=$?
+  kill -QUIT "$server"
+  wait "$server"
+  [ "$more" -eq 0 ] || break
+done
 rm -rf "$2"
 "#;
 
-struct Cluster {
+/// A server with its databases.
+pub struct Cluster {
     dir: PathBuf,
     password: String,
     /// Never waited for: it outlives this process by a moment. Its standard input must stay open till then.
-    _holder: Child,
+    holder: Child,
 }
 
 static CLUSTER: OnceLock<Cluster> = OnceLock::new();
@@ -42,15 +48,52 @@ static CLUSTER: OnceLock<Cluster> = OnceLock::new();
 pub async fn database() -> String {
     let cluster = tokio::task::spawn_blocking(|| CLUSTER.get_or_init(Cluster::start));
     let cluster = cluster.await.expect("a cluster");
-    let name = format!("claviger_{}", uuid::Uuid::now_v7().simple());
-    let mut connection = cluster.connect().await;
-    let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-    connection.execute(create).await.expect("a database");
-    connection.close().await.expect("closed");
-    cluster.url(&name)
+    cluster.database().await
+}
+
+/// A server of one's own, that can be restarted.
+pub async fn own() -> Cluster {
+    let cluster = tokio::task::spawn_blocking(Cluster::start);
+    cluster.await.expect("a cluster")
 }
 
 impl Cluster {
+    /// URL of a new, empty database.
+    pub async fn database(&self) -> String {
+        let name = format!("claviger_{}", uuid::Uuid::now_v7().simple());
+        let mut connection = self.connect().await;
+        let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
+        connection.execute(create).await.expect("a database");
+        connection.close().await.expect("closed");
+        self.url(&name)
+    }
+
+    /// Ends the server as a crash would, and starts it again; returns when it answers.
+    pub async fn restart(&mut self) {
+        let began =
+            "SELECT CAST(EXTRACT(EPOCH FROM pg_postmaster_start_time()) * 1000000 AS BIGINT)";
+        let mut connection = self.connect().await;
+        let before: i64 = sqlx::query_scalar(began)
+            .fetch_one(&mut connection)
+            .await
+            .expect("a time");
+        let input = self.holder.stdin.as_mut().expect("an open input");
+        std::io::Write::write_all(input, b"restart\n").expect("it reads");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Ok(mut connection) = PgConnection::connect(&self.url("postgres")).await
+                && let Ok(now) = sqlx::query_scalar::<_, i64>(began)
+                    .fetch_one(&mut connection)
+                    .await
+                && now > before
+            {
+                return;
+            }
+            assert!(Instant::now() < until, "PostgreSQL does not come back");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     fn start() -> Self {
         let bin = binaries();
         let owner = unprivileged();
@@ -104,7 +147,7 @@ impl Cluster {
         Self {
             dir,
             password,
-            _holder: holder,
+            holder,
         }
     }
 

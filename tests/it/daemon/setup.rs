@@ -64,6 +64,7 @@ pub struct Setup {
     edits: Vec<Box<dyn FnOnce(String) -> String + Send>>,
     env: Vec<(String, String)>,
     turns: u32,
+    url: Option<String>,
 }
 
 impl Setup {
@@ -73,7 +74,15 @@ impl Setup {
             edits: Vec::new(),
             env: Vec::new(),
             turns: 1,
+            url: None,
         }
+    }
+
+    /// On this PostgreSQL database.
+    #[must_use]
+    pub fn on(mut self, url: String) -> Self {
+        self.url = Some(url);
+        self
     }
 
     /// Leaves room for a second daemon (`Daemon::second`).
@@ -81,6 +90,13 @@ impl Setup {
     pub const fn for_two(mut self) -> Self {
         self.turns = 2;
         self
+    }
+
+    /// By way of another URL of the same database.
+    #[must_use]
+    pub fn by_way_of(self, url: &str) -> Self {
+        let line = format!("url = {}", serde_json::Value::from(url));
+        self.edit(move |text| text.replace(&url_line(&text), &line))
     }
 
     /// Replaces a piece of the configuration, which must be there.
@@ -137,6 +153,7 @@ impl Setup {
             fs::create_dir_all(dir.join(name)).expect("a directory");
         }
         let url = match self.engine {
+            _ if self.url.is_some() => self.url.unwrap_or_default(),
             Engine::Sqlite => format!("sqlite://{}", dir.join("claviger.db").display()),
             Engine::Postgres => postgres::database().await,
         };
@@ -177,6 +194,11 @@ impl Daemon {
     /// A second daemon on the same token and database, with the same people: replica `two`. `url` is where it finds the
     /// database, when that is another way than the first one's. It is stopped before the first.
     pub async fn second(&self, url: Option<&str>) -> Self {
+        self.beside("two", url).await
+    }
+
+    /// As `second`, under another name.
+    pub async fn beside(&self, replica: &str, url: Option<&str>) -> Self {
         let dir = std::env::temp_dir().join(format!("claviger-e2e-{}", uuid::Uuid::now_v7()));
         fs::create_dir_all(&dir).expect("a directory");
         fs::copy(self.path("softhsm2.conf"), dir.join("softhsm2.conf")).expect("softhsm2.conf");
@@ -184,8 +206,14 @@ impl Daemon {
         let mut text = fs::read_to_string(self.config_path()).expect("claviger.toml");
         for (from, to) in [
             (addresses(&self.dir), addresses(&dir)),
-            (r#"replica = "one""#.into(), r#"replica = "two""#.into()),
-            (self.url.clone(), url.unwrap_or(&self.url).to_owned()),
+            (
+                r#"replica = "one""#.into(),
+                format!("replica = \"{replica}\""),
+            ),
+            (url_line(&text), {
+                let url = url.unwrap_or(&self.url);
+                format!("url = {}", serde_json::Value::from(url))
+            }),
         ] {
             assert!(text.contains(&from), "claviger.toml has no {from:?}");
             text = text.replace(&from, &to);
@@ -230,6 +258,12 @@ impl Daemon {
         let migrate = ["migrate", "--config", &config];
         tokio::join!(token, self.cli_ok(&migrate));
     }
+}
+
+/// The line of the configuration that says where the database is.
+fn url_line(text: &str) -> String {
+    let line = text.lines().find(|line| line.starts_with("url = "));
+    line.expect("a URL").to_owned()
 }
 
 /// The PINs, in files and as a list.
