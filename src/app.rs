@@ -33,8 +33,8 @@ use crate::{
     incidents::Incidents,
     jobs::{
         Checkpoints, Feed, Patience, Pruning, Rewrapping, Sampler, Work, deliver_alerts,
-        flush_api_key_uses, flush_usage, flush_uses, run_scheduler, sample_data_keys,
-        sweep_data_keys, watch_backends,
+        flush_api_key_uses, flush_usage, flush_uses, run_credential_rotations, run_scheduler,
+        sample_data_keys, sweep_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys, Reserved,
@@ -230,7 +230,7 @@ pub async fn run(
     let channels = Channels::new(&config.alerts, &egress).map_err(AppError::new)?;
     let alerts = Alerts::new(db.clone(), clock.clone(), config.alerts.clone(), channels);
     let alerts = Arc::new(alerts);
-    let work = Work {
+    let work = Arc::new(Work {
         gate: Arc::clone(&gate),
         db: db.clone(),
         clock: clock.clone(),
@@ -258,7 +258,7 @@ pub async fn run(
         vault: Arc::clone(&vault),
         usage: Arc::clone(&usage),
         alerts: Arc::clone(&alerts),
-    };
+    });
     let tokens = Arc::new(Tokens::new(
         db.clone(),
         Arc::clone(&keys),
@@ -420,6 +420,12 @@ pub async fn run(
         stopped(),
     )));
     tasks.spawn(done(feed.run(config.feed.clone(), stopped())));
+    tasks.spawn(done(run_credential_rotations(
+        Arc::clone(&work),
+        config.audit.replica.clone(),
+        config.scheduler.clone(),
+        stopped(),
+    )));
     tasks.spawn(done(run_scheduler(
         work,
         config.audit.replica.clone(),

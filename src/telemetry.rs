@@ -250,6 +250,10 @@ fn describe() {
         "claviger_scheduler_leader",
         "1 on the replica that does the scheduled work."
     );
+    describe_gauge!(
+        "claviger_credential_rotations_leader",
+        "1 on the replica that brings rotations of credentials on."
+    );
     describe_counter!(
         "claviger_job_runs_total",
         "Runs of scheduled jobs, by job and outcome."

@@ -16,11 +16,11 @@ use crate::{
     gate::not_found,
     model::{
         Action, Caller, CredentialId, CredentialRotation, CredentialRotationState, Resource,
-        RotationDriver, credential_rotation::Proof,
+        credential_rotation::{Attention, Proof},
     },
     vault::{
         CredentialRotationsOf, Demand, FullCredential, RollBack, SetRotation, StageCredential,
-        Staged, unknown_rotation,
+        Staged, Vault, unknown_rotation,
     },
 };
 
@@ -45,11 +45,11 @@ impl CredentialRotationApi {
         let request = StageCredential {
             fields: fields?,
             hold: convert::duration("hold", r.hold)?,
-            driver: RotationDriver::Manual,
         };
         let (resource, found) = self.0.vault.find(r.credential_id.parse()?).await?;
-        let answer = |staged: &Staged, receipt: &Receipt| proto::StageCredentialResponse {
-            rotation: Some(message(&staged.rotation)),
+        let shown = Arc::clone(&self.0.vault);
+        let answer = move |staged: &Staged, receipt: &Receipt| proto::StageCredentialResponse {
+            rotation: Some(message(&shown, &staged.rotation)),
             warnings: staged.warnings.clone(),
             receipt: convert::receipt(receipt),
         };
@@ -67,15 +67,36 @@ impl CredentialRotationApi {
     ) -> Result<proto::PromoteCredentialResponse> {
         let probe = Demand::unless(r.without_probe);
         let (resource, found) = self.0.vault.find_rotation(r.rotation_id.parse()?).await?;
-        let answer = |r: &CredentialRotation, receipt: &Receipt| proto::PromoteCredentialResponse {
-            rotation: Some(message(r)),
-            receipt: convert::receipt(receipt),
-        };
+        let shown = Arc::clone(&self.0.vault);
+        let answer =
+            move |r: &CredentialRotation, receipt: &Receipt| proto::PromoteCredentialResponse {
+                rotation: Some(message(&shown, r)),
+                receipt: convert::receipt(receipt),
+            };
         let vault = Arc::clone(&self.0.vault);
-        let act = async move |permit| vault.promote(permit, None, found, probe).await;
+        let act = async move |permit| vault.promote(permit, found, probe).await;
         let gate = &self.0.gate;
         gate.mutate(&caller, Action::PromoteCredential, resource, answer, act)
             .await
+    }
+
+    async fn approve(
+        &self,
+        caller: Caller,
+        r: proto::ApproveCredentialRotationRequest,
+    ) -> Result<proto::ApproveCredentialRotationResponse> {
+        let (resource, found) = self.0.vault.find_rotation(r.rotation_id.parse()?).await?;
+        let shown = Arc::clone(&self.0.vault);
+        let answer = move |r: &CredentialRotation, receipt: &Receipt| {
+            proto::ApproveCredentialRotationResponse {
+                rotation: Some(message(&shown, r)),
+                receipt: convert::receipt(receipt),
+            }
+        };
+        let vault = Arc::clone(&self.0.vault);
+        let act = async move |permit| vault.approve(permit, found).await;
+        let (gate, action) = (&self.0.gate, Action::ApproveCredentialRotation);
+        gate.mutate(&caller, action, resource, answer, act).await
     }
 
     async fn complete(
@@ -85,11 +106,13 @@ impl CredentialRotationApi {
     ) -> Result<proto::CompleteCredentialRotationResponse> {
         let proof = Demand::unless(r.without_proof);
         let (resource, found) = self.0.vault.find_rotation(r.rotation_id.parse()?).await?;
-        let answer =
-            |r: &CredentialRotation, receipt: &Receipt| proto::CompleteCredentialRotationResponse {
-                rotation: Some(message(r)),
+        let shown = Arc::clone(&self.0.vault);
+        let answer = move |r: &CredentialRotation, receipt: &Receipt| {
+            proto::CompleteCredentialRotationResponse {
+                rotation: Some(message(&shown, r)),
                 receipt: convert::receipt(receipt),
-            };
+            }
+        };
         let vault = Arc::clone(&self.0.vault);
         let act = async move |permit| vault.complete(permit, found, proof).await;
         let (gate, action) = (&self.0.gate, Action::CompleteCredentialRotation);
@@ -107,9 +130,10 @@ impl CredentialRotationApi {
         };
         let why = RollBack::Asked(why);
         let (resource, found) = self.0.vault.find_rotation(r.rotation_id.parse()?).await?;
+        let shown = Arc::clone(&self.0.vault);
         let answer =
-            |r: &CredentialRotation, receipt: &Receipt| proto::RollBackCredentialResponse {
-                rotation: Some(message(r)),
+            move |r: &CredentialRotation, receipt: &Receipt| proto::RollBackCredentialResponse {
+                rotation: Some(message(&shown, r)),
                 receipt: convert::receipt(receipt),
             };
         let vault = Arc::clone(&self.0.vault);
@@ -148,10 +172,11 @@ impl CredentialRotationApi {
         r: proto::GetCredentialRotationRequest,
     ) -> Result<proto::GetCredentialRotationResponse> {
         let (resource, found) = self.0.vault.find_rotation(r.rotation_id.parse()?).await?;
+        let vault = &self.0.vault;
         let act = async |_permit| {
             let found = found.ok_or_else(unknown_rotation)?;
             let answer = proto::GetCredentialRotationResponse {
-                rotation: Some(message(&found.rotation)),
+                rotation: Some(message(vault, &found.rotation)),
             };
             Ok((answer, String::new()))
         };
@@ -186,7 +211,7 @@ impl CredentialRotationApi {
             let page = vault.rotations(&permit, &of, &after, size).await?;
             let answer = proto::ListCredentialRotationsResponse {
                 next_page_token: convert::next_page(ROTATIONS, &page, size, |r| r.id.to_string()),
-                rotations: page.iter().map(message).collect(),
+                rotations: page.iter().map(|r| message(vault, r)).collect(),
             };
             Ok((answer, String::new()))
         };
@@ -227,7 +252,7 @@ fn hide_secret(message: &mut proto::StageCredentialRequest) {
     message.fields.iter_mut().for_each(|f| f.value.clear());
 }
 
-fn message(r: &CredentialRotation) -> proto::CredentialRotation {
+fn message(vault: &Vault, r: &CredentialRotation) -> proto::CredentialRotation {
     use proto::{CredentialProof as P, CredentialRotationState as S};
     let state = match r.state {
         CredentialRotationState::Minting => S::Minting,
@@ -256,6 +281,14 @@ fn message(r: &CredentialRotation) -> proto::CredentialRotation {
         hold_until_time: r.hold_until.and_then(convert::time),
         create_time: convert::time(r.created_at),
         update_time: convert::time(r.updated_at),
+        requester_id: r.requester.map_or_else(String::new, |id| id.to_string()),
+        needs_approval: r.needs_approval,
+        approver_id: r
+            .approval
+            .as_ref()
+            .map_or_else(String::new, |a| a.approver.to_string()),
+        approve_time: r.approval.as_ref().and_then(|a| convert::time(a.at)),
+        attention: vault.attention(r).map_or("", Attention::as_str).to_owned(),
     }
 }
 
@@ -278,6 +311,14 @@ impl CredentialRotationService for CredentialRotationApi {
     ) -> Answer<proto::PromoteCredentialResponse> {
         let act = async |caller, m| self.promote(caller, m).await;
         self.0.call(r, Action::PromoteCredential, act).await
+    }
+
+    async fn approve_credential_rotation(
+        &self,
+        r: Request<proto::ApproveCredentialRotationRequest>,
+    ) -> Answer<proto::ApproveCredentialRotationResponse> {
+        let act = async |caller, m| self.approve(caller, m).await;
+        self.0.call(r, Action::ApproveCredentialRotation, act).await
     }
 
     async fn complete_credential_rotation(

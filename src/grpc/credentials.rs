@@ -124,9 +124,9 @@ impl CredentialApi {
         r: proto::GetCredentialRequest,
     ) -> Result<proto::GetCredentialResponse> {
         let (resource, found) = self.0.vault.find(r.credential_id.parse()?).await?;
-        let unknown = not_found(&resource);
-        let act = async |_permit| {
-            let found = found.ok_or(unknown)?;
+        let vault = &self.0.vault;
+        let act = async |permit| {
+            let found = vault.show(&permit, found).await?;
             let answer = proto::GetCredentialResponse {
                 credential: Some(message(&found)),
             };

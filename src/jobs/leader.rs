@@ -1,4 +1,4 @@
-//! Which replica does the scheduled work (R-OPS-1): the holder of one lease row.
+//! Which replica does the scheduled work (R-OPS-1): the holder of one lease row for each kind of it.
 
 use std::time::Duration;
 
@@ -9,13 +9,33 @@ use crate::{
     store::{Db, StoreError, Term},
 };
 
-const LEASE: &str = "scheduler";
+/// What a replica may be the one for.
+#[derive(Clone, Copy, Debug)]
+pub struct Office {
+    /// Name of the lease.
+    pub lease: &'static str,
+    /// Gauge that is 1 on the replica that holds it.
+    pub gauge: &'static str,
+}
+
+/// Everything that depends on nobody else's time.
+pub const SCHEDULER: Office = Office {
+    lease: "scheduler",
+    gauge: "claviger_scheduler_leader",
+};
+/// Rotations of credentials, which wait for providers and drivers.
+pub const CREDENTIAL_ROTATIONS: Office = Office {
+    lease: "credential-rotations",
+    gauge: "claviger_credential_rotations_leader",
+};
+
 /// How far this daemon's clock may be from the database's. What is due is reckoned by the former, and a leader that is
 /// a week ahead would destroy what may still be called off.
 const MAX_DRIFT: Duration = Duration::from_secs(60);
 
 /// This daemon's wish to be the one.
 pub struct Leader {
+    office: Office,
     db: Db,
     clock: Clock,
     holder: String,
@@ -26,8 +46,9 @@ pub struct Leader {
 
 impl Leader {
     /// For the replica of this name; terms last `ttl` and are renewed by `term` when a third of that is over.
-    pub fn new(db: Db, clock: Clock, replica: &str, ttl: Duration) -> Self {
+    pub fn new(office: Office, db: Db, clock: Clock, replica: &str, ttl: Duration) -> Self {
         Self {
+            office,
             db,
             clock,
             // A daemon that was restarted is another holder: its predecessor's transactions must not pass for its own.
@@ -46,7 +67,10 @@ impl Leader {
         }
         let before = self.term.take();
         let now = Instant::now();
-        let mut term = self.db.take_lease(LEASE, &self.holder, self.ttl).await?;
+        let taking = self
+            .db
+            .take_lease(self.office.lease, &self.holder, self.ttl);
+        let mut term = taking.await?;
         if let Some(taken) = &term
             && self.drift(taken) > MAX_DRIFT
         {
@@ -58,11 +82,21 @@ impl Leader {
             term = None;
         }
         match (&before, &term) {
-            (None, Some(_)) => tracing::info!("this replica does the scheduled work now"),
-            (Some(_), None) => tracing::warn!("another replica does the scheduled work now"),
+            (None, Some(_)) => {
+                tracing::info!(
+                    lease = self.office.lease,
+                    "this replica does the scheduled work now"
+                );
+            }
+            (Some(_), None) => {
+                tracing::warn!(
+                    lease = self.office.lease,
+                    "another replica does the scheduled work now"
+                );
+            }
             _ => {}
         }
-        metrics::gauge!("claviger_scheduler_leader").set(f64::from(u8::from(term.is_some())));
+        metrics::gauge!(self.office.gauge).set(f64::from(u8::from(term.is_some())));
         self.term = term.clone().map(|term| (term, now));
         Ok(term)
     }

@@ -35,6 +35,7 @@ pub use probe::watch_backends;
 pub use prune::IdempotencyConfig;
 pub use prune_audit::Pruning;
 pub use rewrap_data_keys::Rewrapping;
+pub use rotate_credentials::run_credential_rotations;
 pub use round::Patience;
 pub use sample_data_keys::{Sampler, sample_data_keys};
 pub use scheduler::{SchedulerConfig, Work, run_scheduler};

@@ -13,9 +13,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
     Checkpoints, IdempotencyConfig, Pruning, alerts, checkpoint_audit, complete_grace, destroy_due,
-    destroy_tenants, expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue,
-    prune, prune_audit, reconcile, rewrap_credentials, rewrap_data_keys,
-    rewrap_data_keys::Rewrapping, rotate_credentials, rotate_due, round::Patience, switch_key,
+    destroy_tenants, expire_api_keys, expire_requests, keep_standby,
+    leader::{Leader, SCHEDULER},
+    overdue, prune, prune_audit, reconcile, rewrap_credentials, rewrap_data_keys,
+    rewrap_data_keys::Rewrapping,
+    rotate_credentials, rotate_due,
+    round::Patience,
+    switch_key,
 };
 use crate::{
     alerts::Alerts,
@@ -200,12 +204,6 @@ fn jobs() -> Vec<Job> {
             Duration::from_secs(2),
             |work, term| Box::pin(rewrap_credentials::run(work, term)),
         ),
-        job("begin_credential_rotations", at_every_look, |work, term| {
-            Box::pin(rotate_credentials::begin(work, term))
-        }),
-        job("rotate_credentials", at_every_look, |work, term| {
-            Box::pin(rotate_credentials::run(work, term))
-        }),
         job(
             "remind_credentials",
             Duration::from_secs(5),
@@ -220,14 +218,20 @@ fn jobs() -> Vec<Job> {
 
 /// Does scheduled work until `shutdown` ends.
 pub async fn run_scheduler(
-    work: Work,
+    work: Arc<Work>,
     replica: String,
     config: SchedulerConfig,
     shutdown: impl Future<Output = ()>,
 ) {
     let mut shutdown = std::pin::pin!(shutdown);
     let ttl = Duration::from_secs(config.lease_seconds);
-    let mut leader = Leader::new(work.db.clone(), work.clock.clone(), &replica, ttl);
+    let mut leader = Leader::new(
+        SCHEDULER,
+        work.db.clone(),
+        work.clock.clone(),
+        &replica,
+        ttl,
+    );
     let mut jobs = jobs();
     let mut tick = interval(Duration::from_millis(config.interval_ms));
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);

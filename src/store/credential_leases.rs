@@ -23,6 +23,10 @@ const INSERT: &str = "INSERT INTO credential_leases (id, credential_id, value_id
 const UPDATE: &str =
     "UPDATE credential_leases SET expires_at = $2, ended_at = $3, ended_how = $4 WHERE id = $1";
 const LOCK: &str = "UPDATE credential_leases SET expires_at = expires_at WHERE id = $1";
+const END_OF_CREDENTIAL: &str = "UPDATE credential_leases SET ended_at = $2, ended_how = 'REVOKED' \
+     WHERE credential_id = $1 AND ended_at IS NULL AND expires_at > $2";
+const END_OF_TENANT: &str = "UPDATE credential_leases SET ended_at = $2, ended_how = 'REVOKED' \
+     WHERE tenant = $1 AND ended_at IS NULL AND expires_at > $2";
 const PRUNE: &str = "DELETE FROM credential_leases WHERE expires_at <= $1";
 const BY_ID: &str = leases!("WHERE id = $1");
 const OF_CREDENTIAL: &str = leases!(
@@ -78,6 +82,25 @@ impl TryFrom<Row> for Lease {
 }
 
 impl Tx {
+    /// Ends what is held of a credential that goes.
+    pub async fn end_leases_of_credential(
+        &mut self,
+        credential: CredentialId,
+        now: Timestamp,
+    ) -> Result<()> {
+        let (credential, now) = (credential.to_string(), now.micros());
+        execute!(self, END_OF_CREDENTIAL, credential, now).map(|_| ())
+    }
+
+    /// Ends what is held of everything that a tenant has.
+    pub async fn end_leases_of_tenant(
+        &mut self,
+        tenant: &TenantName,
+        now: Timestamp,
+    ) -> Result<()> {
+        execute!(self, END_OF_TENANT, tenant.as_str(), now.micros()).map(|_| ())
+    }
+
     /// Adds a lease.
     pub async fn insert_lease(&mut self, lease: &Lease) -> Result<()> {
         execute!(

@@ -8,8 +8,8 @@ use super::{
     parse, unsigned,
 };
 use crate::model::{
-    CredentialId, CredentialRotation, CredentialRotationId, Probed, TenantName, Timestamp,
-    time::micros,
+    Approval, CredentialId, CredentialRotation, CredentialRotationId, CredentialValueId, Probed,
+    TenantName, Timestamp, time::micros,
 };
 
 /// Every reader gets the same columns.
@@ -18,29 +18,49 @@ macro_rules! rotations {
         concat!(
             "SELECT id, credential_id, tenant, state, driver, new_value, old_value, due_before, hold_for, hold_until, \
              check_at, new_probe_result, new_probe_detail, new_probed_at, old_probe_result, old_probe_detail, \
-             old_probed_at, why, created_at, updated_at FROM credential_rotations ",
+             old_probed_at, why, attempts, refusals, withdraw, requested_by, needs_approval, approved_by, approved_at, \
+             created_at, updated_at FROM credential_rotations ",
             $which
         )
     };
 }
 
 const INSERT: &str = "INSERT INTO credential_rotations (id, credential_id, tenant, state, driver, new_value, old_value, \
-     due_before, hold_for, check_at, created_at, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+     due_before, hold_for, check_at, created_at, updated_at, requested_by, needs_approval) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)";
 const UPDATE: &str = "UPDATE credential_rotations SET state = $2, hold_until = $3, check_at = $4, new_probe_result = $5, \
      new_probe_detail = $6, new_probed_at = $7, old_probe_result = $8, old_probe_detail = $9, old_probed_at = $10, \
-     why = $11, updated_at = $12 WHERE id = $1";
+     why = $11, updated_at = $12, attempts = $13, refusals = $14, withdraw = $15, approved_by = $16, approved_at = $17 \
+     WHERE id = $1";
 const LOCK: &str = "UPDATE credential_rotations SET state = state WHERE id = $1";
-const CLOSE: &str = "UPDATE credential_rotations SET state = 'ROLLED_BACK', check_at = NULL, why = $2, updated_at = $3 \
-     WHERE credential_id = $1 AND state IN ('MINTING', 'STAGED', 'HOLDING')";
+const CLAIM: &str = "UPDATE credential_rotations SET check_at = $3, attempts = attempts + 1 WHERE id = $1 AND check_at = $2";
+const OPEN: &str =
+    rotations!("WHERE credential_id = $1 AND state IN ('MINTING', 'STAGED', 'HOLDING')");
 const BY_ID: &str = rotations!("WHERE id = $1");
 const OF_CREDENTIAL: &str = rotations!("WHERE credential_id = $1 AND id > $2 ORDER BY id LIMIT $3");
 const OF_TENANT: &str = rotations!("WHERE tenant = $1 AND id > $2 ORDER BY id LIMIT $3");
-// What a tenant had whose keys are destroyed does not open any more.
+// One of each tenant, then a second one of each: nobody waits behind all of somebody else's.
 const TO_CHECK: &str = rotations!(
-    "WHERE check_at <= $1 \
-     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credential_rotations.tenant AND t.erased_at IS NOT NULL) \
-     ORDER BY check_at, id LIMIT $2"
+    "JOIN (SELECT id AS due, ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY check_at, id) AS turn \
+     FROM credential_rotations WHERE check_at <= $1) AS fair ON fair.due = id \
+     ORDER BY fair.turn, check_at, id LIMIT $2"
 );
+
+const MINTED: &str = "SELECT id FROM credential_rotations WHERE credential_id = $1 AND new_value = $2 AND driver <> 'manual'";
+/// What is said of a rotation that stands still.
+const END_ALERTS: &str = "UPDATE alerts SET ends_at = $2 WHERE entity_id = $1 AND state = 'FIRING' AND ends_at IS NULL \
+     AND kind IN ('CREDENTIAL_OLD_VALUE_ALIVE', 'CREDENTIAL_OLD_VALUE_UNKNOWN', 'CREDENTIAL_ROTATION_STUCK', \
+     'CREDENTIAL_ROTATION_WAITING', 'CREDENTIAL_REFUSED')";
+// A hold is as long as somebody wanted it; what comes after it is not.
+const STUCK: &str = rotations!(
+    "WHERE ((state IN ('MINTING', 'STAGED') AND updated_at <= $1) OR (state = 'HOLDING' AND hold_until <= $1)) \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credential_rotations.tenant AND t.erased_at IS NOT NULL) \
+     AND NOT EXISTS (SELECT 1 FROM alerts a WHERE a.window_key = \
+     'CREDENTIAL_ROTATION_STUCK/' || credential_rotations.id || '/' || credential_rotations.state) \
+     ORDER BY updated_at, id LIMIT $2"
+);
+const END_ALERT: &str =
+    "UPDATE alerts SET ends_at = $2 WHERE window_key = $1 AND state = 'FIRING' AND ends_at IS NULL";
 
 /// Which rotations to list.
 #[derive(Clone, Debug)]
@@ -71,6 +91,13 @@ struct Row {
     old_probe_detail: Option<String>,
     old_probed_at: Option<i64>,
     why: String,
+    attempts: i64,
+    refusals: i64,
+    withdraw: Option<String>,
+    requested_by: Option<String>,
+    needs_approval: bool,
+    approved_by: Option<String>,
+    approved_at: Option<i64>,
     created_at: i64,
     updated_at: i64,
 }
@@ -80,6 +107,14 @@ impl TryFrom<Row> for CredentialRotation {
 
     fn try_from(row: Row) -> Result<Self> {
         let hold_for = unsigned("hold_for", row.hold_for)?;
+        let approval = match (row.approved_by, row.approved_at) {
+            (Some(by), Some(at)) => Some(Approval {
+                approver: parse("approver", &by)?,
+                at: Timestamp::from_micros(at),
+            }),
+            _ => None,
+        };
+        let requester = row.requested_by.as_deref();
         Ok(Self {
             id: parse("rotation id", &row.id)?,
             credential: parse("credential id", &row.credential_id)?,
@@ -103,10 +138,21 @@ impl TryFrom<Row> for CredentialRotation {
                 row.old_probed_at,
             )?,
             why: row.why,
+            attempts: tries(row.attempts),
+            refusals: tries(row.refusals),
+            withdraw: row.withdraw,
+            requester: requester.map(|id| parse("requester", id)).transpose()?,
+            needs_approval: row.needs_approval,
+            approval,
             created_at: Timestamp::from_micros(row.created_at),
             updated_at: Timestamp::from_micros(row.updated_at),
         })
     }
+}
+
+/// A count that only ever orders pauses.
+fn tries(count: i64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
 }
 
 fn probe(
@@ -142,6 +188,8 @@ impl Tx {
             r.check_at.map(Timestamp::micros),
             r.created_at.micros(),
             r.updated_at.micros(),
+            r.requester.map(|id| id.to_string()),
+            r.needs_approval,
         )
         .map(|_| ())
     }
@@ -174,18 +222,49 @@ impl Tx {
             old.map(|p| p.at.micros()),
             &r.why,
             r.updated_at.micros(),
+            i64::from(r.attempts),
+            i64::from(r.refusals),
+            r.withdraw.as_deref(),
+            r.approval.as_ref().map(|a| a.approver.to_string()),
+            r.approval.as_ref().map(|a| a.at.micros()),
         )
         .map(|_| ())
     }
 
-    /// Ends what is under way of a credential that goes.
-    pub async fn close_credential_rotation(
+    /// Moves the next look at a rotation on, before it is looked at: whatever happens then, it is not the first in line for
+    /// ever. False when somebody else was faster.
+    pub async fn claim_credential_rotation(
         &mut self,
-        credential: CredentialId,
-        why: &str,
+        r: &CredentialRotation,
+        next: Timestamp,
+    ) -> Result<bool> {
+        let before = r.check_at.map(Timestamp::micros);
+        Ok(execute!(self, CLAIM, r.id.to_string(), before, next.micros())? == 1)
+    }
+
+    /// What an alert of this kind said of a rotation does not hold any more.
+    pub async fn end_credential_alert(
+        &mut self,
+        kind: &str,
+        id: CredentialRotationId,
         now: Timestamp,
     ) -> Result<()> {
-        execute!(self, CLOSE, credential.to_string(), why, now.micros()).map(|_| ())
+        let window = format!("{kind}/{id}");
+        execute!(self, END_ALERT, window, now.micros()).map(|_| ())
+    }
+
+    /// A rotation of this credential goes on, or it goes itself: what alerts say of it does not hold any more.
+    pub async fn end_credential_alerts(&mut self, id: CredentialId, now: Timestamp) -> Result<()> {
+        execute!(self, END_ALERTS, id.to_string(), now.micros()).map(|_| ())
+    }
+
+    /// What is under way of a credential that is locked.
+    pub async fn open_credential_rotation(
+        &mut self,
+        credential: CredentialId,
+    ) -> Result<Option<CredentialRotation>> {
+        let row = fetch_in!(self, Row, OPEN, credential.to_string())?;
+        row.map(CredentialRotation::try_from).transpose()
     }
 }
 
@@ -197,6 +276,27 @@ impl Db {
     ) -> Result<Option<CredentialRotation>> {
         let row = fetch_optional!(self, Row, BY_ID, id.to_string())?;
         row.map(CredentialRotation::try_from).transpose()
+    }
+
+    /// Up to `limit` rotations of which nothing has come since `since`, and that nobody was told of.
+    pub async fn stuck_credential_rotations(
+        &self,
+        since: Timestamp,
+        limit: i64,
+    ) -> Result<Vec<CredentialRotation>> {
+        let rows = fetch_all!(self, Row, STUCK, since.micros(), limit)?;
+        rows.into_iter().map(CredentialRotation::try_from).collect()
+    }
+
+    /// Was this value minted by a driver?
+    pub async fn is_minted(
+        &self,
+        credential: CredentialId,
+        value: CredentialValueId,
+    ) -> Result<bool> {
+        let (credential, value) = (credential.to_string(), value.to_string());
+        let row = fetch_optional!(self, (String,), MINTED, credential, value)?;
+        Ok(row.is_some())
     }
 
     /// Up to `limit` rotations after `after`, oldest first.
@@ -214,7 +314,8 @@ impl Db {
         rows.into_iter().map(CredentialRotation::try_from).collect()
     }
 
-    /// Up to `limit` rotations whose provider is to be asked by `now`, those that wait longest first.
+    /// Up to `limit` rotations whose driver or provider is to be asked by `now`: one of each tenant first, those that wait
+    /// longest.
     pub async fn credential_rotations_to_check(
         &self,
         now: Timestamp,

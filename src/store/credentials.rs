@@ -63,12 +63,21 @@ const UNTOLD: &str = heads!(
      WHERE a.window_key = $1 || '/' || credentials.id || '/' || CAST(rotation_due_at AS TEXT)) \
      ORDER BY rotation_due_at, id LIMIT $4"
 );
+// $3: a `|provider/driver/tenant|` for each that may be rotated so. One of each tenant, then a second one of each; what
+// was never tried comes first.
 const DUE_FOR_DRIVERS: &str = heads!(
-    "WHERE rotation_due_at <= $1 AND rotation_driver <> 'manual' \
-     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = credentials.tenant AND t.erased_at IS NOT NULL) \
-     AND NOT EXISTS (SELECT 1 FROM credential_rotations r WHERE r.credential_id = credentials.id \
-     AND (r.state IN ('MINTING', 'STAGED', 'HOLDING') OR r.created_at > $2)) ORDER BY rotation_due_at, id LIMIT $3"
+    "JOIN (SELECT id AS due, ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY rotation_next_try, rotation_due_at, id) AS turn \
+     FROM credentials c WHERE rotation_due_at <= $1 AND rotation_next_try <= $1 \
+     AND REPLACE($3, '|' || provider || '/' || rotation_driver || '/' || tenant || '|', '') <> $3 \
+     AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = c.tenant AND t.erased_at IS NOT NULL) \
+     AND NOT EXISTS (SELECT 1 FROM credential_rotations r WHERE r.credential_id = c.id \
+     AND (r.state IN ('MINTING', 'STAGED', 'HOLDING') OR r.created_at > $2))) AS fair ON fair.due = id \
+     ORDER BY fair.turn, rotation_next_try, rotation_due_at, id LIMIT $4"
 );
+const TRIES: &str = "SELECT rotation_tries FROM credentials WHERE id = $1";
+const CLAIM: &str = "UPDATE credentials SET rotation_next_try = $2, rotation_tries = rotation_tries + 1 WHERE id = $1";
+const BEGUN: &str =
+    "UPDATE credentials SET rotation_next_try = 0, rotation_tries = 0 WHERE id = $1";
 /// Counts of the credentials that the condition names.
 macro_rules! report {
     ($which:literal) => {
@@ -386,6 +395,11 @@ impl Tx {
         Ok(execute!(self, DELETE, &id, c.revision)? == 1)
     }
 
+    /// Nobody changes the credential or its values before this transaction ends.
+    pub async fn hold_credential(&mut self, id: CredentialId) -> Result<()> {
+        execute!(self, LOCK, id.to_string()).map(|_| ())
+    }
+
     /// The credential as it is now, with its values; nobody changes it before this transaction ends.
     pub async fn lock_credential(&mut self, id: CredentialId) -> Result<Option<FullCredential>> {
         execute!(self, LOCK, id.to_string())?;
@@ -455,6 +469,25 @@ impl Tx {
             &v.ciphertext,
         )?;
         Ok(rows == 1)
+    }
+
+    /// Moves the next try to begin a rotation on, before it is tried, by what `pause` says after so many tries in a row that
+    /// led to nothing.
+    pub async fn claim_credential(
+        &mut self,
+        id: CredentialId,
+        now: Timestamp,
+        pause: impl FnOnce(u32) -> Duration + Send,
+    ) -> Result<()> {
+        let tries = fetch_in!(self, (i64,), TRIES, id.to_string())?;
+        let tries = tries.map_or(0, |(tries,)| u32::try_from(tries).unwrap_or(u32::MAX));
+        let next = now.plus(pause(tries));
+        execute!(self, CLAIM, id.to_string(), next.micros()).map(|_| ())
+    }
+
+    /// The credential has got its rotation.
+    pub async fn note_rotation_begun(&mut self, id: CredentialId) -> Result<()> {
+        execute!(self, BEGUN, id.to_string()).map(|_| ())
     }
 
     /// Deletes the value with this label; false when there is none.
@@ -551,16 +584,17 @@ impl Db {
         listed(heads, values)
     }
 
-    /// Up to `limit` credentials that are due at `now` and have a driver, and no rotation that is under way or began after
-    /// `since`.
+    /// Up to `limit` credentials that are due at `now`, may be tried again, have one of these drivers (each a
+    /// `|provider/driver/tenant|`), and no rotation that is under way or began after `since`. One of each tenant first.
     pub async fn credentials_due_for_drivers(
         &self,
         now: Timestamp,
         since: Timestamp,
+        drivers: &str,
         limit: i64,
     ) -> Result<Vec<StoredCredential>> {
         let (now, since) = (now.micros(), since.micros());
-        let rows = fetch_all!(self, Row, DUE_FOR_DRIVERS, now, since, limit)?;
+        let rows = fetch_all!(self, Row, DUE_FOR_DRIVERS, now, since, drivers, limit)?;
         rows.into_iter().map(StoredCredential::try_from).collect()
     }
 

@@ -139,6 +139,7 @@ impl Tx {
     pub async fn begin_tenant_destruction(&mut self, d: &TenantDestruction) -> Result<bool> {
         let begun = d.begun_at.unwrap_or(d.requested_at);
         self.erase_tenant(&d.tenant, begun).await?;
+        self.end_leases_of_tenant(&d.tenant, begun).await?;
         self.update_tenant_destruction(d, TenantDestructionState::Scheduled)
             .await
     }

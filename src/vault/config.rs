@@ -8,7 +8,9 @@ use super::{
     Catalogue,
     rotation::{Driver, DriverConfig},
 };
-use crate::model::{KeyName, Provider, ProviderName};
+use crate::model::{
+    CredentialKey, KeyName, Provider, ProviderName, TenantName, credential_rotation::ErrorRule,
+};
 
 /// Section `[vault]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,8 +43,40 @@ pub struct CredentialRotationConfig {
     pub check_seconds: u64,
     /// How long before a credential is due people are told, in days: 0 to 365. Default 7.
     pub remind_days: u32,
+    /// After how many hours people are told of a rotation of which nothing comes, 1 to 720. Default 24.
+    pub stuck_hours: u32,
+    /// How many more of a hundred requests with a credential must fail after a promotion than before it for the old value to
+    /// come back: 1 to 100, or 0 for never. Default 20.
+    pub rollback_error_rise_percent: u32,
+    /// Of at least how many requests, before the promotion and after it: 1 to 1000000. Default 20.
+    pub rollback_min_requests: u32,
+    /// Which rotations need three people: one stages, another approves, a third promotes. Default none.
+    pub three_roles: Vec<ThreeRoles>,
     /// What mints new values, by provider. Default none: people bring them.
     pub drivers: BTreeMap<ProviderName, DriverConfig>,
+}
+
+/// An entry of `[vault.rotation] three_roles`: credentials of this provider and this tenant; of every one that is left out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ThreeRoles {
+    /// Provider.
+    #[serde(default)]
+    pub provider: Option<ProviderName>,
+    /// Tenant.
+    #[serde(default)]
+    pub tenant: Option<String>,
+}
+
+impl ThreeRoles {
+    /// Is it about this credential?
+    pub(super) fn covers(&self, key: &CredentialKey) -> bool {
+        let tenant = self.tenant.as_deref();
+        self.provider
+            .as_ref()
+            .is_none_or(|name| *name == key.provider)
+            && tenant.is_none_or(|name| name == key.tenant.as_str())
+    }
 }
 
 impl Default for CredentialRotationConfig {
@@ -51,6 +85,10 @@ impl Default for CredentialRotationConfig {
             hold_seconds: 24 * 60 * 60,
             check_seconds: 300,
             remind_days: 7,
+            stuck_hours: 24,
+            rollback_error_rise_percent: 20,
+            rollback_min_requests: 20,
+            three_roles: Vec::new(),
             drivers: BTreeMap::new(),
         }
     }
@@ -62,6 +100,7 @@ pub(super) struct Times {
     pub(super) hold: Duration,
     pub(super) check: Duration,
     pub(super) remind: Duration,
+    pub(super) stuck: Duration,
 }
 
 impl CredentialRotationConfig {
@@ -75,6 +114,19 @@ impl CredentialRotationConfig {
         }
         if self.remind_days > 365 {
             return Err("vault.rotation.remind_days must be at most 365".into());
+        }
+        if !(1..=720).contains(&self.stuck_hours) {
+            return Err("vault.rotation.stuck_hours must be 1 to 720".into());
+        }
+        if self.rollback_error_rise_percent > 100 {
+            return Err("vault.rotation.rollback_error_rise_percent must be at most 100".into());
+        }
+        if !(1..=1_000_000).contains(&self.rollback_min_requests) {
+            return Err("vault.rotation.rollback_min_requests must be 1 to 1000000".into());
+        }
+        for tenant in self.three_roles.iter().filter_map(|r| r.tenant.as_ref()) {
+            let tenant = tenant.parse::<TenantName>();
+            tenant.map_err(|e| format!("vault.rotation.three_roles: {}", e.message()))?;
         }
         for (provider, driver) in &self.drivers {
             let checked = driver.check();
@@ -98,6 +150,14 @@ impl CredentialRotationConfig {
             hold: Duration::from_secs(self.hold_seconds),
             check: Duration::from_secs(self.check_seconds),
             remind: days * self.remind_days,
+            stuck: Duration::from_secs(60 * 60) * self.stuck_hours,
+        }
+    }
+
+    pub(super) fn error_rule(&self) -> ErrorRule {
+        ErrorRule {
+            rise_percent: self.rollback_error_rise_percent,
+            min_requests: self.rollback_min_requests.into(),
         }
     }
 }

@@ -12,8 +12,8 @@ use crate::{
     error::{Error, Reason, Result},
     gate::{AdminPermit, Permit, Recorded, not_found},
     model::{
-        CredentialId, Entity, Lease, LeaseEnd, LeaseId, LeaseState, PrincipalId, Resource,
-        SecretFields, TenantName, ValueLabel,
+        CredentialId, CredentialValue, Entity, Lease, LeaseEnd, LeaseId, LeaseState, PrincipalId,
+        Resource, SecretFields, TenantName, ValueLabel,
     },
     store::{FullCredential, LeasesOf, Tx},
 };
@@ -33,7 +33,7 @@ impl Vault {
     /// The secret of the CURRENT value, once the row that says who holds it is written.
     ///
     /// Errors: CREDENTIAL_NOT_FOUND, also for a credential without a CURRENT value; INVALID_FIELD; CREDENTIAL_UNREADABLE,
-    /// CREDENTIAL_KEY_UNAVAILABLE, NO_USABLE_VERSION; CONFLICT when it was changed meanwhile.
+    /// CREDENTIAL_KEY_UNAVAILABLE, NO_USABLE_VERSION; TENANT_ERASED; CONFLICT when it was deleted meanwhile.
     pub async fn lease(
         &self,
         permit: AdminPermit,
@@ -43,20 +43,23 @@ impl Vault {
     ) -> Result<Recorded<Leased>> {
         let found = found.ok_or_else(|| not_found(permit.permit().resource()))?;
         let ttl = self.lease_ttl(ttl)?;
-        let value = found.value(ValueLabel::Current).ok_or_else(|| {
-            Error::new(
-                Reason::CredentialNotFound,
-                "the credential has no CURRENT value",
-            )
-        })?;
-        let fields = self.open(&found.head, value).await?;
+        let value = current(&found)?.id;
+        let mut fields = self.open(&found.head, current(&found)?).await?;
         let mut mutation = permit.begin().await?;
-        still_current(mutation.tx(), found.head.id, &found).await?;
-        let now = mutation.tx().now().await?;
+        let tx = mutation.tx();
+        tx.hold_tenant(&found.head.key.tenant).await?;
+        let locked = tx.lock_credential(found.head.id).await?;
+        let locked = locked.ok_or_else(conflict)?;
+        let value_now = current(&locked)?;
+        // A promotion was faster, and nobody is to notice it. Its key was opened a moment ago, so no device is asked now.
+        if value_now.id != value {
+            fields = self.open(&locked.head, value_now).await?;
+        }
+        let now = tx.now().await?;
         let lease = Lease {
             id: LeaseId::random(),
             credential: found.head.id,
-            value: value.id,
+            value: value_now.id,
             tenant: found.head.key.tenant.clone(),
             holder,
             created_at: now,
@@ -90,7 +93,7 @@ impl Vault {
     /// More time for one's own lease.
     ///
     /// Errors: LEASE_NOT_FOUND, also for somebody else's; LEASE_STATE when it is over, or its value is not CURRENT any more;
-    /// INVALID_FIELD.
+    /// INVALID_FIELD, TENANT_ERASED.
     pub async fn renew_lease(
         &self,
         permit: AdminPermit,
@@ -101,6 +104,7 @@ impl Vault {
         let lease = own(lease, holder)?;
         let ttl = self.lease_ttl(ttl)?;
         let mut mutation = permit.begin().await?;
+        mutation.tx().hold_tenant(&lease.tenant).await?;
         let credential = mutation.tx().lock_credential(lease.credential).await?;
         let mut lease = held(mutation.tx(), &lease).await?;
         let current = credential
@@ -168,14 +172,13 @@ impl Vault {
     }
 }
 
-/// Locks the credential. Errors: CONFLICT when its CURRENT value is not the one that was opened.
-async fn still_current(tx: &mut Tx, id: CredentialId, opened: &FullCredential) -> Result<()> {
-    let id_of = |found: &FullCredential| found.value(ValueLabel::Current).map(|value| value.id);
-    let now = tx.lock_credential(id).await?;
-    match now.as_ref().and_then(id_of) == id_of(opened) {
-        true => Ok(()),
-        false => Err(conflict()),
-    }
+fn current(found: &FullCredential) -> Result<&CredentialValue> {
+    found.value(ValueLabel::Current).ok_or_else(|| {
+        Error::new(
+            Reason::CredentialNotFound,
+            "the credential has no CURRENT value",
+        )
+    })
 }
 
 async fn end(

@@ -21,14 +21,14 @@ mod watch;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 pub use catalogue::{Catalogue, Warnings};
-pub use config::{CredentialRotationConfig, VaultConfig};
+pub use config::{CredentialRotationConfig, ThreeRoles, VaultConfig};
 pub use import::{ImportItem, ImportOutcome, ImportRequest, ImportResult, Imported, ItemOwner};
 pub use leases::Leased;
 pub use put::{Put, PutCredential};
 pub use reveal::Revealed;
 pub use rotation::{
-    Demand, DriverConfig, FoundRotation, Look, Reminder, RollBack, SetRotation, StageCredential,
-    Staged, unknown_rotation,
+    Demand, DriverConfig, FoundRotation, Look, OfPending, Reminder, RollBack, SetRotation,
+    StageCredential, Staged, Withdrawal, unknown_rotation,
 };
 pub use validate::Validated;
 pub use watch::{Seen, Watch};
@@ -47,7 +47,7 @@ use crate::{
     keys::Keys,
     model::{
         Action, Caller, CredentialId, CredentialKey, Entity, KeyName, Principal, ProviderName,
-        Resource, TenantName, Timestamp,
+        Resource, TenantName, Timestamp, credential_rotation::ErrorRule,
     },
     store::Db,
 };
@@ -64,6 +64,8 @@ pub struct Vault {
     max_lease: Duration,
     news: watch::News,
     rotation: config::Times,
+    errors: ErrorRule,
+    three_roles: Vec<ThreeRoles>,
     drivers: BTreeMap<ProviderName, rotation::Driver>,
     catalogue: Catalogue,
 }
@@ -87,6 +89,8 @@ impl Vault {
             max_lease: Duration::from_secs(config.max_lease_seconds),
             news: watch::News::default(),
             rotation: config.rotation.times(),
+            errors: config.rotation.error_rule(),
+            three_roles: config.rotation.three_roles.clone(),
             drivers: config.rotation.drivers()?,
             catalogue: config.catalogue()?,
         })
@@ -145,7 +149,25 @@ impl Vault {
         after: &str,
         limit: i64,
     ) -> Result<Vec<ListedCredential>> {
-        Ok(self.db.credentials(filter, after, limit).await?)
+        if let CredentialsOf::Tenant(tenant) = &filter.of {
+            self.db.expect_unerased(tenant).await?;
+        }
+        let found = self.db.credentials(filter, after, limit).await?;
+        if let Some(one) = found.first() {
+            self.db.expect_unerased(&one.head.key.tenant).await?;
+        }
+        Ok(found)
+    }
+
+    /// One credential as it was found, for who may see it. Errors: CREDENTIAL_NOT_FOUND, TENANT_ERASED.
+    pub async fn show(
+        &self,
+        _permit: &Permit,
+        found: Option<FullCredential>,
+    ) -> Result<FullCredential> {
+        let found = found.ok_or_else(no_such_credential)?;
+        self.db.expect_unerased(&found.head.key.tenant).await?;
+        Ok(found)
     }
 
     /// What the gate decides about when a credential is to be deleted. A call that is made again finds none any more, and is
@@ -179,8 +201,12 @@ impl Vault {
         if !tx.delete_credential(&found.head).await? {
             return Err(conflict());
         }
-        tx.close_credential_rotation(id, "CREDENTIAL_DELETED", now)
-            .await?;
+        if let Some(open) = tx.open_credential_rotation(id).await? {
+            let ended = rotation::ended(open, &found.head, "CREDENTIAL_DELETED", now);
+            tx.update_credential_rotation(&ended).await?;
+        }
+        tx.end_credential_alerts(id, now).await?;
+        tx.end_leases_of_credential(id, now).await?;
         mutation.record((), details).await
     }
 }

@@ -22,7 +22,7 @@ impl Vault {
     /// The secret of a value, once its record is written with `reason`.
     ///
     /// Errors: CREDENTIAL_NOT_FOUND, also for a label that the credential has no value with; CREDENTIAL_UNREADABLE,
-    /// CREDENTIAL_KEY_UNAVAILABLE, NO_USABLE_VERSION; CONFLICT when it was changed meanwhile.
+    /// CREDENTIAL_KEY_UNAVAILABLE, NO_USABLE_VERSION; TENANT_ERASED; CONFLICT when it was changed meanwhile.
     pub async fn reveal(
         &self,
         permit: AdminPermit,
@@ -43,6 +43,7 @@ impl Vault {
         details["reason"] = reason.into();
         let id = value.id;
         let mut mutation = permit.begin().await?;
+        mutation.tx().hold_tenant(&found.head.key.tenant).await?;
         let now = mutation.tx().lock_credential(found.head.id).await?;
         let still = now.is_some_and(|now| now.value(label).is_some_and(|value| value.id == id));
         if !still {

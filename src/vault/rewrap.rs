@@ -61,9 +61,12 @@ impl Vault {
         if let Some(one) = moved.first() {
             hold(&mut mutation, one).await?;
         }
+        // The credentials before their values, as everybody does, and in one order.
+        moved.sort_by_key(|value| value.credential);
         let mut count = 0;
         for value in &moved {
             let tx = mutation.tx();
+            tx.hold_credential(value.credential).await?;
             count += usize::from(tx.reseal_credential_value(value, &outdated.kid).await?);
         }
         let details = json!({

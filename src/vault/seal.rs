@@ -60,12 +60,14 @@ impl Vault {
 
     /// The secret of a value. For whoever has a permit for the credential.
     ///
-    /// Errors: CREDENTIAL_UNREADABLE, CREDENTIAL_KEY_UNAVAILABLE, NO_USABLE_VERSION.
+    /// Errors: TENANT_ERASED, also while its keys are still being destroyed; CREDENTIAL_UNREADABLE,
+    /// CREDENTIAL_KEY_UNAVAILABLE, NO_USABLE_VERSION.
     pub(super) async fn open(
         &self,
         head: &StoredCredential,
         value: &CredentialValue,
     ) -> Result<SecretFields> {
+        self.db.expect_unerased(&head.key.tenant).await?;
         self.open_as(head, value, VersionState::decrypts).await
     }
 

@@ -1,8 +1,8 @@
 //! Alerts, from usage to the mailbox. R-USE-3, R-USE-4.
 
-mod channels;
-mod mail;
-mod receiver;
+pub mod channels;
+pub mod mail;
+pub mod receiver;
 mod rules;
 
 use std::collections::BTreeMap;

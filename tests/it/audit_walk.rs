@@ -151,6 +151,7 @@ pub fn people(method: &Method) -> (&'static str, Option<&'static str>) {
         | "CompleteCredentialRotation"
         | "RollBackCredential"
         | "SetCredentialRotation" => ("service", Some("issuer")),
+        "ApproveCredentialRotation" => ("approver", Some("issuer")),
         "GetCredentialRotation" | "ListCredentialRotations" | "ListDueCredentials" => {
             ("auditor", Some("issuer"))
         }

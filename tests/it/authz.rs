@@ -32,11 +32,12 @@ const EXPECTED: [(Role, &str); 9] = [
         "ApproveRotation RejectRotation ApproveRotationPolicy ApproveKekRotation RejectKekRotation ApproveKeyDestruction \
          CancelKeyDestruction ApproveTenantDestruction CancelTenantDestruction GetKey ListKeys GetKeyVersionUsage \
          GetRotation ListRotations ListKeyDestructions GetTenantDestruction ListTenantDestructions ListKeks \
-         GetKekRotation ListKekRotations GetIncident ListIncidents",
+         GetKekRotation ListKekRotations GetIncident ListIncidents ApproveCredentialRotation GetCredentialRotation \
+         ListCredentialRotations",
     ),
     (
         Role::KeyDeployer,
-        "DeployRotation DeployKekRotation GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations \
+        "PromoteCredential GetCredentialRotation ListCredentialRotations DeployRotation DeployKekRotation GetKey ListKeys GetKeyVersionUsage GetRotation ListRotations \
          ListKeyDestructions GetTenantDestruction ListTenantDestructions ListKeks GetKekRotation ListKekRotations \
          GetIncident ListIncidents",
     ),
@@ -65,7 +66,7 @@ const EXPECTED: [(Role, &str); 9] = [
     (
         Role::CredentialManager,
         "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential ImportCredentials \
-         GetCredentialReport ListProviders RevokeLease ListLeases StageCredential PromoteCredential \
+         GetCredentialReport ListProviders RevokeLease ListLeases StageCredential ApproveCredentialRotation PromoteCredential \
          CompleteCredentialRotation RollBackCredential SetCredentialRotation GetCredentialRotation \
          ListCredentialRotations ListDueCredentials",
     ),
@@ -110,7 +111,7 @@ const OWN_CREDENTIALS: &str = "PutCredential GetCredential RevealCredential List
      GetCredentialRotation ListCredentialRotations ListDueCredentials";
 /// What `can.manage_users` gives in the home tenant.
 const USERS_CREDENTIALS: &str = "PutCredential GetCredential ListCredentials DeleteCredential ValidateCredential \
-     ImportCredentials GetCredentialReport RevokeLease ListLeases StageCredential PromoteCredential \
+     ImportCredentials GetCredentialReport RevokeLease ListLeases StageCredential ApproveCredentialRotation PromoteCredential \
      CompleteCredentialRotation RollBackCredential SetCredentialRotation GetCredentialRotation \
          ListCredentialRotations ListDueCredentials";
 /// What `can.lease_credentials` gives in the home tenant.

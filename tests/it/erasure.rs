@@ -1078,3 +1078,122 @@ async fn uses_are_counted_on_sqlite() {
 async fn uses_are_counted_on_postgres() {
     uses_are_counted(Engine::Postgres).await;
 }
+
+/// Credentials of a tenant whose keys are destroyed.
+async fn the_vault_of_a_tenant_is_gone(engine: Engine) {
+    const SECRET: &str = "sk-aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3aB3";
+    const NEXT: &str = "sk-zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9zZ9";
+    let stage = Stage::new(engine).await;
+    let service = stage.daemon.actor("service");
+    let owner = stage.daemon.id_of("service").await;
+    let mut admin = stage.daemon.actor("admin").principals();
+    let change = UpdatePrincipalRequest {
+        principal_id: owner.clone(),
+        add_scopes: vec!["can.use_users".into(), "can.lease_credentials".into()],
+        ..Default::default()
+    };
+    admin
+        .update_principal(change)
+        .await
+        .expect("UpdatePrincipal");
+    let field = |secret: &str| CredentialField {
+        name: "api_key".into(),
+        value: secret.to_owned().into(),
+    };
+    let put = PutCredentialRequest {
+        owner_id: owner.clone(),
+        provider: "openai".into(),
+        environment: CredentialEnvironment::Production.into(),
+        fields: vec![field(SECRET)],
+        ..Default::default()
+    };
+    let stored = service.credentials().put_credential(put).await;
+    let stored = stored.expect("PutCredential").into_inner().credential;
+    let id = stored.expect("a credential").id;
+    let lease = async || {
+        let request = LeaseCredentialRequest {
+            credential_id: id.clone(),
+            ttl: None,
+        };
+        let leased = service.leases().lease_credential(request).await?;
+        Ok::<_, Status>(leased.into_inner().lease.expect("a lease"))
+    };
+    let reveal = async || {
+        let request = RevealCredentialRequest {
+            credential_id: id.clone(),
+            reason: "a test".into(),
+            ..Default::default()
+        };
+        let revealed = service.credentials().reveal_credential(request).await?;
+        Ok::<_, Status>(revealed.into_inner().fields)
+    };
+    let renew = async |lease: &Lease| {
+        let request = RenewLeaseRequest {
+            lease_id: lease.id.clone(),
+            ttl: None,
+        };
+        service.leases().renew_lease(request).await
+    };
+    let held = lease().await.expect("LeaseCredential");
+    let staging = StageCredentialRequest {
+        credential_id: id.clone(),
+        fields: vec![field(NEXT)],
+        hold: None,
+    };
+    let mut rotations = service.credential_rotations();
+    let staged = rotations.stage_credential(staging).await;
+    let staged = staged.expect("StageCredential").into_inner().rotation;
+
+    // Until it begins, all is as it was.
+    let destruction = stage.scheduled("acme").await;
+    assert_eq!(reveal().await.expect("RevealCredential").len(), 1);
+    renew(&held).await.expect("RenewLease");
+    stage.make_due(&destruction.id).await;
+    stage.destroyed(&destruction.id).await;
+
+    let erased = "TENANT_ERASED";
+    refused(reveal().await, STATE, erased);
+    refused(lease().await, STATE, erased);
+    let renewed = renew(&held).await;
+    assert_eq!(renewed.expect_err("over").code(), STATE);
+    let get = GetCredentialRequest {
+        credential_id: id.clone(),
+    };
+    refused(
+        service.credentials().get_credential(get).await,
+        STATE,
+        erased,
+    );
+    let list = ListCredentialsRequest {
+        owner_id: "me".into(),
+        ..Default::default()
+    };
+    refused(
+        service.credentials().list_credentials(list).await,
+        STATE,
+        erased,
+    );
+    let promote = PromoteCredentialRequest {
+        rotation_id: staged.expect("a rotation").id,
+        without_probe: true,
+    };
+    refused(rotations.promote_credential(promote).await, STATE, erased);
+    // Nothing is held, and no row is under a key that is left.
+    let held = "SELECT id FROM credential_leases WHERE ended_at IS NULL";
+    assert!(stage.rows(held).await.is_empty());
+    let left = "SELECT v.id FROM user_broker_credentials v JOIN key_versions k ON k.kid = v.kid \
+                WHERE v.tenant = 'acme' AND k.state <> 'DESTROYED'";
+    assert!(stage.rows(left).await.is_empty());
+    stage.daemon.stop().await;
+}
+
+// R-OPS-5, R-CRED-1: with the keys of a tenant goes what was sealed by them.
+#[tokio::test]
+async fn the_vault_of_a_tenant_is_gone_with_its_keys_on_sqlite() {
+    the_vault_of_a_tenant_is_gone(Engine::Sqlite).await;
+}
+
+#[tokio::test]
+async fn the_vault_of_a_tenant_is_gone_with_its_keys_on_postgres() {
+    the_vault_of_a_tenant_is_gone(Engine::Postgres).await;
+}

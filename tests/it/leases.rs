@@ -174,10 +174,22 @@ async fn who_holds_what(engine: Engine) {
     assert_eq!(realm.held().await, std::slice::from_ref(&lease.id));
 
     // Nobody else's: not that of another tenant, not of who manages it.
-    for actor in ["other", "officer"] {
-        assert!(realm.lease(actor).await.is_err(), "{actor}");
-        assert!(realm.renew(actor, &lease.id).await.is_err(), "{actor}");
-        assert!(realm.give_back(actor, &lease.id).await.is_err(), "{actor}");
+    for (actor, code, said) in [
+        ("other", Code::NotFound, "CREDENTIAL_NOT_FOUND"),
+        ("officer", Code::PermissionDenied, "PERMISSION_DENIED"),
+    ] {
+        for refused in [
+            realm.lease(actor).await.map(drop),
+            realm.renew(actor, &lease.id).await.map(drop),
+            realm.give_back(actor, &lease.id).await.map(drop),
+        ] {
+            let refused = refused.expect_err(actor);
+            assert_eq!(
+                (refused.code(), reason(&refused).as_str()),
+                (code, said),
+                "{actor}"
+            );
+        }
     }
     for seconds in [0, 59, 121, -1] {
         let refused = realm.lease_for("service", Some(seconds)).await;
@@ -205,7 +217,8 @@ async fn who_holds_what(engine: Engine) {
         "LEASE_STATE"
     );
     // A service ends its own leases and nobody's otherwise.
-    assert!(realm.revoke("service", &second.id).await.is_err());
+    let refused = realm.revoke("service", &second.id).await;
+    assert_eq!(why(refused), "PERMISSION_DENIED");
     let revoked = realm.revoke("officer", &second.id).await;
     assert_eq!(revoked.expect("RevokeLease").state(), LeaseState::Revoked);
     assert_eq!(why(realm.renew("service", &second.id).await), "LEASE_STATE");
@@ -355,9 +368,13 @@ async fn holders_on_another_replica_are_told_of_a_new_value() {
 async fn who_may_not_lease_may_not_watch_and_learns_nothing_more_when_that_changes() {
     let realm = Realm::new(Setup::new(Engine::Sqlite)).await;
     let ids = vec![realm.credential.clone()];
-    for actor in ["other", "officer", "stranger"] {
+    for (actor, said) in [
+        ("other", "CREDENTIAL_NOT_FOUND"),
+        ("officer", "PERMISSION_DENIED"),
+        ("stranger", "UNKNOWN_PRINCIPAL"),
+    ] {
         let refused = watch(&realm.daemon.actor(actor), ids.clone(), true).await;
-        assert!(refused.is_err(), "{actor}");
+        assert_eq!(why(refused), said, "{actor}");
     }
     let service = realm.daemon.actor("service");
     let unknown = "019a3f5b-2c11-7000-8000-000000000000".to_owned();
@@ -375,10 +392,51 @@ async fn who_may_not_lease_may_not_watch_and_learns_nothing_more_when_that_chang
     realm.entitle(false).await;
     realm.put(OTHER).await;
     let ended = told(&mut news).await.expect_err("the end of the watch");
-    assert!(
-        [Code::PermissionDenied, Code::NotFound].contains(&ended.code()),
-        "{ended}"
-    );
-    assert!(realm.lease("service").await.is_err());
+    assert_eq!(reason(&ended), "PERMISSION_DENIED", "{ended}");
+    assert_eq!(why(realm.lease("service").await), "PERMISSION_DENIED");
     realm.daemon.stop().await;
+}
+
+async fn leases_end_with_their_credential(engine: Engine) {
+    let realm = Realm::new(Setup::new(engine)).await;
+    let leased = realm.lease("service").await.expect("LeaseCredential");
+    let lease = leased.lease.expect("a lease").id;
+    assert_eq!(realm.held().await, std::slice::from_ref(&lease));
+    let delete = DeleteCredentialRequest {
+        credential_id: realm.credential.clone(),
+    };
+    let mut credentials = realm.daemon.actor("officer").credentials();
+    let deleted = credentials.delete_credential(delete).await;
+    deleted.expect("DeleteCredential");
+    let list = ListLeasesRequest {
+        tenant: "acme".into(),
+        ..ListLeasesRequest::default()
+    };
+    let listed = realm
+        .daemon
+        .actor("officer")
+        .leases()
+        .list_leases(list)
+        .await;
+    assert_eq!(listed.expect("ListLeases").into_inner().leases, []);
+    let row = format!("SELECT ended_how FROM credential_leases WHERE id = '{lease}'");
+    assert_eq!(realm.daemon.rows(&row).await, [["REVOKED"]]);
+    let gone = realm.renew("service", &lease).await.expect_err("gone");
+    assert_eq!(gone.code(), Code::NotFound);
+    assert_eq!(
+        realm.lease("service").await.expect_err("gone").code(),
+        Code::NotFound
+    );
+    realm.daemon.stop().await;
+}
+
+// R-CRED-1: what is held of a credential that is deleted is not held any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_end_with_their_credential_on_sqlite() {
+    leases_end_with_their_credential(Engine::Sqlite).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_end_with_their_credential_on_postgresql() {
+    leases_end_with_their_credential(Engine::Postgres).await;
 }

@@ -17,7 +17,7 @@ const PEOPLE: [&str; 9] = [
 /// One letter for each of PEOPLE: Yes, Denied, Hidden (as if it did not exist), Unauthenticated. The RPCs act on tenant
 /// acme, or on the whole installation.
 #[rustfmt::skip]
-const TABLE: [(&str, &str); 116] = [
+const TABLE: [(&str, &str); 117] = [
     //                           admin issuer approver deployer officer auditor service other stranger
     ("Sign",                    "D     D      D        D        D       D       Y       H     U"),
     ("Verify",                  "D     D      D        D        D       D       Y       H     U"),
@@ -128,12 +128,13 @@ const TABLE: [(&str, &str); 116] = [
     ("ListLeases",              "D     D      D        D        D       Y       Y       H     U"),
     ("WatchCredentials",        "D     D      D        D        D       Y       Y       H     U"),
     ("StageCredential",         "D     D      D        D        D       D       Y       H     U"),
-    ("PromoteCredential",       "D     D      D        D        D       D       Y       H     U"),
+    ("ApproveCredentialRotation", "D   D      Y        D        D       D       Y       H     U"),
+    ("PromoteCredential",       "D     D      D        Y        D       D       Y       H     U"),
     ("CompleteCredentialRotation", "D  D      D        D        D       D       Y       H     U"),
     ("RollBackCredential",      "D     D      D        D        D       D       Y       H     U"),
     ("SetCredentialRotation",   "D     D      D        D        D       D       Y       H     U"),
-    ("GetCredentialRotation",   "D     D      D        D        D       Y       Y       H     U"),
-    ("ListCredentialRotations", "D     D      D        D        D       Y       Y       H     U"),
+    ("GetCredentialRotation",   "D     D      Y        Y        D       Y       Y       H     U"),
+    ("ListCredentialRotations", "D     D      Y        Y        D       Y       Y       H     U"),
     ("ListDueCredentials",      "D     D      D        D        D       Y       Y       H     U"),
 ];
 

@@ -110,7 +110,8 @@ async fn with_proof_key(engine: Engine) -> Daemon {
     let file = daemon.path("checkpoints");
     daemon.edit_config(|text| {
         format!(
-            "{text}\n[audit.checkpoint]\nkey = \"proofs\"\nfile = \"{}\"\ninterval_seconds = 86400\n",
+            "{text}\n[audit.checkpoint]\nkey = \"proofs\"\nfile = \"{}\"\ninterval_seconds = 86400\n\
+             [vault.rotation]\nthree_roles = [{{ provider = \"oanda\" }}]\n",
             file.display()
         )
     });
@@ -255,6 +256,7 @@ impl World {
             "LeaseCredential" | "RenewLease" | "ReturnLease" | "RevokeLease" | "ListLeases"
             | "WatchCredentials" => self.lease_case(name).await,
             "StageCredential"
+            | "ApproveCredentialRotation"
             | "PromoteCredential"
             | "CompleteCredentialRotation"
             | "RollBackCredential"

@@ -1,12 +1,16 @@
 //! The vault, from outside: over REST as platform users see it, over gRPC, and from behind the daemon's back. R-CRED-1,
 //! R-CRED-2, R-CRED-4, R-CRED-6, R-CRED-8.
 
+mod approval;
 mod bad_input;
 mod broker;
 mod calls;
+mod care;
 mod commands;
 mod drivers;
 mod key;
+mod killed;
+mod llm_day;
 mod people;
 mod probes;
 mod rotation;

@@ -15,11 +15,11 @@ use super::{
     Whose, view,
 };
 use crate::grpc::proto::{
-    CompleteCredentialRotationRequest, CredentialProof, CredentialRotation,
-    CredentialRotationState, GetCredentialRotationRequest, ListCredentialRotationsRequest,
-    ListCredentialRotationsResponse, ListDueCredentialsRequest, ListDueCredentialsResponse,
-    PromoteCredentialRequest, RollBackCredentialRequest, SetCredentialRotationRequest,
-    StageCredentialRequest,
+    ApproveCredentialRotationRequest, CompleteCredentialRotationRequest, CredentialProof,
+    CredentialRotation, CredentialRotationState, GetCredentialRotationRequest,
+    ListCredentialRotationsRequest, ListCredentialRotationsResponse, ListDueCredentialsRequest,
+    ListDueCredentialsResponse, PromoteCredentialRequest, RollBackCredentialRequest,
+    SetCredentialRotationRequest, StageCredentialRequest,
 };
 
 /// Put another value in the place of one, step by step
@@ -29,6 +29,8 @@ pub enum Command {
     Stage(Stage),
     /// Ask the provider about the PENDING value, and make it CURRENT when it is taken
     Promote(Promote),
+    /// Agree to a promotion that needs three people
+    Approve(Named),
     /// Let the old value go when the provider refuses it
     Complete(Complete),
     /// Take the old value back
@@ -134,6 +136,15 @@ pub async fn run(command: Command, session: &Session) -> Result<Exit> {
     match command {
         Command::Stage(args) => stage(args, session).await?,
         Command::Promote(args) => return promote(args, session).await,
+        Command::Approve(Named { id }) => {
+            let request = ApproveCredentialRotationRequest { rotation_id: id };
+            let call = async |r| {
+                let mut client = session.credential_rotations();
+                client.approve_credential_rotation(r).await
+            };
+            let answer = session.mutate(request, call).await?;
+            session.show(&answer, |a| details(a.rotation.as_ref()))?;
+        }
         Command::Complete(args) => return complete(args, session).await,
         Command::RollBack(RollBack { id, reason }) => {
             let request = RollBackCredentialRequest {
@@ -273,6 +284,7 @@ fn table(rotations: &[CredentialRotation]) -> String {
             state(r),
             proof(r),
             r.why.clone(),
+            attention(r),
             output::when(&r.create_time),
             output::when(&r.hold_until_time),
         ]
@@ -284,6 +296,7 @@ fn table(rotations: &[CredentialRotation]) -> String {
             "STATE",
             "OLD VALUE",
             "WHY",
+            "LOOK AFTER",
             "STAGED",
             "HELD UNTIL",
         ],
@@ -298,6 +311,9 @@ fn details(rotation: Option<&CredentialRotation>) -> String {
         ("credential", r.credential_id.clone()),
         ("state", state(&r)),
         ("why", r.why.clone()),
+        ("look after", attention(&r)),
+        ("requested by", r.requester_id.clone()),
+        ("approved by", approver(&r)),
         ("new value", r.new_value_id.clone()),
         ("provider says", view::probe(r.new_probe.as_ref())),
         ("old value", r.old_value_id.clone()),
@@ -306,6 +322,18 @@ fn details(rotation: Option<&CredentialRotation>) -> String {
         ("staged", output::time(&r.create_time)),
         ("held until", output::time(&r.hold_until_time)),
     ])
+}
+
+fn attention(r: &CredentialRotation) -> String {
+    r.attention.to_ascii_lowercase().replace('_', " ")
+}
+
+fn approver(r: &CredentialRotation) -> String {
+    match (r.needs_approval, r.approver_id.as_str()) {
+        (false, _) => "not needed".to_owned(),
+        (true, "") => "nobody yet".to_owned(),
+        (true, id) => format!("{id}, {}", output::time(&r.approve_time)),
+    }
 }
 
 fn state(r: &CredentialRotation) -> String {

@@ -176,8 +176,9 @@ impl BrokerCredentials {
         let owner = owner(user, &caller)?;
         let (resource, found) = self.vault.find(credential_id(id)?).await?;
         let unknown = not_found(&resource);
-        let act = async |_permit| {
+        let act = async |permit| {
             let found = of_owner(found, owner).ok_or(unknown)?;
+            let found = self.vault.show(&permit, Some(found)).await?;
             let answer = json!({ "credential": shape::credential(&found) });
             Ok((answer, String::new()))
         };

@@ -2,14 +2,16 @@
 //!
 //! A look leaves no audit row unless it changes something: there are many of them.
 
-use super::{FoundRotation, step::alert, value_of};
+use std::time::Duration;
+
+use super::{FoundRotation, Rates, step::alert, value_of};
 use crate::{
     error::Result,
     model::{
-        CredentialRotation, ProbeResult, Probed, ValueLabel,
-        credential_rotation::{OfHeld, of_held},
+        CredentialRotation, ProbeResult, Probed, Timestamp, ValueLabel,
+        credential_rotation::{OfHeld, of_errors, of_held, pause_after},
     },
-    store::Term,
+    store::{FullCredential, Term},
     vault::Vault,
 };
 
@@ -21,6 +23,8 @@ pub struct Look {
     pub new: Option<Probed>,
     /// What it says of the old one; None where it was not asked.
     pub old: Option<Probed>,
+    /// How many more requests fail, where that is why the old value comes back.
+    pub errors: Option<Rates>,
 }
 
 impl Look {
@@ -30,18 +34,41 @@ impl Look {
         said.is_none_or(|said| said == ProbeResult::Valid)
     }
 
-    /// Nobody said anything in time.
+    /// The provider said this of a new value that is not CURRENT.
+    pub const fn of_new(new: Option<Probed>) -> Self {
+        Self {
+            next: OfHeld::Wait,
+            new,
+            old: None,
+            errors: None,
+        }
+    }
+
+    /// Nothing was asked.
     pub const fn nothing() -> Self {
         Self {
             next: OfHeld::Wait,
             new: None,
             old: None,
+            errors: None,
         }
     }
 }
 
 impl Vault {
-    /// Up to `limit` rotations to look at now.
+    /// Moves the next look at a rotation on, before it is looked at; false when somebody else has it.
+    ///
+    /// Errors: LEASE_LOST.
+    pub async fn claim_rotation(&self, term: &Term, rotation: &CredentialRotation) -> Result<bool> {
+        let next = self.clock.now().plus(pause_after(rotation.attempts));
+        let mut tx = self.db.begin().await?;
+        tx.hold(term).await?;
+        let is_ours = tx.claim_credential_rotation(rotation, next).await?;
+        tx.commit().await?;
+        Ok(is_ours)
+    }
+
+    /// Up to `limit` rotations to look at now, one of each tenant first.
     pub async fn rotations_to_check(&self, limit: i64) -> Result<Vec<CredentialRotation>> {
         let now = self.clock.now();
         Ok(self.db.credential_rotations_to_check(now, limit).await?)
@@ -63,15 +90,33 @@ impl Vault {
         let is_over = rotation.is_over(self.clock.now());
         let new_result = new.as_ref().map(|said| said.result);
         let is_refused = new_result == Some(ProbeResult::Invalid);
-        let old = match is_over || is_refused {
+        let errors = match new_result {
+            // Another value is CURRENT by now, or it is refused as it is.
+            None | Some(ProbeResult::Invalid) => None,
+            Some(_) => self.risen_errors(credential).await?,
+        };
+        let old = match is_over || is_refused || errors.is_some() {
             true => {
                 let value = value_of(credential, ValueLabel::Previous, rotation.old_value)?;
                 Some(self.ask_about(credential, value).await?.1)
             }
             false => None,
         };
-        let next = of_held(is_over, new_result, old.as_ref().map(|said| said.result));
-        Ok(Look { next, new, old })
+        let is_believed = rotation.is_refusal_believed(rotation.refusals_with(new_result));
+        let next = match is_refused && !is_believed {
+            true => OfHeld::Wait,
+            false => of_held(is_over, new_result, old.as_ref().map(|said| said.result)),
+        };
+        let next = match errors {
+            Some(_) => of_errors(next, old.as_ref().map(|said| said.result)),
+            None => next,
+        };
+        Ok(Look {
+            next,
+            new,
+            old,
+            errors,
+        })
     }
 
     /// Notes what a look found that changes nothing, and when the next one is. Who must revoke an old value is told, once.
@@ -87,7 +132,14 @@ impl Vault {
         let Some(mut rotation) = locked.filter(|r| r.state == found.rotation.state) else {
             return Ok(());
         };
-        let next = now.plus(self.rotation.check);
+        rotation.attempts = 0;
+        rotation.refusals = rotation.refusals_with(look.new.as_ref().map(|said| said.result));
+        // Asked soon again whether it is meant.
+        let pause = match rotation.refusals {
+            0 => self.rotation.check,
+            n => self.rotation.check.min(pause_after(n)),
+        };
+        let next = now.plus(pause);
         rotation.check_at = match rotation.hold_until {
             Some(until) if now < until => Some(next.min(until)),
             _ => Some(next),
@@ -95,14 +147,9 @@ impl Vault {
         rotation.new_probe = look.new.or(rotation.new_probe);
         rotation.old_probe = look.old.or(rotation.old_probe);
         tx.update_credential_rotation(&rotation).await?;
-        if look.next == OfHeld::Alive {
-            let key = &found.credential.head.key;
-            let text = format!(
-                "the old value of credential {key} of tenant {} still works; revoke it at the provider: the daemon \
-                 completes the rotation once it is refused, as does `claviger credential rotation complete {}`",
-                key.tenant, rotation.id
-            );
-            let alert = alert(&rotation, "CREDENTIAL_OLD_VALUE_ALIVE", text, now);
+        let is_alive = look.next == OfHeld::Alive;
+        if let Some((kind, text)) = trouble(&rotation, &found.credential, is_alive, now) {
+            let alert = alert(&rotation, kind, text, now);
             if tx.raise_alert(&alert).await? {
                 tracing::warn!(
                     kind = alert.kind,
@@ -113,5 +160,50 @@ impl Vault {
             }
         }
         Ok(tx.commit().await?)
+    }
+}
+
+/// How long after its time nobody says whether an old value is dead before people are told.
+const SILENCE: Duration = Duration::from_secs(10 * 60);
+
+/// What people are to be told about a rotation in its hold, besides that it goes on.
+fn trouble(
+    rotation: &CredentialRotation,
+    credential: &FullCredential,
+    is_alive: bool,
+    now: Timestamp,
+) -> Option<(&'static str, String)> {
+    let key = &credential.head.key;
+    let (what, id) = (
+        format!("credential {key} of tenant {}", key.tenant),
+        rotation.id,
+    );
+    let result = |probed: &Option<Probed>| probed.as_ref().map(|said| said.result);
+    let is_late = rotation
+        .hold_until
+        .is_some_and(|until| until.plus(SILENCE) <= now);
+    let (new, old) = (result(&rotation.new_probe), result(&rotation.old_probe));
+    match (new, old) {
+        _ if is_alive => Some((
+            "CREDENTIAL_OLD_VALUE_ALIVE",
+            format!(
+                "the old value of {what} still works; revoke it at the provider: the daemon completes the rotation once it \
+                 is refused, as does `claviger credential rotation complete {id}`"
+            ),
+        )),
+        (Some(ProbeResult::Invalid), Some(ProbeResult::Invalid)) => Some((
+            "CREDENTIAL_REFUSED",
+            format!(
+                "the provider refuses the new value of {what} and the old one; stage another one"
+            ),
+        )),
+        (_, Some(ProbeResult::Unexpected | ProbeResult::Unreachable)) if is_late => Some((
+            "CREDENTIAL_OLD_VALUE_UNKNOWN",
+            format!(
+                "the provider does not say whether the old value of {what} still works; `claviger credential rotation get \
+                 {id}` shows its answer"
+            ),
+        )),
+        _ => None,
     }
 }

@@ -4,22 +4,28 @@
 //! Providers are asked before the transaction that acts on what they say; it looks again whether everything is as it was.
 //! One order of locks: the version of the key, the tenant, the credential, its rotation, its values.
 
+mod approve;
 mod check;
 mod driver;
+mod errors;
 mod mint;
 mod remind;
 mod settle;
 mod stage;
 mod step;
+mod withdraw;
 
 use std::time::Duration;
 
 pub use check::Look;
 pub use driver::{Driver, DriverConfig};
+pub use errors::Rates;
 pub use mint::SetRotation;
 pub use remind::Reminder;
-pub use settle::RollBack;
+pub use settle::{OfPending, RollBack};
 pub use stage::{StageCredential, Staged};
+pub use withdraw::Withdrawal;
+pub(super) use withdraw::ended;
 
 use super::{Vault, invalid};
 use crate::{
@@ -27,7 +33,8 @@ use crate::{
     gate::Permit,
     model::{
         CredentialId, CredentialRotation, CredentialRotationId, CredentialRotationState,
-        CredentialValue, CredentialValueId, Entity, Resource, TenantName, ValueLabel,
+        CredentialValue, CredentialValueId, Entity, PrincipalId, Resource, RotationDriver,
+        StoredCredential, TenantName, Timestamp, ValueLabel, credential_rotation::Attention,
     },
     store::{CredentialRotationsOf, CredentialsOf, FullCredential, ListedCredential},
 };
@@ -96,6 +103,11 @@ impl Vault {
         Ok(self.db.credential_rotations(of, after, limit).await?)
     }
 
+    /// What somebody should look after about a rotation.
+    pub fn attention(&self, rotation: &CredentialRotation) -> Option<Attention> {
+        rotation.attention(self.clock.now(), self.rotation.stuck)
+    }
+
     /// Up to `limit` credentials after `after` that are to be rotated within this time.
     ///
     /// Errors: INVALID_FIELD.
@@ -113,6 +125,39 @@ impl Vault {
         }
         let until = self.clock.now().plus(within);
         Ok(self.db.due_credentials(of, until, after, limit).await?)
+    }
+}
+
+/// A rotation by hand that begins now, with these new and old values, and without a hold.
+fn begun(
+    head: &StoredCredential,
+    (new_value, old_value): (CredentialValueId, CredentialValueId),
+    requester: PrincipalId,
+    now: Timestamp,
+) -> CredentialRotation {
+    CredentialRotation {
+        id: CredentialRotationId::random(),
+        credential: head.id,
+        tenant: head.key.tenant.clone(),
+        state: CredentialRotationState::Staged,
+        driver: RotationDriver::Manual,
+        new_value,
+        old_value,
+        due_before: head.rotation_due_at,
+        hold_for: Duration::ZERO,
+        hold_until: None,
+        check_at: None,
+        attempts: 0,
+        refusals: 0,
+        withdraw: None,
+        requester: Some(requester),
+        needs_approval: false,
+        approval: None,
+        new_probe: None,
+        old_probe: None,
+        why: String::new(),
+        created_at: now,
+        updated_at: now,
     }
 }
 

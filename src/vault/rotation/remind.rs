@@ -1,8 +1,9 @@
 //! Reminders: people are told of credentials that are to be rotated soon, and of those that should have been.
 
+use super::step::alert;
 use crate::{
     error::Result,
-    model::{AlertId, StoredCredential, Timestamp},
+    model::{AlertId, CredentialRotation, StoredCredential, Timestamp},
     store::{Alert, Term},
     vault::Vault,
 };
@@ -29,6 +30,31 @@ impl Vault {
             reminders.extend(untold.map(|credential| Reminder { kind, credential }));
         }
         Ok(reminders)
+    }
+
+    /// Up to `limit` rotations of which nothing comes, and that nobody was told of.
+    pub async fn stuck(&self, limit: i64) -> Result<Vec<CredentialRotation>> {
+        let since = self.clock.now().minus(self.rotation.stuck);
+        Ok(self.db.stuck_credential_rotations(since, limit).await?)
+    }
+
+    /// Tells people, once for each state in which it stands still. Errors: LEASE_LOST.
+    pub async fn tell_stuck(&self, term: &Term, rotation: &CredentialRotation) -> Result<()> {
+        let kind = "CREDENTIAL_ROTATION_STUCK";
+        let (state, id) = (rotation.state.as_str(), rotation.id);
+        let text = format!(
+            "rotation {id} of credential {} of tenant {} stays {state}; `claviger credential rotation get {id}` says what \
+             the provider said",
+            rotation.credential, rotation.tenant
+        );
+        let mut alert = alert(rotation, kind, text, self.clock.now());
+        alert.window_key = format!("{}/{state}", alert.window_key);
+        let mut tx = self.db.begin().await?;
+        tx.hold(term).await?;
+        if tx.raise_alert(&alert).await? {
+            tracing::warn!(kind, entity_id = alert.entity_id, "{}", alert.text);
+        }
+        Ok(tx.commit().await?)
     }
 
     /// Tells people, once for each time that a credential is due. Errors: LEASE_LOST.

@@ -1,6 +1,6 @@
 //! The steps after staging: promotion, the end of the hold, and the way back.
 
-use super::{Demand, FoundRotation, state, step::Step, unknown_rotation, value_of};
+use super::{Demand, FoundRotation, Rates, state, step::Step, unknown_rotation, value_of};
 use crate::{
     error::Result,
     gate::{AdminPermit, Recorded},
@@ -15,11 +15,22 @@ use crate::{
 
 /// Code of a new value that its provider does not take.
 const REFUSED: &str = "NEW_VALUE_REFUSED";
+const NEW_REFUSED: &str =
+    ": the provider refuses the new one; the old one stays in use, and another new one is needed";
 
 /// Why a rotation is rolled back.
 pub enum RollBack {
     /// The provider refuses the new value, and takes the old one.
     Refused {
+        /// What it said of the new value.
+        new: Probed,
+        /// What it said of the old one.
+        old: Probed,
+    },
+    /// More requests fail since the promotion, and the provider takes the old value.
+    Errors {
+        /// How many.
+        rates: Rates,
         /// What it said of the new value.
         new: Probed,
         /// What it said of the old one.
@@ -33,6 +44,26 @@ pub enum RollBack {
     Asked(String),
 }
 
+/// What a provider said of a PENDING value.
+pub struct OfPending {
+    /// It looks as the catalogue says.
+    format_ok: bool,
+    /// None where it was not asked.
+    said: Option<Probed>,
+}
+
+impl OfPending {
+    /// What it said, when that leaves the rotation as it is; Err with all of it otherwise.
+    pub fn stays(self, rotation: &CredentialRotation) -> std::result::Result<Option<Probed>, Self> {
+        let result = self.said.as_ref().map(|said| said.result);
+        let refusals = rotation.refusals_with(result);
+        match of_staged(result, rotation.driver, refusals) {
+            OfStaged::Stay => Ok(self.said),
+            OfStaged::Promote | OfStaged::RollBack | OfStaged::Refuse => Err(self),
+        }
+    }
+}
+
 impl Vault {
     /// Asks the provider about the PENDING value unless that is waived, and does what follows: promotes it, drops it, or
     /// leaves it as it is.
@@ -42,48 +73,75 @@ impl Vault {
     pub async fn promote(
         &self,
         permit: AdminPermit,
-        term: Option<Term>,
         found: Option<FoundRotation>,
         probe: Demand,
     ) -> Result<Recorded<CredentialRotation>> {
+        let found = found.ok_or_else(unknown_rotation)?;
+        super::in_state(&found.rotation, CredentialRotationState::Staged)?;
+        found.rotation.may_promote(permit.caller().principal.id)?;
+        let asked = self.ask_pending(&found, probe).await?;
+        self.promote_asked(permit, None, found, asked).await
+    }
+
+    /// Asks the provider about the PENDING value, unless that is waived. Nothing is stored.
+    ///
+    /// Errors: as `promote`.
+    pub async fn ask_pending(&self, found: &FoundRotation, probe: Demand) -> Result<OfPending> {
         let FoundRotation {
             rotation,
             credential,
-        } = found.ok_or_else(unknown_rotation)?;
-        let staged = CredentialRotationState::Staged;
-        super::in_state(&rotation, staged)?;
-        let pending = value_of(&credential, ValueLabel::Pending, rotation.new_value)?;
+        } = found;
+        super::in_state(rotation, CredentialRotationState::Staged)?;
+        let pending = value_of(credential, ValueLabel::Pending, rotation.new_value)?;
         let (format_ok, said) = match probe {
-            Demand::Waived => (self.looks_right(&credential, pending).await?, None),
+            Demand::Waived => (self.looks_right(credential, pending).await?, None),
             Demand::Needed => {
-                let (format_ok, said) = self.ask_about(&credential, pending).await?;
+                let (format_ok, said) = self.ask_about(credential, pending).await?;
                 (format_ok, Some(said))
             }
         };
-        let next = of_staged(said.as_ref().map(|said| said.result));
-        if next == OfStaged::Refuse {
-            return Err(state(
-                "the catalogue knows no way to ask this provider about a value; try it yourself, and promote it \
-                 without_probe",
-            ));
-        }
-        let now = self.clock.now();
-        let mut step = Step::begin(permit, term.as_ref(), &rotation, staged, now).await?;
-        step.rotation.new_probe.clone_from(&said);
+        Ok(OfPending { format_ok, said })
+    }
+
+    /// Does what follows from what the provider said.
+    ///
+    /// Errors: as `promote`; LEASE_LOST.
+    pub async fn promote_asked(
+        &self,
+        permit: AdminPermit,
+        term: Option<Term>,
+        found: FoundRotation,
+        asked: OfPending,
+    ) -> Result<Recorded<CredentialRotation>> {
+        let OfPending { format_ok, said } = asked;
+        let (staged, now) = (CredentialRotationState::Staged, self.clock.now());
+        let who = permit.caller().principal.id;
+        let mut step = Step::begin(permit, term.as_ref(), &found.rotation, staged, now).await?;
+        step.rotation.may_promote(who)?;
+        let result = said.as_ref().map(|said| said.result);
+        let rotation = &mut step.rotation;
+        rotation.refusals = rotation.refusals_with(result);
+        rotation.new_probe.clone_from(&said);
         let check_at = now.plus(self.rotation.check);
-        match next {
+        match of_staged(result, rotation.driver, rotation.refusals) {
             OfStaged::Promote => {
+                step.rotation.refusals = 0;
                 step.promote(format_ok, said, check_at).await?;
             }
             OfStaged::RollBack => {
+                step.because = NEW_REFUSED;
                 step.drop_pending(REFUSED).await?;
-                let text = refused(&step.credential);
-                step.tell("CREDENTIAL_ROLLED_BACK", text).await?;
             }
             // Who began it asks again.
-            OfStaged::Stay | OfStaged::Refuse => {
-                let again = (rotation.driver != RotationDriver::Manual).then_some(check_at);
-                step.rotation.check_at = again;
+            OfStaged::Stay => {
+                let alone = rotation.driver != RotationDriver::Manual && !rotation.needs_approval;
+                rotation.check_at = alone.then_some(check_at);
+            }
+            OfStaged::Refuse => {
+                return Err(state(
+                    "the catalogue knows no way to ask this provider about a value; try it yourself, and promote it \
+                     without_probe",
+                ));
             }
         }
         step.done().await
@@ -179,16 +237,25 @@ impl Vault {
             }
             RollBack::Replaced => "VALUE_REPLACED",
             RollBack::NotMinted => {
-                let text = not_minted(&step.credential);
-                step.tell("CREDENTIAL_ROLLED_BACK", text).await?;
+                step.because = ": the driver gave no new value for a day";
                 "NOT_MINTED"
             }
             RollBack::Refused { new, old } => {
                 step.rotation.new_probe = Some(new);
                 step.rotation.old_probe = Some(old);
-                let text = refused(&step.credential);
-                step.tell("CREDENTIAL_ROLLED_BACK", text).await?;
+                step.because = NEW_REFUSED;
                 REFUSED
+            }
+            RollBack::Errors { rates, new, old } => {
+                step.rotation.new_probe = Some(new);
+                step.rotation.old_probe = Some(old);
+                step.because = ": more requests failed with the new one than before";
+                let Rates { before, after } = rates;
+                step.reason = Some(format!(
+                    "{} of {} requests failed, and {} of {} before the promotion",
+                    after.errors, after.requests, before.errors, before.requests
+                ));
+                "ERROR_RATE"
             }
         };
         match was {
@@ -225,19 +292,4 @@ impl Vault {
         let fields = self.open(&credential.head, value).await?;
         Ok(look_at(provider, &fields)?.is_empty())
     }
-}
-
-fn refused(credential: &FullCredential) -> String {
-    let (key, tenant) = (&credential.head.key, &credential.head.key.tenant);
-    format!(
-        "the provider refuses the new value of credential {key} of tenant {tenant}; the old value stays in use, and \
-         another new one is needed"
-    )
-}
-
-fn not_minted(credential: &FullCredential) -> String {
-    let (key, tenant) = (&credential.head.key, &credential.head.key.tenant);
-    format!(
-        "the driver gave no new value of credential {key} of tenant {tenant} for a day; the old value stays in use"
-    )
 }

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
-use super::{Demand, state};
+use super::{
+    Demand,
+    approve::{WAITING, waiting},
+    state,
+    step::alert,
+};
 use crate::{
     error::Result,
     gate::{AdminPermit, Recorded, not_found},
-    model::{
-        CredentialRotation, CredentialRotationId, CredentialRotationState, RotationDriver,
-        SecretFields, ValueLabel,
-    },
+    model::{CredentialRotation, SecretFields, ValueLabel},
     store::{FullCredential, StoreError},
     vault::{Vault, Warnings, conflict, details, invalid, put::hold},
 };
@@ -23,8 +25,6 @@ pub struct StageCredential {
     pub fields: SecretFields,
     /// How long the old value is held; None for what is configured.
     pub hold: Option<Duration>,
-    /// Where the secret comes from.
-    pub driver: RotationDriver,
 }
 
 /// What was staged.
@@ -70,23 +70,11 @@ impl Vault {
         let value = self
             .seal(place, provider, &request.fields, pending, now)
             .await?;
+        let requester = permit.caller().principal.id;
         let rotation = CredentialRotation {
-            id: CredentialRotationId::random(),
-            credential: head.id,
-            tenant: head.key.tenant.clone(),
-            state: CredentialRotationState::Staged,
-            driver: request.driver,
-            new_value: value.id,
-            old_value: current.id,
-            due_before: head.rotation_due_at,
             hold_for,
-            hold_until: None,
-            check_at: None,
-            new_probe: None,
-            old_probe: None,
-            why: String::new(),
-            created_at: now,
-            updated_at: now,
+            needs_approval: self.needs_approval(&head.key),
+            ..super::begun(head, (value.id, current.id), requester, now)
         };
         let mut details = details(&head.key);
         details["rotation_id"] = rotation.id.to_string().into();
@@ -94,6 +82,7 @@ impl Vault {
         details["new_value"] = rotation.new_value.to_string().into();
         details["old_value"] = rotation.old_value.to_string().into();
         details["kid"] = value.kid.as_str().into();
+        details["needs_approval"] = rotation.needs_approval.into();
         let mut mutation = permit.begin().await?;
         hold(&mut mutation, &value).await?;
         let tx = mutation.tx();
@@ -111,6 +100,11 @@ impl Vault {
             other => other.into(),
         })?;
         tx.insert_credential_value(&head.key, &value).await?;
+        if rotation.needs_approval {
+            let text = waiting(&head.key, &rotation);
+            tx.raise_alert(&alert(&rotation, WAITING, text, now))
+                .await?;
+        }
         let staged = Staged { rotation, warnings };
         mutation.record(staged, details).await
     }

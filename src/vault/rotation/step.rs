@@ -1,6 +1,12 @@
 //! One step of a rotation: its rows, locked, and what changes in them.
 
-use super::{in_state, unknown_rotation, value_of};
+use std::time::Duration;
+
+use super::{
+    approve::{WAITING, waiting},
+    ended, in_state, unknown_rotation, value_of,
+    withdraw::ERASED,
+};
 use crate::{
     error::Result,
     gate::{AdminPermit, Mutation, Recorded},
@@ -20,7 +26,14 @@ pub(super) struct Step {
     pub(super) now: Timestamp,
     /// Why, as a person put it.
     pub(super) reason: Option<String>,
+    /// What people are told besides, when it is rolled back.
+    pub(super) because: &'static str,
+    /// Where it was.
+    was: CredentialRotationState,
 }
+
+/// How long a notice fires.
+const NOTICE: Duration = Duration::from_secs(60 * 60);
 
 impl Step {
     /// Locks a rotation that is in this state, in a job's term where there is one.
@@ -59,6 +72,8 @@ impl Step {
             rotation,
             now,
             reason: None,
+            because: "",
+            was: state,
         })
     }
 
@@ -70,7 +85,12 @@ impl Step {
             self.rotation.old_value,
         )?;
         self.rotation.state = CredentialRotationState::Staged;
-        self.rotation.check_at = Some(self.now);
+        // Two people bring on what needs them.
+        self.rotation.check_at = (!self.rotation.needs_approval).then_some(self.now);
+        if self.rotation.needs_approval {
+            let text = waiting(&self.credential.head.key, &self.rotation);
+            self.tell(WAITING, text).await?;
+        }
         let (tx, key) = (self.mutation.tx(), &self.credential.head.key);
         Ok(tx.insert_credential_value(key, value).await?)
     }
@@ -109,7 +129,7 @@ impl Step {
 
     /// PENDING goes.
     pub(super) async fn drop_pending(&mut self, why: &str) -> Result<()> {
-        self.end(CredentialRotationState::RolledBack, why);
+        self.roll_back(why);
         let (tx, id) = (self.mutation.tx(), self.credential.head.id);
         tx.delete_credential_value(id, ValueLabel::Pending).await?;
         Ok(())
@@ -132,7 +152,7 @@ impl Step {
         head.rotation_due_at = self.rotation.due_before;
         head.format_ok = format_ok;
         head.probe.clone_from(&self.rotation.old_probe);
-        self.end(CredentialRotationState::RolledBack, why);
+        self.roll_back(why);
         self.store_head().await
     }
 
@@ -140,9 +160,27 @@ impl Step {
     pub(super) async fn complete(&mut self) -> Result<()> {
         let previous = ValueLabel::Previous;
         value_of(&self.credential, previous, self.rotation.old_value)?;
-        self.end(CredentialRotationState::Completed, "");
+        self.rotation.state = CredentialRotationState::Completed;
+        self.rotation.check_at = None;
         let (tx, id) = (self.mutation.tx(), self.credential.head.id);
         tx.delete_credential_value(id, previous).await?;
+        Ok(())
+    }
+
+    /// What an alert of this kind said does not hold any more.
+    pub(super) async fn end_alert(&mut self, kind: &str) -> Result<()> {
+        let (id, now) = (self.rotation.id, self.now);
+        let ended = self.mutation.tx().end_credential_alert(kind, id, now);
+        Ok(ended.await?)
+    }
+
+    /// The teams are told what has happened. There is nothing to be done about it, so that ends by itself.
+    pub(super) async fn notice(&mut self, kind: &str, text: String) -> Result<()> {
+        let alert = alert(&self.rotation, kind, text, self.now);
+        tracing::info!(kind, credential = %self.rotation.credential, "{}", alert.text);
+        let until = self.now.plus(NOTICE);
+        let tx = self.mutation.tx();
+        tx.raise_alert_until(&alert, until).await?;
         Ok(())
     }
 
@@ -157,6 +195,12 @@ impl Step {
     /// Stores and records the rotation as it is now.
     pub(super) async fn done(mut self) -> Result<Recorded<CredentialRotation>> {
         self.rotation.updated_at = self.now;
+        self.rotation.attempts = 0;
+        if self.rotation.state != self.was {
+            let (id, now) = (self.credential.head.id, self.now);
+            self.mutation.tx().end_credential_alerts(id, now).await?;
+        }
+        self.news().await?;
         let (tx, rotation) = (self.mutation.tx(), self.rotation);
         tx.update_credential_rotation(&rotation).await?;
         let mut details = details(&self.credential.head.key);
@@ -164,6 +208,11 @@ impl Step {
         details["state"] = rotation.state.as_str().into();
         details["new_value"] = rotation.new_value.to_string().into();
         details["old_value"] = rotation.old_value.to_string().into();
+        if rotation.needs_approval {
+            details["requester"] = rotation.requester.map(|id| id.to_string()).into();
+            let approver = rotation.approval.as_ref().map(|a| a.approver.to_string());
+            details["approver"] = approver.into();
+        }
         for (name, probed) in [
             ("new_probe", &rotation.new_probe),
             ("old_probe", &rotation.old_probe),
@@ -185,10 +234,48 @@ impl Step {
         self.mutation.record(rotation, details).await
     }
 
-    fn end(&mut self, state: CredentialRotationState, why: &str) {
-        self.rotation.state = state;
-        self.rotation.check_at = None;
-        why.clone_into(&mut self.rotation.why);
+    /// What the teams hear of a step that was taken.
+    async fn news(&mut self) -> Result<()> {
+        // Nobody is left to be told of a tenant that is no more.
+        if self.rotation.state == self.was || self.rotation.why == ERASED {
+            return Ok(());
+        }
+        let key = &self.credential.head.key;
+        let what = format!("credential {key} of tenant {}", key.tenant);
+        let (kind, text) = match self.rotation.state {
+            CredentialRotationState::Holding => (
+                "CREDENTIAL_PROMOTED",
+                format!("{what} has a new value; the old one is held, lease it again"),
+            ),
+            CredentialRotationState::Completed => {
+                let old = match self.rotation.proof() {
+                    Proof::Dead => "its provider refuses the old one",
+                    Proof::Alive => "the old one still works: revoke it at the provider",
+                    Proof::Unknown => "nobody says whether the old one still works",
+                };
+                ("CREDENTIAL_ROTATED", format!("{what} is rotated; {old}"))
+            }
+            CredentialRotationState::RolledBack => (
+                "CREDENTIAL_ROLLED_BACK",
+                format!(
+                    "{what} keeps its old value ({}){}",
+                    self.rotation.why, self.because
+                ),
+            ),
+            CredentialRotationState::Minting | CredentialRotationState::Staged => return Ok(()),
+        };
+        self.notice(kind, text).await
+    }
+
+    /// The rotation ends, and the values stay what they are.
+    pub(super) fn give_up(&mut self, why: &str) {
+        self.roll_back(why);
+    }
+
+    /// The new value is gone.
+    fn roll_back(&mut self, why: &str) {
+        let head = &self.credential.head;
+        self.rotation = ended(self.rotation.clone(), head, why, self.now);
     }
 
     async fn store_head(&mut self) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::{
     usage::{event, record},
 };
 
-const SECRET: &[u8] = b"a secret of the receiver, 40 bytes of it";
+pub const SECRET: &[u8] = b"a secret of the receiver, 40 bytes of it";
 
 /// Quick to try again.
 const QUICK: &str = "timeout_seconds = 1\nfirst_retry_seconds = 1\n";
@@ -39,13 +39,13 @@ fn configure(daemon: &Daemon, alerts: &str) {
     daemon.edit_config(|text| format!("{text}\n{egress}\n{alerts}\n"));
 }
 
-fn webhook(port: u16) -> String {
+pub fn webhook(port: u16) -> String {
     format!(
         "[[alerts.webhooks]]\nname = \"ops\"\nurl = \"https://127.0.0.1:{port}/hook\"\nsecret_file = \"SECRETS/webhook\"\n"
     )
 }
 
-fn email(port: u16) -> String {
+pub fn email(port: u16) -> String {
     format!(
         "[alerts.email]\nhost = \"localhost\"\nport = {port}\nca_file = \"CA_FILE\"\nusername = \"{USERNAME}\"\n\
          password_file = \"SECRETS/mail\"\nfrom = \"Claviger <claviger@example.org>\"\nto = [\"ops@example.org\", \
@@ -54,7 +54,7 @@ fn email(port: u16) -> String {
 }
 
 /// The signature is that of the bytes, by Python's hmac.
-async fn assert_signed(received: &Received) {
+pub async fn assert_signed(received: &Received) {
     let signed = format!("{}.{}.", received.id, received.timestamp);
     let signed = [signed.as_bytes(), &received.body[..]].concat();
     let mac = foreign::hmac("sha256", SECRET, &signed).await;

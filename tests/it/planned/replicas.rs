@@ -56,12 +56,18 @@ async fn rotated(daemon: &Daemon, keys: &[String], times: usize) {
     assert_eq!(daemon.rows(failures).await, [["0"]]);
 }
 
+/// Who does the scheduled work, as soon as somebody does.
 async fn lease(daemon: &Daemon) -> (String, String) {
-    let rows = daemon
-        .rows("SELECT holder, CAST(fence AS TEXT) FROM leases")
-        .await;
-    let [row] = &rows[..] else { panic!("{rows:?}") };
-    (row[0].clone(), row[1].clone())
+    let sql = "SELECT holder, CAST(fence AS TEXT) FROM leases WHERE name = 'scheduler'";
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let rows = daemon.rows(sql).await;
+        if let [row] = &rows[..] {
+            return (row[0].clone(), row[1].clone());
+        }
+        assert!(rows.is_empty() && Instant::now() < end, "{rows:?}");
+        sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

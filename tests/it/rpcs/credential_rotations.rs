@@ -1,8 +1,9 @@
 //! Requests about rotations of credentials of the service of tenant acme, of a provider that nobody is asked about.
 
 use claviger::grpc::proto::{
-    CompleteCredentialRotationRequest, CredentialField, GetCredentialRotationRequest,
-    ListCredentialRotationsRequest, ListDueCredentialsRequest, PromoteCredentialRequest,
+    ApproveCredentialRotationRequest, CompleteCredentialRotationRequest, CredentialEnvironment,
+    CredentialField, GetCredentialRotationRequest, ListCredentialRotationsRequest,
+    ListDueCredentialsRequest, PromoteCredentialRequest, PutCredentialRequest,
     RollBackCredentialRequest, SetCredentialRotationRequest, StageCredentialRequest,
 };
 
@@ -31,6 +32,42 @@ impl World {
         staged.expect("a rotation").id
     }
 
+    /// One that is STAGED by the admin and needs three people.
+    async fn waiting(&self) -> String {
+        let put = PutCredentialRequest {
+            owner_id: self.daemon.id_of("service").await,
+            provider: "oanda".into(),
+            environment: CredentialEnvironment::Testing.into(),
+            name: uuid::Uuid::now_v7().to_string(),
+            fields: vec![CredentialField {
+                name: "api_key".into(),
+                value: "0123456789abcdef".repeat(4).into(),
+            }],
+            ..Default::default()
+        };
+        let service = self.daemon.actor("service");
+        let put = service.credentials().put_credential(put).await;
+        let put = put.expect("PutCredential").into_inner().credential;
+        let stage = StageCredentialRequest {
+            credential_id: put.expect("a credential").id,
+            fields: vec![CredentialField {
+                name: "api_key".into(),
+                value: "fedcba9876543210".repeat(4).into(),
+            }],
+            hold: None,
+        };
+        let mut client = service.credential_rotations();
+        let staged = client.stage_credential(stage);
+        let staged = staged.await.expect("StageCredential").into_inner().rotation;
+        let id = staged.expect("a rotation").id;
+        // Somebody of whom no row of the tables speaks has staged it: who stages is not who approves.
+        let by = self.daemon.id_of("admin").await;
+        let sql =
+            format!("UPDATE credential_rotations SET requested_by = '{by}' WHERE id = '{id}'");
+        self.daemon.execute(&sql).await;
+        id
+    }
+
     /// One that is HOLDING.
     async fn promoted(&self) -> String {
         let rotation_id = self.staged().await;
@@ -52,6 +89,10 @@ impl World {
                 let mut bad = good.clone();
                 bad.fields.clear();
                 case(&good).or(&bad)
+            }
+            "ApproveCredentialRotation" => {
+                let approve = |rotation_id| ApproveCredentialRotationRequest { rotation_id };
+                case(&approve(self.waiting().await)).or(&approve("none".into()))
             }
             "PromoteCredential" => {
                 let promote = |rotation_id| PromoteCredentialRequest {

@@ -18,7 +18,8 @@ use crate::daemon::{Engine, PATIENCE, Setup, reason};
 pub(super) const OLD: &str = "wJalrXUtnFEMIK7MDENGbPxRfiCYOLDOLDOLDOLD";
 pub(super) const NEW: &str = "xKbmsYVuoGFNJL8NEFOHcQySgjDZNEWNEWNEWNEW";
 
-/// Takes the secrets that are issued and not revoked, and refuses every other; or is down.
+/// Takes the secrets that are issued and not revoked, and refuses every other; or is down. To a secret that begins with
+/// `busy` it is always down, and to one that begins with `hang` it says nothing at all.
 pub(super) struct Provider {
     port: u16,
     pub(super) live: Arc<Mutex<BTreeSet<&'static str>>>,
@@ -36,25 +37,34 @@ impl Provider {
         let (live, is_down) = (Arc::clone(&provider.live), Arc::clone(&provider.is_down));
         tokio::spawn(async move {
             while let Ok((mut socket, _)) = listener.accept().await {
-                let mut request = Vec::new();
-                while !request.ends_with(b"\r\n\r\n") {
-                    match socket.read_u8().await {
-                        Ok(byte) => request.push(byte),
-                        Err(_) => break,
+                let (live, is_down) = (Arc::clone(&live), Arc::clone(&is_down));
+                tokio::spawn(async move {
+                    let mut request = Vec::new();
+                    while !request.ends_with(b"\r\n\r\n") {
+                        match socket.read_u8().await {
+                            Ok(byte) => request.push(byte),
+                            Err(_) => break,
+                        }
                     }
-                }
-                let request = String::from_utf8_lossy(&request).into_owned();
-                let given =
-                    |secret: &&str| request.contains(&format!("apca-api-secret-key: {secret}\r\n"));
-                let is_live = live.lock().expect("no panic").iter().any(given);
-                let status = match (*is_down.lock().expect("no panic"), is_live) {
-                    (true, _) => "503 Busy",
-                    (false, true) => "200 OK",
-                    (false, false) => "401 Unauthorized",
-                };
-                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
-                let _ = socket.write_all(answer.as_bytes()).await;
-                let _ = socket.shutdown().await;
+                    let request = String::from_utf8_lossy(&request).into_owned();
+                    let given = |secret: &str| {
+                        request.contains(&format!("apca-api-secret-key: {secret}\r\n"))
+                    };
+                    let is_live = live.lock().expect("no panic").iter().any(|s| given(s));
+                    if request.contains("apca-api-secret-key: hang") {
+                        return std::future::pending().await;
+                    }
+                    let is_busy = request.contains("apca-api-secret-key: busy");
+                    let is_down = *is_down.lock().expect("no panic") || is_busy;
+                    let status = match (is_down, is_live) {
+                        (true, _) => "503 Busy",
+                        (false, true) => "200 OK",
+                        (false, false) => "401 Unauthorized",
+                    };
+                    let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+                    let _ = socket.write_all(answer.as_bytes()).await;
+                    let _ = socket.shutdown().await;
+                });
             }
         });
         provider.issues(OLD);
@@ -69,7 +79,7 @@ impl Provider {
         self.live.lock().expect("no panic").remove(secret);
     }
 
-    fn is_down(&self, is_down: bool) {
+    pub(super) fn is_down(&self, is_down: bool) {
         *self.is_down.lock().expect("no panic") = is_down;
     }
 }
@@ -78,7 +88,7 @@ impl Provider {
 pub(super) struct Realm {
     pub(super) d: Daemon,
     pub(super) provider: Provider,
-    alice: Person,
+    pub(super) alice: Person,
     pub(super) id: String,
 }
 
@@ -139,7 +149,7 @@ impl Realm {
         Ok(staged?.into_inner().rotation.expect("a rotation"))
     }
 
-    async fn stage(&self, secret: &str, hold: i64) -> String {
+    pub(super) async fn stage(&self, secret: &str, hold: i64) -> String {
         let staged = self.try_stage("service", secret, hold).await;
         let staged = staged.expect("StageCredential");
         assert_eq!(staged.state(), CredentialRotationState::Staged);
@@ -157,7 +167,7 @@ impl Realm {
         Ok(promoted.await?.into_inner().rotation.expect("a rotation"))
     }
 
-    async fn promote(&self, id: &str) -> CredentialRotation {
+    pub(super) async fn promote(&self, id: &str) -> CredentialRotation {
         self.try_promote(id).await.expect("PromoteCredential")
     }
 
@@ -181,7 +191,7 @@ impl Realm {
         completed.expect("CompleteCredentialRotation")
     }
 
-    async fn try_roll_back(&self, id: &str) -> Result<CredentialRotation, Status> {
+    pub(super) async fn try_roll_back(&self, id: &str) -> Result<CredentialRotation, Status> {
         let request = RollBackCredentialRequest {
             rotation_id: id.into(),
             reason: "it was too slow".into(),
@@ -192,7 +202,7 @@ impl Realm {
         Ok(rolled.await?.into_inner().rotation.expect("a rotation"))
     }
 
-    async fn get(&self, id: &str) -> CredentialRotation {
+    pub(super) async fn get(&self, id: &str) -> CredentialRotation {
         let request = GetCredentialRotationRequest {
             rotation_id: id.into(),
         };
@@ -267,7 +277,7 @@ impl Realm {
     }
 }
 
-fn alpaca(secret: &str) -> Value {
+pub(super) fn alpaca(secret: &str) -> Value {
     json!({
         "provider": "alpaca",
         "environment": "testing",
@@ -283,7 +293,7 @@ pub(super) fn why<T>(answer: Result<T, Status>) -> String {
     reason(&answer.err().expect("a refusal"))
 }
 
-const HOUR: i64 = 3600;
+pub(super) const HOUR: i64 = 3600;
 
 async fn one_is_rotated(engine: Engine) {
     let realm = Realm::new(engine).await;
@@ -418,7 +428,8 @@ async fn a_new_value_that_fails_later_gives_way_to_the_old_one_by_itself() {
     assert_eq!(rolled.new_probe.expect("a probe").detail, "HTTP_401");
     assert_eq!(realm.values().await, [some(OLD), None, None]);
     assert_eq!(realm.d.rows(due).await, before, "due as it was");
-    assert_eq!(realm.alerts().await, ["CREDENTIAL_ROLLED_BACK"]);
+    let told = ["CREDENTIAL_PROMOTED", "CREDENTIAL_ROLLED_BACK"];
+    assert_eq!(realm.alerts().await, told);
 
     // With nothing better to go back to, it stays.
     realm.provider.issues(NEW);
@@ -448,22 +459,30 @@ async fn when_the_hold_is_over_the_old_value_must_be_dead() {
     let id = realm.stage(NEW, 0).await;
     realm.promote(&id).await;
     let until = Instant::now() + PATIENCE;
-    while realm.alerts().await.is_empty() {
+    while realm.alerts().await.len() < 2 {
         assert!(Instant::now() < until, "nobody is told");
         sleep(Duration::from_millis(50)).await;
     }
     let held = realm.get(&id).await;
     assert_eq!(held.state(), CredentialRotationState::Holding);
     assert_eq!(held.proof(), CredentialProof::Alive);
+    assert_eq!(held.attention, "OLD_VALUE_ALIVE");
     realm.provider.revokes(OLD);
     let completed = realm.gets_to(&id, CredentialRotationState::Completed).await;
     assert_eq!(completed.proof(), CredentialProof::Dead);
     assert_eq!(realm.values().await, [some(NEW), None, None]);
     assert_eq!(
         realm.alerts().await,
-        ["CREDENTIAL_OLD_VALUE_ALIVE"],
+        [
+            "CREDENTIAL_PROMOTED",
+            "CREDENTIAL_OLD_VALUE_ALIVE",
+            "CREDENTIAL_ROTATED"
+        ],
         "once, however often it was looked at"
     );
+    // What was said of the old value ends with it; the notices end by themselves.
+    let standing = "SELECT kind FROM alerts WHERE kind LIKE 'CREDENTIAL%' AND ends_at IS NULL";
+    assert_eq!(realm.d.rows(standing).await, [[""; 0]; 0]);
     let by = "SELECT actor FROM audit_events WHERE action = 'CompleteCredentialRotation'";
     assert_eq!(realm.d.rows(by).await.len(), 1, "a look leaves no row");
     realm.end().await;

@@ -110,10 +110,15 @@ async fn the_database_has_one_value_of_each_label() {
             sqlx::raw_sql(sqlx::AssertSqlSafe(twice))
                 .execute(&mut connection)
                 .await
-                .is_err()
         }
     });
-    assert!(refused.await.expect("no panic"));
+    let refused = refused.await.expect("no panic").expect_err("a second one");
+    let refused = refused.as_database_error().expect("the database says so");
+    assert!(refused.is_unique_violation(), "{refused}");
+    assert!(
+        refused.message().contains("user_broker_credentials.label"),
+        "{refused}"
+    );
     // A copy of a value is no value: it was sealed for another row.
     let body = json!({ "reason": "a test", "label": "PENDING" });
     let revealed = alice.post(&d, &format!("{MINE}/{id}/reveal"), &body).await;
