@@ -42,7 +42,7 @@ use crate::{
     model::{Action, Entity, Job, Resource, TenantName},
     rotation::{KekRotations, Rotations},
     store::Db,
-    telemetry,
+    telemetry::{self, Export},
     tokens::Tokens,
     usage::Usage,
     vault::Vault,
@@ -72,10 +72,11 @@ pub const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Time between two readings of the keys of other issuers.
 const ISSUERS_REFRESH: Duration = Duration::from_secs(300);
 
-/// Runs the daemon until `shutdown` ends, then drains it.
+/// Runs the daemon until `shutdown` ends, then drains it. Its traces, if any, leave by `export`.
 pub async fn run(
     config: Config,
     clock: Clock,
+    export: Option<Export>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), AppError> {
     let metrics = telemetry::metrics().map_err(AppError::new)?;
@@ -367,6 +368,10 @@ pub async fn run(
     let stopped = || stop.clone().cancelled_owned();
     // The writer outlives everybody who writes to it: it ends when the gate is gone.
     let writer = tokio::spawn(writer.run());
+    // What happens until the database is closed may be part of a trace.
+    let traces_stop = CancellationToken::new();
+    let traces_ended = traces_stop.clone().cancelled_owned();
+    let export = export.map(|export| tokio::spawn(export.run(traces_ended)));
     let mut tasks = JoinSet::new();
     let incoming = authn::accept(
         grpc_listener,
@@ -475,6 +480,10 @@ pub async fn run(
         tracing::warn!(%error, "replica not taken off the list; others wait for the end of its lease");
     }
     db.close().await;
+    traces_stop.cancel();
+    if let Some(export) = export {
+        let _ = export.await;
+    }
     ops_stop.cancel();
     let _ = ops_task.await;
     tracing::info!("claviger is down");

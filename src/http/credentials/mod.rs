@@ -29,6 +29,7 @@ use crate::{
     error::{Error, Kind, Reason, Result},
     gate::{Gate, not_found},
     model::{Action, Caller, CredentialId, Idempotency, PrincipalId, Resource},
+    trace,
     vault::{CredentialFilter, CredentialsOf, FullCredential, Put, Revealed, Vault},
 };
 
@@ -111,6 +112,7 @@ impl BrokerCredentials {
         F: AsyncFnOnce(Caller, Parts, axum::body::Body) -> Result<Response>,
     {
         let request_id: Arc<str> = Uuid::now_v7().to_string().into();
+        trace::root_is_request(&request_id);
         let answer = async {
             let (head, body) = request.into_parts();
             let peer = head.extensions.get::<ConnectedPeer>().cloned();
