@@ -190,7 +190,7 @@ impl SpanProcessor for Queue {
         if self.spans.try_send(span).is_err() {
             dropped("queue_full", 1);
         }
-        if self.spans.capacity() == QUEUE / 2 {
+        if self.spans.capacity() == self.spans.max_capacity() / 2 {
             self.many.notify_one();
         }
     }
@@ -376,5 +376,41 @@ where
 
     fn max_level_hint(&self) -> Option<LevelFilter> {
         Some(LevelFilter::INFO)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+    use opentelemetry::trace::Tracer as _;
+
+    use super::*;
+
+    // R-OPS-3
+    #[test]
+    fn spans_beyond_the_queue_are_dropped_and_counted() {
+        let (queue, mut waiting) = mpsc::channel(4);
+        let processor = Queue {
+            spans: queue,
+            many: Arc::default(),
+        };
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(processor)
+            .with_sampler(Sampler::AlwaysOn)
+            .build();
+        let tracer = provider.tracer("test");
+        let recorder = PrometheusBuilder::new().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            for number in 0..10 {
+                drop(tracer.start(number.to_string()));
+            }
+        });
+        let names: Vec<_> = std::iter::from_fn(|| waiting.try_recv().ok())
+            .map(|span| span.name)
+            .collect();
+        assert_eq!(names, ["0", "1", "2", "3"]);
+        let counted = recorder.handle().render();
+        let line = "claviger_trace_spans_dropped_total{reason=\"queue_full\"} 6";
+        assert!(counted.contains(line), "{counted}");
     }
 }

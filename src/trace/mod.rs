@@ -94,14 +94,6 @@ impl Root {
         }
     }
 
-    /// The root of work that nobody asked for.
-    pub fn of_ourselves(span: impl FnOnce() -> Span) -> Self {
-        match SAMPLED.get() {
-            Some(ratio) if ratio.takes_one() => Self::begin(span()),
-            Some(_) | None => Self::NONE,
-        }
-    }
-
     fn below(parent: SpanContext, span: impl FnOnce() -> Span) -> Self {
         let id = Some(parent.trace_id());
         if !parent.is_sampled() {

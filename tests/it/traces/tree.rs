@@ -21,7 +21,8 @@ pub fn lines(spans: &[Span]) -> Vec<String> {
 /// The same without what changes from day to day.
 pub fn shape(lines: &[String]) -> Vec<String> {
     let names = lines.iter().map(|line| {
-        let name = line.split("  ").next().unwrap_or_default();
+        let (name, _said) = line.split_once(" ms").unwrap_or((line, ""));
+        let (name, _time) = name.rsplit_once(' ').unwrap_or((name, ""));
         name.trim_end().to_owned()
     });
     names.collect()
@@ -36,11 +37,11 @@ fn below(spans: &[Span], parent: &Span, indent: &str, lines: &mut Vec<String>) {
     let last = children.len().saturating_sub(1);
     for (at, child) in children.into_iter().enumerate() {
         let (branch, further) = match at == last {
-            true => ("└─", "\u{a0}\u{a0}"),
-            false => ("├─", "│\u{a0}"),
+            true => ("└─ ", "   "),
+            false => ("├─ ", "│  "),
         };
-        lines.push(line(&format!("{indent}{branch}\u{a0}"), child));
-        below(spans, child, &format!("{indent}{further}\u{a0}"), lines);
+        lines.push(line(&format!("{indent}{branch}"), child));
+        below(spans, child, &format!("{indent}{further}"), lines);
     }
 }
 
