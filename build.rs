@@ -27,7 +27,7 @@ const PROTOS: [&str; 18] = [
 ];
 
 /// What the daemon does by itself, under an action that no RPC has. All of it changes something.
-const JOB_ACTIONS: [&str; 16] = [
+const JOB_ACTIONS: [&str; 17] = [
     "CompleteRotation",
     "ExpireRotation",
     "RetireKeyVersion",
@@ -44,6 +44,7 @@ const JOB_ACTIONS: [&str; 16] = [
     "ExpireApiKey",
     "CreateCredentialKey",
     "RewrapCredentials",
+    "PruneAudit",
 ];
 
 /// The routes of the public listener: method, path, action, kind, exposure. A route that is not here cannot be added to

@@ -32,14 +32,16 @@ use crate::{
     http::{BrokerCredentials, JwksSource, Metadata, Oauth, ops, public},
     incidents::Incidents,
     jobs::{
-        Checkpoints, Feed, Patience, Rewrapping, Sampler, Work, deliver_alerts, flush_api_key_uses,
-        flush_usage, flush_uses, run_scheduler, sample_data_keys, sweep_data_keys, watch_backends,
+        Checkpoints, Feed, Patience, Pruning, Rewrapping, Sampler, Work, deliver_alerts,
+        flush_api_key_uses, flush_usage, flush_uses, run_scheduler, sample_data_keys,
+        sweep_data_keys, watch_backends,
     },
     keys::{
         Backends, Keks, Keys, Reserved,
         keks::{self, Kek},
     },
     model::{Action, Entity, Job, Resource, TenantName},
+    restore,
     rotation::{KekRotations, Rotations},
     store::Db,
     telemetry::{self, Export},
@@ -72,6 +74,18 @@ pub const START_PATIENCE: Duration = Duration::from_secs(30);
 /// Time between two readings of the keys of other issuers.
 const ISSUERS_REFRESH: Duration = Duration::from_secs(300);
 
+/// A database that was set back forgets freezes: nobody serves over one before somebody stands for it.
+async fn refuse_set_back(db: &Db, config: &Config) -> Result<(), AppError> {
+    let Some(checkpoint) = &config.audit.checkpoint else {
+        return Ok(());
+    };
+    let lost = restore::lost(db, checkpoint, &config.tokens.issuer).await;
+    match lost.map_err(AppError::new)? {
+        None => Ok(()),
+        Some(lost) => Err(AppError(lost.advice())),
+    }
+}
+
 /// Runs the daemon until `shutdown` ends, then drains it. Its traces, if any, leave by `export`.
 pub async fn run(
     config: Config,
@@ -90,6 +104,7 @@ pub async fn run(
 
     let db = Db::open(&config.database).await.map_err(AppError::new)?;
     db.check_schema().await.map_err(AppError::new)?;
+    refuse_set_back(&db, &config).await?;
     // Without the KEK nothing works (R-ENV-2); and who wants a replica out of rotation while any backend is away does not
     // want it begun either.
     let needed = |name: &str| name == config.kek.backend || config.ops.ready_requires_backends;
@@ -234,6 +249,11 @@ pub async fn run(
             .checkpoint
             .clone()
             .map(|checkpoint| Checkpoints::new(checkpoint, config.tokens.issuer.clone())),
+        pruning: Pruning::new(
+            config.audit.retention,
+            config.audit.checkpoint.clone(),
+            config.tokens.issuer.clone(),
+        ),
         vault: Arc::clone(&vault),
         usage: Arc::clone(&usage),
         alerts: Arc::clone(&alerts),

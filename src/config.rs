@@ -290,6 +290,13 @@ impl Config {
         {
             return wrong(e);
         }
+        let is_dev = self.environment == Environment::Dev;
+        if let Err(e) = self.audit.retention.check(is_dev) {
+            return wrong(e);
+        }
+        if self.audit.retention.prunes() && self.audit.checkpoint.is_none() {
+            return wrong("audit.retention needs [audit.checkpoint]: rows are pruned behind a checkpoint only".into());
+        }
         if let Err(e) = self.api_keys.check() {
             return wrong(e);
         }

@@ -11,7 +11,7 @@
 //! | R6 | [`app`], [`config`], [`telemetry`] | from a configuration to a running daemon |
 //! | R5 | [`grpc`], [`http`], [`jobs`] | who comes in: callers, verifiers, time |
 //! | R4 | [`authn`] | who is calling |
-//! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`tokens`], [`directory`], [`clients`], [`vault`], [`usage`], [`alerts`] | what the product does |
+//! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`restore`], [`tokens`], [`directory`], [`clients`], [`vault`], [`usage`], [`alerts`] | what the product does |
 //! | R2 | [`gate`], [`authz`], [`audit`] | the one door: may they, and what happened |
 //! | R1 | [`backends`], [`envelope`], [`store`], [`egress`] | the device, the ciphertext, the database, the way out |
 //! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`], [`trace`] | nouns and pure rules |
@@ -62,6 +62,7 @@ pub mod incidents;
 pub mod jobs;
 pub mod keys;
 pub mod model;
+pub mod restore;
 pub mod rotation;
 pub mod store;
 pub mod telemetry;

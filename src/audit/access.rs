@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{Instrument, Span, field};
 
-use super::{CheckpointConfig, Outcome, Record, chain};
+use super::{CheckpointConfig, Outcome, Record, RetentionConfig, chain};
 use crate::{
     error::{Error, Reason, Result},
     store::{Db, Head, StoreError},
@@ -30,6 +30,8 @@ pub struct AccessConfig {
     pub replica: String,
     /// Where the ends of the chains are written down; nowhere when left out.
     pub checkpoint: Option<CheckpointConfig>,
+    /// How long rows are kept; for ever when left out.
+    pub retention: RetentionConfig,
 }
 
 impl Default for AccessConfig {
@@ -44,6 +46,7 @@ impl Default for AccessConfig {
             access: AccessMode::Required,
             replica,
             checkpoint: None,
+            retention: RetentionConfig::default(),
         }
     }
 }

@@ -9,18 +9,24 @@ pub mod access;
 pub mod admin;
 mod chain;
 pub mod checkpoint;
+pub mod checkpoint_file;
 pub mod note;
+pub mod pruning;
 mod reader;
 pub mod verify;
 
 pub use access::{AccessConfig, AccessLog, AccessMode};
 pub use chain::GENESIS;
 pub use checkpoint::{Checkpoint, CheckpointConfig, StreamHead};
+pub use pruning::RetentionConfig;
 pub use reader::{AuditFilter, AuditRow, Head, Reader};
-pub use verify::{Mismatch, Range, StreamReport};
+pub use verify::{Mismatch, Range, Restore, StreamReport};
 
 /// The stream of every administrative change.
 pub const ADMIN_STREAM: &str = "admin";
+
+/// How the log calls an acknowledgement of a restore. No RPC has this name: a daemon that runs has nothing to acknowledge.
+pub const ACKNOWLEDGE_RESTORE: &str = "AcknowledgeRestore";
 
 /// How a recorded call ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

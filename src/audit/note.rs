@@ -79,6 +79,11 @@ pub fn pieces(file: &str) -> Vec<Piece<'_>> {
 }
 
 impl Piece<'_> {
+    /// Is there a line that looks like a signature?
+    pub const fn is_signed(&self) -> bool {
+        !self.signatures.is_empty()
+    }
+
     /// Judges the signatures that `keys` of the installation `issuer` made.
     pub fn judge(&self, issuer: &str, keys: &[PublicKey]) -> Verdict {
         let name = key_name(issuer);

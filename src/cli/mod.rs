@@ -1,12 +1,13 @@
 //! R7: the command line. One file per group of subcommands; this one parses and hands over.
 //!
-//! Three kinds of commands: the ones that run on the daemon's own machine (`serve`, `migrate`, `doctor`,
+//! Three kinds of commands: the ones that run on the daemon's own machine (`serve`, `migrate`, `backup`, `restore`, `doctor`,
 //! `policy`, `hsm`, `kek`), the local environment (`dev`), and one for every RPC, which is a gRPC client and
 //! nothing more. exit.rs holds the exit codes that all of them share.
 
 mod alerts;
 mod api_key;
 mod audit;
+mod backup;
 mod batch;
 mod bench;
 mod client;
@@ -33,6 +34,7 @@ mod pages;
 mod people;
 mod policy;
 mod principal;
+mod restore;
 mod retry;
 mod rotation;
 mod serve;
@@ -68,6 +70,9 @@ enum Command {
     Serve(serve::Args),
     Migrate(migrate::Args),
     Doctor(doctor::Args),
+    Backup(backup::Args),
+    #[command(subcommand)]
+    Restore(restore::Command),
     Bench(bench::Args),
     #[command(subcommand)]
     Policy(policy::Command),
@@ -157,6 +162,8 @@ async fn run(Cli { options, command }: Cli) -> Result<Exit> {
         Command::Serve(args) => serve::run(args).await,
         Command::Migrate(args) => migrate::run(args).await,
         Command::Doctor(args) => doctor::run(args).await,
+        Command::Backup(args) => backup::run(args).await,
+        Command::Restore(command) => restore::run(command).await,
         Command::Bench(args) => bench::run(args, &options).await,
         Command::Policy(command) => policy::run(command).await,
         Command::Hsm(command) => hsm::run(command).await,

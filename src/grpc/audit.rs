@@ -8,7 +8,7 @@ use super::{
     proto::{self, audit_service_server::AuditService},
 };
 use crate::{
-    audit::{self, AuditFilter, Range, StreamHead, StreamReport},
+    audit::{self, AuditFilter, Range, Restore, StreamHead, StreamReport},
     error::{Error, Reason, Result},
     model::{Action, Caller, Resource, Scope, TenantName},
 };
@@ -99,6 +99,8 @@ impl AuditApi {
                 return Err(convert::invalid("there is no audit stream with this name"));
             }
             let whole = reports.iter().all(|report| report.problem.is_none());
+            let restores = reports.iter().flat_map(|report| report.restores.clone());
+            let restores = restores.map(restore).collect();
             let intact = whole && mismatches.is_empty();
             let answer = proto::VerifyAuditResponse {
                 intact,
@@ -113,8 +115,13 @@ impl AuditApi {
                         broken_at: report.problem.as_ref().map_or(0, |(seq, _)| *seq),
                         problem: report.problem.map_or_else(String::new, |(_, why)| why),
                         next_seq: report.next.unwrap_or(0),
+                        pruned_seq: report.pruned.as_ref().map_or(0, |last| last.seq),
+                        pruned_hash: report
+                            .pruned
+                            .map_or_else(String::new, |last| audit::hex(&last.hash)),
                     })
                     .collect(),
+                restores,
                 mismatches: mismatches
                     .into_iter()
                     .map(|mismatch| proto::AuditMismatch {
@@ -130,6 +137,17 @@ impl AuditApi {
         let gate = &self.0.gate;
         gate.access(&caller, Action::VerifyAudit, resource, act)
             .await
+    }
+}
+
+fn restore(restore: Restore) -> proto::AuditRestore {
+    proto::AuditRestore {
+        seq: restore.seq,
+        time: convert::time(restore.at),
+        checkpoint: restore.checkpoint,
+        kept_until: convert::time(restore.kept_until),
+        by: restore.by,
+        reason: restore.reason,
     }
 }
 

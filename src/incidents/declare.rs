@@ -15,7 +15,7 @@ use crate::{
     gate::{AdminPermit, Recorded, not_found},
     keys::KeySnapshot,
     model::{
-        AlertId, Incident, IncidentId, IncidentState, KeyId, KeyVersion, Kid, PrincipalId,
+        AlertId, Incident, IncidentId, IncidentState, Key, KeyId, KeyVersion, Kid, PrincipalId,
         Rotation, RotationState, Timestamp, VersionState, key::VersionEvent,
     },
     store::{Alert, Db, StoreError, Tx},
@@ -43,75 +43,24 @@ impl Incidents {
             Some(VersionState::Compromised) => return Err(declared_already(&self.db, &kid).await),
             Some(_) => {}
         }
-        let (id, now) = (IncidentId::random(), self.clock.now());
-        let mut declaration = Declaration {
-            id,
+        let declaration = Declaration {
+            id: IncidentId::random(),
             by: permit.caller().principal.id,
             key: key.key.id,
             kid,
-            now,
+            now: self.clock.now(),
         };
+        let kid = declaration.kid.clone();
         let mut mutation = permit.begin_on(key.key.id).await?;
-        mutation.on("incident", id);
-        let tx = mutation.tx();
-        let stopped = declaration.stop_rotation(tx).await?;
-        let frozen = declaration.freeze(tx).await;
-        let (version, before) = match frozen {
-            Ok(frozen) => frozen,
+        mutation.on("incident", declaration.id);
+        let (incident, details) = match declaration.make(mutation.tx(), &key.key, reason).await {
+            Ok(made) => made,
             Err(Frozen::Already) => {
-                let kid = declaration.kid;
                 drop(mutation);
                 return Err(declared_already(&self.db, &kid).await);
             }
             Err(Frozen::Failed(error)) => return Err(error),
         };
-        declaration.now = version.compromised_at.unwrap_or(now);
-        let mut incident = Incident {
-            id,
-            tenant: key.key.tenant.clone(),
-            key_id: key.key.id,
-            key_name: key.key.name.clone(),
-            kid: version.kid.clone(),
-            state: IncidentState::Open,
-            reason,
-            declared_by: declaration.by,
-            declared_at: declaration.now,
-            needs_successor: before.makes(),
-            successor_kid: None,
-            switched_at: None,
-            postmortem: String::new(),
-            close_requested_by: None,
-            close_requested_at: None,
-            closed_by: None,
-            closed_at: None,
-        };
-        if incident.needs_successor
-            && let Some(kid) = declaration.succeed(tx, stopped.as_ref()).await?
-        {
-            incident = incident.switch(kid, declaration.now);
-        }
-        let ended = declaration.complete_rotation(tx).await?;
-        if let Some((rotation, _)) = &stopped
-            && incident.successor_kid.as_ref() != Some(&rotation.new_kid)
-        {
-            declaration.withdraw(tx, &rotation.new_kid).await?;
-        }
-        tx.insert_incident(&incident).await?;
-        tx.raise_alert(&alert(&incident)).await?;
-        let overtaken = stopped
-            .as_ref()
-            .map(|(rotation, _)| rotation)
-            .or(ended.as_ref());
-        let details = json!({
-            "key_id": incident.key_id.to_string(),
-            "key": incident.key_name.as_str(),
-            "kid": incident.kid.as_str(),
-            "was": before.as_str(),
-            "reason": incident.reason,
-            "needs_successor": incident.needs_successor,
-            "successor_kid": incident.successor_kid.as_ref().map(Kid::as_str),
-            "rotation": overtaken.map(|r| json!({ "id": r.id.to_string(), "state": r.state.as_str() })),
-        });
         self.keys.forget_after(&mut mutation, incident.key_id);
         mutation.record(incident, details).await
     }
@@ -137,16 +86,16 @@ impl Incidents {
 }
 
 /// What one declaration is about.
-struct Declaration {
-    id: IncidentId,
-    by: PrincipalId,
-    key: KeyId,
-    kid: Kid,
-    now: Timestamp,
+pub(super) struct Declaration {
+    pub(super) id: IncidentId,
+    pub(super) by: PrincipalId,
+    pub(super) key: KeyId,
+    pub(super) kid: Kid,
+    pub(super) now: Timestamp,
 }
 
 /// Why a version was not frozen.
-enum Frozen {
+pub(super) enum Frozen {
     /// Somebody else has done it.
     Already,
     Failed(Error),
@@ -159,6 +108,65 @@ impl<E: Into<Error>> From<E> for Frozen {
 }
 
 impl Declaration {
+    /// All of it, in `tx`, for a version of `key`. Answers the incident, and what its audit row says.
+    pub(super) async fn make(
+        mut self,
+        tx: &mut Tx,
+        key: &Key,
+        reason: String,
+    ) -> Result<(Incident, serde_json::Value), Frozen> {
+        let stopped = self.stop_rotation(tx).await?;
+        let (version, before) = self.freeze(tx).await?;
+        self.now = version.compromised_at.unwrap_or(self.now);
+        let mut incident = Incident {
+            id: self.id,
+            tenant: key.tenant.clone(),
+            key_id: key.id,
+            key_name: key.name.clone(),
+            kid: version.kid.clone(),
+            state: IncidentState::Open,
+            reason,
+            declared_by: self.by,
+            declared_at: self.now,
+            needs_successor: before.makes(),
+            successor_kid: None,
+            switched_at: None,
+            postmortem: String::new(),
+            close_requested_by: None,
+            close_requested_at: None,
+            closed_by: None,
+            closed_at: None,
+        };
+        if incident.needs_successor
+            && let Some(kid) = self.succeed(tx, stopped.as_ref()).await?
+        {
+            incident = incident.switch(kid, self.now);
+        }
+        let ended = self.complete_rotation(tx).await?;
+        if let Some((rotation, _)) = &stopped
+            && incident.successor_kid.as_ref() != Some(&rotation.new_kid)
+        {
+            self.withdraw(tx, &rotation.new_kid).await?;
+        }
+        tx.insert_incident(&incident).await?;
+        tx.raise_alert(&alert(&incident)).await?;
+        let overtaken = stopped
+            .as_ref()
+            .map(|(rotation, _)| rotation)
+            .or(ended.as_ref());
+        let details = json!({
+            "key_id": incident.key_id.to_string(),
+            "key": incident.key_name.as_str(),
+            "kid": incident.kid.as_str(),
+            "was": before.as_str(),
+            "reason": incident.reason,
+            "needs_successor": incident.needs_successor,
+            "successor_kid": incident.successor_kid.as_ref().map(Kid::as_str),
+            "rotation": overtaken.map(|r| json!({ "id": r.id.to_string(), "state": r.state.as_str() })),
+        });
+        Ok((incident, details))
+    }
+
     /// Cancels the key's open rotation if the version is one of its two. A rotation between two healthy versions goes on.
     /// Answers it with the state it was in.
     async fn stop_rotation(&self, tx: &mut Tx) -> Result<Option<(Rotation, RotationState)>> {

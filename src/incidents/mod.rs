@@ -8,12 +8,14 @@
 mod declare;
 mod freeze;
 mod handle;
+mod restored;
 mod switch;
 
 use std::{sync::Arc, time::Duration};
 
 pub use freeze::Freeze;
 pub use handle::Story;
+pub use restored::declare_again;
 
 use crate::{
     clock::Clock,

@@ -11,12 +11,13 @@ use tokio::time::Instant;
 use super::Work;
 use crate::{
     audit::{
-        ADMIN_STREAM, Checkpoint, CheckpointConfig, Head, Receipt, StreamHead, checkpoint, note,
+        ADMIN_STREAM, Checkpoint, CheckpointConfig, Head, Receipt, StreamHead, checkpoint_file,
+        note,
     },
     error::{Error, Reason, Result},
     gate::{AdminPermit, Recorded},
     keys::Keys,
-    model::{Action, AlertId, Job, KeyRef, PublicKey, Resource, TenantName},
+    model::{Action, AlertId, Job, KeyRef, Kid, PublicKey, Resource, TenantName},
     store::{Alert, Term},
 };
 
@@ -33,6 +34,8 @@ struct State {
     next: Option<Instant>,
     /// Where the streams ended after the last checkpoint: its own row included.
     last: Option<Vec<StreamHead>>,
+    /// How many versions the last checkpoint says are frozen.
+    frozen: usize,
 }
 
 impl Checkpoints {
@@ -45,9 +48,10 @@ impl Checkpoints {
         }
     }
 
-    fn is_due(&self) -> bool {
+    /// At the interval; and at once after a freeze, which must outlive the database.
+    fn is_due(&self, frozen: usize) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.next.is_none_or(|next| next <= Instant::now())
+        state.frozen != frozen || state.next.is_none_or(|next| next <= Instant::now())
     }
 
     fn is_written(&self, heads: &[StreamHead]) -> bool {
@@ -55,28 +59,34 @@ impl Checkpoints {
         state.last.as_deref() == Some(heads)
     }
 
-    /// Nothing is due before the next interval. `heads` when they were written down.
-    fn done(&self, heads: Option<Vec<StreamHead>>) {
+    /// Nothing is due before the next interval, or the next freeze. `heads` when they were written down.
+    fn done(&self, frozen: usize, heads: Option<Vec<StreamHead>>) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.next = Some(Instant::now() + self.config.interval());
         state.last = heads.or_else(|| state.last.take());
+        state.frozen = frozen;
     }
 }
 
 /// Writes a checkpoint when one is due and a stream has moved since the last.
 pub async fn run(work: &Work, term: &Term) -> Result<()> {
-    let Some(checkpoints) = work.checkpoints.as_ref().filter(|c| c.is_due()) else {
+    let Some(checkpoints) = work.checkpoints.as_ref() else {
         return Ok(());
     };
-    let heads = heads(work).await?;
-    if checkpoints.is_written(&heads) {
-        checkpoints.done(None);
+    let frozen = work.db.frozen_kids().await?;
+    let count = frozen.len();
+    if !checkpoints.is_due(count) {
         return Ok(());
     }
-    match write(work, checkpoints, term, heads.clone()).await {
+    let heads = heads(work).await?;
+    if checkpoints.is_written(&heads) {
+        checkpoints.done(count, None);
+        return Ok(());
+    }
+    match write(work, checkpoints, term, heads.clone(), frozen).await {
         Ok(receipt) => {
             metrics::counter!("claviger_audit_checkpoints_total").increment(1);
-            checkpoints.done(Some(after(heads, receipt)));
+            checkpoints.done(count, Some(after(heads, receipt)));
             Ok(())
         }
         Err(error) if error.reason() == Reason::LeaseLost => Err(error),
@@ -114,6 +124,7 @@ async fn write(
     checkpoints: &Checkpoints,
     term: &Term,
     heads: Vec<StreamHead>,
+    frozen: Vec<Kid>,
 ) -> Result<Receipt> {
     let (keys, term, config) = (
         Arc::clone(&work.keys),
@@ -123,6 +134,7 @@ async fn write(
     let checkpoint = Checkpoint {
         issuer: checkpoints.issuer.clone(),
         heads,
+        frozen,
         at: work.db.now().await?,
     };
     let act = async move |permit| record(permit, keys, term, config, checkpoint).await;
@@ -161,7 +173,7 @@ async fn record(
         .ok_or_else(|| Error::internal("the version that signed has no public key"))?;
     let note = note::signed(&checkpoint.issuer, &text, public, &signed.signature);
     let file = config.file.clone();
-    let written = tokio::task::spawn_blocking(move || checkpoint::append(&file, &note)).await;
+    let written = tokio::task::spawn_blocking(move || checkpoint_file::append(&file, &note)).await;
     written.map_err(Error::internal)?.map_err(|error| {
         let file = config.file.display();
         Error::internal(format!("audit.checkpoint.file {file}: {error}"))
@@ -171,6 +183,7 @@ async fn record(
     let details = json!({
         "heads_digest": note::text_digest(&text),
         "streams": checkpoint.heads.len(),
+        "frozen": checkpoint.frozen.len(),
         "kid": signed.kid.as_str(),
     });
     mutation.record((), details).await

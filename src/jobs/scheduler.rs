@@ -12,10 +12,10 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{
-    Checkpoints, IdempotencyConfig, alerts, checkpoint_audit, complete_grace, destroy_due,
+    Checkpoints, IdempotencyConfig, Pruning, alerts, checkpoint_audit, complete_grace, destroy_due,
     destroy_tenants, expire_api_keys, expire_requests, keep_standby, leader::Leader, overdue,
-    prune, reconcile, rewrap_credentials, rewrap_data_keys, rewrap_data_keys::Rewrapping,
-    rotate_credentials, rotate_due, round::Patience, switch_key,
+    prune, prune_audit, reconcile, rewrap_credentials, rewrap_data_keys,
+    rewrap_data_keys::Rewrapping, rotate_credentials, rotate_due, round::Patience, switch_key,
 };
 use crate::{
     alerts::Alerts,
@@ -102,6 +102,8 @@ pub struct Work {
     pub egress: Arc<Egress>,
     /// Writes checkpoints of the audit log, where that is configured.
     pub checkpoints: Option<Checkpoints>,
+    /// Prunes the audit log, where that is configured.
+    pub pruning: Option<Pruning>,
     /// The vault.
     pub vault: Arc<Vault>,
     /// Usage and limits.
@@ -189,6 +191,9 @@ fn jobs() -> Vec<Job> {
         }),
         job("prune", Duration::from_secs(60), |work, term| {
             Box::pin(prune::run(work, term))
+        }),
+        job("prune_audit", at_every_look, |work, term| {
+            Box::pin(prune_audit::run(work, term))
         }),
         job(
             "rewrap_credentials",

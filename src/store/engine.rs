@@ -88,6 +88,14 @@ impl DatabaseConfig {
     }
 }
 
+/// The file that the URL of an SQLite database names.
+pub(super) fn sqlite_path(url: &str) -> Option<&Path> {
+    let path = url
+        .strip_prefix("sqlite://")
+        .or_else(|| url.strip_prefix("sqlite:"));
+    path.map(Path::new)
+}
+
 fn is_postgres(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
@@ -254,11 +262,8 @@ impl Db {
     async fn connect(config: &DatabaseConfig, lock: Lock) -> Result<Self> {
         let url = url(config)?;
         let text = url.expose_secret();
-        if let Some(path) = text
-            .strip_prefix("sqlite://")
-            .or_else(|| text.strip_prefix("sqlite:"))
-        {
-            return open_sqlite(Path::new(path), config.max_connections, lock).await;
+        if let Some(path) = sqlite_path(text) {
+            return open_sqlite(path, config.max_connections, lock).await;
         }
         if is_postgres(text) {
             let options = PgConnectOptions::from_str(text).map_err(|_| {
@@ -443,7 +448,7 @@ enum Lock {
     None,
 }
 
-fn url(config: &DatabaseConfig) -> Result<SecretString> {
+pub(super) fn url(config: &DatabaseConfig) -> Result<SecretString> {
     let inline = config.url.expose_secret();
     match (&config.url_file, inline.is_empty()) {
         (None, false) => Ok(Secret::new(inline.clone())),
@@ -492,7 +497,7 @@ async fn open_sqlite(path: &Path, readers: u32, lock: Lock) -> Result<Db> {
 }
 
 /// An advisory lock on `FILE.lock`: the operating system releases it when the process ends, however it ends.
-fn lock_file(database: &Path) -> Result<File> {
+pub(super) fn lock_file(database: &Path) -> Result<File> {
     // A link to the file is the file; one that is not there yet has no other name.
     let database = std::fs::canonicalize(database).unwrap_or_else(|_| database.to_owned());
     let mut path = database.clone().into_os_string();
@@ -510,7 +515,7 @@ fn lock_file(database: &Path) -> Result<File> {
 }
 
 /// Opens a file, made with mode 0600 if it is not there.
-fn private_file(path: &Path) -> Result<File> {
+pub(super) fn private_file(path: &Path) -> Result<File> {
     OpenOptions::new()
         .create(true)
         .truncate(false)

@@ -21,6 +21,9 @@ const STRIKE: &str = "DELETE FROM replicas WHERE name = $1 AND seen_seq < $2 \
 const OLDER: &str = "SELECT name FROM replicas WHERE COALESCE(level, 0) < $1 \
      AND seen_at + max_staleness + $2 >= CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) \
      ORDER BY name LIMIT 1";
+const LIVE: &str = "SELECT name FROM replicas \
+     WHERE seen_at + max_staleness + $1 >= CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT) \
+     ORDER BY name LIMIT 1";
 const REMOVE: &str = "DELETE FROM replicas WHERE name = $1";
 
 /// How much longer than its lease a replica is waited for: clocks run at slightly different speeds.
@@ -77,6 +80,23 @@ impl Db {
             }
         }
         Ok(longest)
+    }
+
+    /// A replica that may be using keys over this database, if there is any. On SQLite the lock on the file says so.
+    pub async fn live_replica(&self) -> Result<Option<String>> {
+        let Self::Postgres(pool) = self else {
+            return Ok(None);
+        };
+        let live = sqlx::query_scalar(LIVE).bind(micros(MARGIN));
+        Ok(live.fetch_optional(pool).await?)
+    }
+
+    /// Takes every replica off the list: for a copy on which none has worked yet.
+    pub async fn forget_replicas(&self) -> Result<()> {
+        if let Self::Postgres(pool) = self {
+            sqlx::query("DELETE FROM replicas").execute(pool).await?;
+        }
+        Ok(())
     }
 
     /// Takes a replica off the list that has stopped using keys for good.

@@ -117,7 +117,7 @@ const USERS_CREDENTIALS: &str = "PutCredential GetCredential ListCredentials Del
 const LEASES: &str = "LeaseCredential RenewLease ReturnLease WatchCredentials";
 /// What jobs of the daemon may do in every tenant, whatever their roles.
 const JOBS: &str = "RotateKey ApproveRotation DeployRotation CompleteRotation ExpireRotation RetireKeyVersion KeepStandby \
-     SwitchKey DestroyMaterial SettleIntent CheckpointAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
+     SwitchKey DestroyMaterial SettleIntent CheckpointAudit PruneAudit RewrapDataKeys CompleteKekRotation ExpireKekRotation \
      DestroyTenantMaterial CreatePepper ExpireApiKey CreateCredentialKey RewrapCredentials StageCredential PromoteCredential \
      CompleteCredentialRotation RollBackCredential";
 /// Asked of the system tenant only.

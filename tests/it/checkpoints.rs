@@ -31,7 +31,7 @@ async fn daemon(engine: Engine) -> Daemon {
 }
 
 /// With the key, whose public half is in `checkpoints.pem`.
-async fn with_key(engine: Engine, algorithm: Algorithm) -> (Daemon, KeyVersion) {
+pub async fn with_key(engine: Engine, algorithm: Algorithm) -> (Daemon, KeyVersion) {
     let daemon = daemon(engine).await;
     let key = daemon
         .key("system", KEY, KeyPurpose::Signing, algorithm)
@@ -52,7 +52,7 @@ fn count(daemon: &Daemon) -> usize {
 }
 
 /// Waits for a checkpoint that covers row `seq` of the admin stream.
-async fn covered(daemon: &Daemon, seq: i64) {
+pub async fn covered(daemon: &Daemon, seq: i64) {
     let until = Instant::now() + PATIENCE;
     loop {
         let text = file(daemon);
@@ -70,7 +70,7 @@ async fn covered(daemon: &Daemon, seq: i64) {
     }
 }
 
-async fn changed(daemon: &Daemon, owner: &str) -> i64 {
+pub async fn changed(daemon: &Daemon, owner: &str) -> i64 {
     let request = UpdateKeyRequest {
         tenant: "system".into(),
         key: KEY.into(),
@@ -83,7 +83,7 @@ async fn changed(daemon: &Daemon, owner: &str) -> i64 {
 }
 
 /// `claviger audit verify`, with the checkpoints or without: exit code and what it said.
-async fn verify(daemon: &Daemon, with_checkpoints: bool) -> (i32, String) {
+pub async fn verify(daemon: &Daemon, with_checkpoints: bool) -> (i32, String) {
     let (file, key) = (daemon.path("checkpoints"), daemon.path("checkpoints.pem"));
     let (file, key) = (file.to_str().expect("UTF-8"), key.to_str().expect("UTF-8"));
     let mut args = vec!["--as", "auditor", "audit", "verify"];
@@ -622,5 +622,33 @@ async fn the_section_is_checked_at_the_start() {
         let why = daemon.up().await.expect_err("it does not start");
         assert!(why.contains(says), "{section}: {why}");
     }
+    daemon.stop().await;
+}
+
+/// Who owns the database thaws a version: the row says nothing, the next checkpoint does not name it any more. R-EMER-1
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_version_that_is_not_frozen_any_more_is_seen() {
+    let (mut daemon, _) = with_key(Engine::Sqlite, Algorithm::Es256).await;
+    let key = crate::incidents::token_key(&daemon, "jwt").await;
+    let kid = key.versions[0].kid.clone();
+    crate::incidents::declared(&daemon, "jwt", &kid).await;
+    let line = format!("\nfrozen {kid}\n");
+    daemon
+        .until(async || file(&daemon).contains(&line) && file(&daemon).ends_with('\n'))
+        .await;
+    let seq = changed(&daemon, "team-one").await;
+    covered(&daemon, seq).await;
+    let (code, said) = verify(&daemon, true).await;
+    assert_eq!(code, 0, "{said}");
+    daemon.tampered();
+    let thaw = format!(
+        "UPDATE key_versions SET state = 'RETIRED', compromised_at = NULL WHERE kid = '{kid}'"
+    );
+    daemon.execute(&thaw).await;
+    let seq = changed(&daemon, "team-two").await;
+    covered(&daemon, seq).await;
+    let (code, said) = verify(&daemon, true).await;
+    let shown = format!("does not say any more that version {kid} was compromised");
+    assert_eq!((code, said.contains(&shown)), (1, true), "{said}");
     daemon.stop().await;
 }

@@ -303,6 +303,15 @@ impl Daemon {
         }
     }
 
+    /// Waits until something holds.
+    pub async fn until(&self, holds: impl AsyncFn() -> bool) {
+        let until = Instant::now() + PATIENCE;
+        while !holds().await {
+            assert!(Instant::now() < until, "it does not come: {}", self.log());
+            sleep(POLL).await;
+        }
+    }
+
     /// Process id of the running daemon.
     pub fn pid(&self) -> u32 {
         let child = self.child.as_ref().expect("the daemon is up");

@@ -36,6 +36,7 @@ impl Door {
             access: AccessMode::Required,
             replica: "one".into(),
             checkpoint: None,
+            retention: Default::default(),
         };
         let (log, writer) = AccessLog::new(db.clone(), &config);
         tokio::spawn(writer.run());

@@ -50,6 +50,8 @@ mod planned;
 mod postgres;
 mod proxy;
 mod ranks;
+mod restore;
+mod retention;
 mod roles;
 mod rpcs;
 mod smoke;

@@ -16,6 +16,7 @@ const RANKS: [&[&str]; 8] = [
         "destruction",
         "erasure",
         "incidents",
+        "restore",
         "tokens",
         "vault",
         "clients",
@@ -30,7 +31,7 @@ const RANKS: [&[&str]; 8] = [
     &["cli"],
 ];
 /// Arrows allowed on one floor. On the lowest all are.
-const SIDEWAYS: [(&str, &str); 15] = [
+const SIDEWAYS: [(&str, &str); 16] = [
     // config composes the sections that modules declare, telemetry's among them.
     ("config", "telemetry"),
     ("app", "config"),
@@ -39,6 +40,7 @@ const SIDEWAYS: [(&str, &str); 15] = [
     ("destruction", "keys"),
     ("erasure", "keys"),
     ("incidents", "keys"),
+    ("restore", "incidents"),
     ("tokens", "keys"),
     ("vault", "keys"),
     ("clients", "keys"),

@@ -1380,6 +1380,7 @@ fn access(replica: &str, access: AccessMode) -> AccessConfig {
         access,
         replica: replica.into(),
         checkpoint: None,
+        retention: Default::default(),
     }
 }
 

@@ -60,6 +60,7 @@ impl Room {
             access: AccessMode::Required,
             replica: "one".into(),
             checkpoint: None,
+            retention: Default::default(),
         };
         let (log, writer) = AccessLog::new(db.clone(), &access);
         tokio::spawn(writer.run());

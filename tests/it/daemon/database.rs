@@ -65,6 +65,23 @@ impl Daemon {
         }
     }
 
+    /// Gives the daemon, which is down, an empty database in the place of the one that it had.
+    pub async fn lose_database(&mut self) {
+        assert!(self.child.is_none(), "the daemon is up");
+        match self.engine {
+            Engine::Sqlite => {
+                for end in ["", "-wal", "-shm"] {
+                    let _ = std::fs::remove_file(self.path(&format!("claviger.db{end}")));
+                }
+            }
+            Engine::Postgres => {
+                let url = crate::postgres::database().await;
+                self.edit_config(|text| text.replace(&self.url, &url));
+                self.url = url;
+            }
+        }
+    }
+
     async fn sqlite(&self) -> SqliteConnection {
         let options: SqliteConnectOptions = self.url.parse().expect("a URL");
         let options = options.busy_timeout(super::PATIENCE);

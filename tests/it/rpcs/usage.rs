@@ -48,15 +48,16 @@ impl World {
                 ..Default::default()
             }),
             "DeleteLimit" => {
-                let set = set("gone", Some(5));
+                let subject = fresh("credential");
+                let set = set(&subject, Some(5));
                 let made = self.daemon.actor("admin").usage().set_limit(set).await;
                 made.expect("SetLimit");
-                let delete = |subject: &str| DeleteLimitRequest {
+                let delete = |subject_type| DeleteLimitRequest {
                     tenant: tenant.clone(),
-                    subject_type: LimitSubject::Credential.into(),
-                    subject: subject.into(),
+                    subject_type,
+                    subject: subject.clone(),
                 };
-                case(&delete("gone")).or(&delete("never"))
+                case(&delete(LimitSubject::Credential.into())).or(&delete(0))
             }
             "ListAlerts" => case(&ListAlertsRequest {
                 tenant,
