@@ -17,7 +17,7 @@ use super::{CheckpointConfig, Outcome, Record, RetentionConfig, chain};
 use crate::{
     error::{Error, Reason, Result},
     store::{Db, Head, StoreError},
-    trace,
+    trace::{self, Call},
 };
 
 /// Section `[audit]`.
@@ -191,7 +191,8 @@ impl Writer {
             let queued = batch.drain(..);
             let (records, waiters): (Vec<_>, Vec<_>) =
                 queued.map(|queued| (queued.record, queued.waiter)).unzip();
-            let written = self.write(records).instrument(step).await;
+            let within = Call::new(step, Span::none());
+            let written = within.run(self.write(records)).await;
             if let Err(error) = &written {
                 tracing::error!(stream = self.stream, %error, rows = waiters.len(), "audit rows not written");
             }

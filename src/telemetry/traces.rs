@@ -39,10 +39,7 @@ use tonic::{
     transport::{Channel, ClientTlsConfig, Endpoint},
 };
 use tracing::{Metadata, Subscriber, level_filters::LevelFilter, subscriber::Interest};
-use tracing_subscriber::{
-    layer::{Context as LayerContext, Filter},
-    registry::LookupSpan,
-};
+use tracing_subscriber::layer::{Context as LayerContext, Filter};
 
 use super::TelemetryConfig;
 use crate::trace::{self, Ratio};
@@ -351,25 +348,17 @@ impl Export {
     }
 }
 
-/// Which spans are exported: those of traces, and steps only inside of one.
+/// Which spans are exported: those of traces. Who makes them knows whether anybody wants them.
 pub(super) struct Traced;
 
-impl<S> Filter<S> for Traced
-where
-    S: Subscriber + for<'a> LookupSpan<'a>,
-{
-    fn enabled(&self, metadata: &Metadata<'_>, context: &LayerContext<'_, S>) -> bool {
-        match metadata.target() {
-            trace::ROOT => true,
-            trace::STEP => context.lookup_current().is_some(),
-            _ => false,
-        }
+impl<S: Subscriber> Filter<S> for Traced {
+    fn enabled(&self, metadata: &Metadata<'_>, _context: &LayerContext<'_, S>) -> bool {
+        matches!(metadata.target(), trace::ROOT | trace::STEP)
     }
 
     fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
         match metadata.target() {
-            trace::ROOT => Interest::always(),
-            trace::STEP => Interest::sometimes(),
+            trace::ROOT | trace::STEP => Interest::always(),
             _ => Interest::never(),
         }
     }

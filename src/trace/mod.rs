@@ -2,8 +2,8 @@
 //!
 //! Spans of a trace are `tracing` spans of two targets of their own: the root of a call ([`ROOT`]) and its steps
 //! ([`STEP`], made by `step!`). Logs never show them; `telemetry` exports them. A step exists only below a root, and a
-//! root only when its call is sampled, so a call that is not costs one decision and a look per step; without a collector,
-//! nothing but an atomic load. What a span says is a name of ours or an id: no payload, no credential, no text that a
+//! root only when its call is sampled, so a call that is not costs one decision and a look at the task per step; without
+//! a collector, nothing but an atomic load. What a span says is a name of ours or an id: no payload, no credential, no text that a
 //! caller chose, except the request id.
 //!
 //! The sampler is global to the process because the subscriber that it belongs to is.
@@ -35,12 +35,18 @@ static SAMPLED: OnceLock<Ratio> = OnceLock::new();
 /// A step of the call that is under way: a name and fields whose values are ours, or ids. Disabled outside of a trace.
 macro_rules! step {
     (parent: $parent:expr, $name:expr $(, $($fields:tt)*)?) => {
-        ::tracing::info_span!(
-            target: $crate::trace::STEP, parent: $parent, $name $(, $($fields)*)?
-        )
+        match $crate::trace::is_sampled() {
+            true => ::tracing::info_span!(
+                target: $crate::trace::STEP, parent: $parent, $name $(, $($fields)*)?
+            ),
+            false => ::tracing::Span::none(),
+        }
     };
     ($name:expr $(, $($fields:tt)*)?) => {
-        ::tracing::info_span!(target: $crate::trace::STEP, $name $(, $($fields)*)?)
+        match $crate::trace::is_sampled() {
+            true => ::tracing::info_span!(target: $crate::trace::STEP, $name $(, $($fields)*)?),
+            false => ::tracing::Span::none(),
+        }
     };
 }
 pub(crate) use step;
@@ -137,6 +143,14 @@ impl Call {
         let Self { root, log } = self.clone();
         CALL.scope(self, act).instrument(log).instrument(root)
     }
+}
+
+/// Is the call under way in a trace that is exported? A subscriber takes far longer to say that nobody wants a span.
+pub fn is_sampled() -> bool {
+    SAMPLED.get().is_some()
+        && CALL
+            .try_with(|call| !call.root.is_disabled())
+            .unwrap_or(false)
 }
 
 /// Says at the root of the call under way who makes it.
