@@ -44,7 +44,7 @@ use crate::{
     restore,
     rotation::{KekRotations, Rotations},
     store::Db,
-    telemetry,
+    telemetry::{self, Export},
     tokens::Tokens,
     usage::Usage,
     vault::Vault,
@@ -86,10 +86,11 @@ async fn refuse_set_back(db: &Db, config: &Config) -> Result<(), AppError> {
     }
 }
 
-/// Runs the daemon until `shutdown` ends, then drains it.
+/// Runs the daemon until `shutdown` ends, then drains it. Its traces, if any, leave by `export`.
 pub async fn run(
     config: Config,
     clock: Clock,
+    export: Option<Export>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), AppError> {
     let metrics = telemetry::metrics().map_err(AppError::new)?;
@@ -389,6 +390,10 @@ pub async fn run(
     let stopped = || stop.clone().cancelled_owned();
     // The writer outlives everybody who writes to it: it ends when the gate is gone.
     let writer = tokio::spawn(writer.run());
+    // What happens until the database is closed may be part of a trace.
+    let traces_stop = CancellationToken::new();
+    let traces_ended = traces_stop.clone().cancelled_owned();
+    let export = export.map(|export| tokio::spawn(export.run(traces_ended)));
     let mut tasks = JoinSet::new();
     let incoming = authn::accept(
         grpc_listener,
@@ -504,6 +509,10 @@ pub async fn run(
         tracing::warn!(%error, "replica not taken off the list; others wait for the end of its lease");
     }
     db.close().await;
+    traces_stop.cancel();
+    if let Some(export) = export {
+        let _ = export.await;
+    }
     ops_stop.cancel();
     let _ = ops_task.await;
     tracing::info!("claviger is down");

@@ -27,7 +27,7 @@ use crate::{
     keys::KeysConfig,
     rotation::RotationConfig,
     store::DatabaseConfig,
-    telemetry::LogConfig,
+    telemetry::{Identity, LogConfig, TelemetryConfig},
     tokens::{JwksConfig, TokensConfig},
     usage::UsageConfig,
     vault::VaultConfig,
@@ -115,6 +115,9 @@ pub struct Config {
     /// The vault.
     #[serde(default)]
     pub vault: VaultConfig,
+    /// Traces.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
 }
 
 /// Where a daemon runs.
@@ -127,6 +130,17 @@ pub enum Environment {
     Staging,
     /// For real.
     Production,
+}
+
+impl Environment {
+    /// As the configuration says it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Dev => "dev",
+            Self::Staging => "staging",
+            Self::Production => "production",
+        }
+    }
 }
 
 /// One key backend.
@@ -225,6 +239,14 @@ impl Config {
         chosen.unwrap_or(&self.kek.backend)
     }
 
+    /// What this daemon's traces say about it.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            environment: self.environment.as_str(),
+            replica: self.audit.replica.clone(),
+        }
+    }
+
     /// How long a new kid is announced before it may sign.
     pub const fn soak(&self) -> Duration {
         let (max_age, skew) = (self.jwks.max_age_seconds, self.rotation.clock_skew_seconds);
@@ -291,6 +313,9 @@ impl Config {
             return wrong(e.message().to_owned());
         }
         if let Err(e) = self.egress.check() {
+            return wrong(e);
+        }
+        if let Err(e) = self.telemetry.check(self.environment == Environment::Dev) {
             return wrong(e);
         }
         if !self.backends.contains_key(&self.kek.backend) {

@@ -14,7 +14,7 @@
 //! | R3 | [`keys`], [`rotation`], [`destruction`], [`erasure`], [`incidents`], [`restore`], [`tokens`], [`directory`], [`clients`], [`vault`], [`usage`], [`alerts`] | what the product does |
 //! | R2 | [`gate`], [`authz`], [`audit`] | the one door: may they, and what happened |
 //! | R1 | [`backends`], [`envelope`], [`store`], [`egress`] | the device, the ciphertext, the database, the way out |
-//! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`] | nouns and pure rules |
+//! | R0 | [`model`], [`error`], [`clock`], [`health`], [`fault`], [`trace`] | nouns and pure rules |
 //!
 //! `directory` (tenants, principals, roles) is a room that the first design did not name: principals are managed over
 //! gRPC like keys are, and `authn` only looks them up.
@@ -67,5 +67,6 @@ pub mod rotation;
 pub mod store;
 pub mod telemetry;
 pub mod tokens;
+pub mod trace;
 pub mod usage;
 pub mod vault;

@@ -1,15 +1,26 @@
-//! R6: logs and metrics of the process: set up once by `app`, before anything else starts.
+//! R6: logs, metrics and traces of the process: set up once, before anything else starts.
 //!
 //! Logs are JSON on stderr, one event a line. Metrics go to a Prometheus recorder whose text the ops
-//! listener serves. Both are global to the process, because `tracing` and `metrics` are: what was installed
-//! first stays. Nothing here sees a secret; secret types cannot be printed.
+//! listener serves. Traces go to a collector, if there is one. All are global to the process, because `tracing` and
+//! `metrics` are: what was installed first stays. Nothing here sees a secret; secret types cannot be printed.
+
+mod config;
+mod traces;
 
 use std::{panic, sync::OnceLock, time::Duration};
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use serde::Deserialize;
-use tracing_subscriber::{EnvFilter, filter::ParseError, fmt, prelude::*};
+use tracing_subscriber::{
+    EnvFilter, Layer, Registry, filter::ParseError, fmt, prelude::*, util::SubscriberInitExt,
+};
+
+pub use self::{
+    config::TelemetryConfig,
+    traces::{Export, Identity, Tracer},
+};
+use crate::trace;
 
 /// Upper bounds of every histogram of seconds: from a cached decision to a KMS call that times out.
 const SECONDS: [f64; 17] = [
@@ -50,6 +61,9 @@ pub enum TelemetryError {
         /// What is wrong with it.
         source: ParseError,
     },
+    /// Traces cannot be exported as configured.
+    #[error("{0}")]
+    Traces(String),
     /// The metrics recorder cannot be built.
     #[error("metrics cannot start: {0}")]
     Metrics(#[from] BuildError),
@@ -76,25 +90,60 @@ pub async fn upkeep(metrics: PrometheusHandle, shutdown: impl Future<Output = ()
     }
 }
 
-/// Starts logging, of panics too. A second call only checks the configuration.
-pub fn logs(config: &LogConfig) -> Result<(), TelemetryError> {
-    let filter = EnvFilter::try_new(&config.level).map_err(|source| TelemetryError::Level {
+/// Prepares traces, if the configuration names a collector: what `logs` needs, and the task that sends them away.
+pub fn traces(
+    config: &TelemetryConfig,
+    identity: Identity,
+) -> Result<Option<(Tracer, Export)>, TelemetryError> {
+    traces::begin(config, identity).map_err(TelemetryError::Traces)
+}
+
+/// Starts logging, of panics too, and tracing with a `tracer`. A second call only checks the configuration.
+pub fn logs(config: &LogConfig, tracer: Option<Tracer>) -> Result<(), TelemetryError> {
+    let mut filter = EnvFilter::try_new(&config.level).map_err(|source| TelemetryError::Level {
         level: config.level.clone(),
         source,
     })?;
-    // It reports every vendor mechanism that it does not know as an error, at each start.
-    let filter = match "cryptoki::mechanism=off".parse() {
-        Ok(quiet) => filter.add_directive(quiet),
-        Err(_) => filter,
-    };
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = fmt::layer().with_writer(std::io::stderr);
-    let installed = match config.format {
-        LogFormat::Json => {
-            let json = layer.json().flatten_event(true).with_span_list(false);
-            registry.with(json).try_init()
+    let off = [
+        // It reports every vendor mechanism that it does not know as an error, at each start.
+        "cryptoki::mechanism".to_owned(),
+        trace::ROOT.to_owned(),
+        trace::STEP.to_owned(),
+    ];
+    for target in off {
+        if let Ok(quiet) = format!("{target}=off").parse() {
+            filter = filter.add_directive(quiet);
         }
-        LogFormat::Pretty => registry.with(layer.pretty()).try_init(),
+    }
+    let layer = fmt::layer().with_writer(std::io::stderr);
+    let lines: Box<dyn Layer<Registry> + Send + Sync> = match config.format {
+        LogFormat::Json => layer
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed(),
+        LogFormat::Pretty => layer.pretty().boxed(),
+    };
+    let installed = match tracer {
+        // One filter for everything is the cheapest: what is off then costs an atomic load.
+        None => tracing_subscriber::registry()
+            .with(lines)
+            .with(filter)
+            .try_init(),
+        Some(tracer) => {
+            let spans = tracing_opentelemetry::layer()
+                .with_tracer(tracer.0)
+                .with_location(false)
+                .with_threads(false)
+                .with_tracked_inactivity(false)
+                .with_level(false)
+                .with_target(false)
+                .with_context_activation(false)
+                .with_filter(traces::Traced);
+            let layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> =
+                vec![lines.with_filter(filter).boxed(), spans.boxed()];
+            tracing_subscriber::registry().with(layers).try_init()
+        }
     };
     // An error means that another daemon of this process was first.
     if installed.is_ok() {
@@ -306,5 +355,58 @@ fn describe() {
     describe_gauge!(
         "claviger_pkcs11_threads_lost",
         "Replaced threads that are still inside the PKCS#11 library."
+    );
+    describe_counter!(
+        "claviger_trace_spans_exported_total",
+        "Spans of traces that the collector took."
+    );
+    describe_counter!(
+        "claviger_trace_spans_dropped_total",
+        "Spans of traces that were lost, by reason."
+    );
+    describe_gauge!(
+        "claviger_trace_collector_up",
+        "1 while the collector takes traces."
+    );
+    describe_histogram!(
+        "claviger_kms_call_seconds",
+        Unit::Seconds,
+        "Time of calls to AWS KMS by call and outcome, retries and the wait for a turn included."
+    );
+    describe_counter!(
+        "claviger_kms_refused_total",
+        "Calls to AWS KMS that were not sent because their class has no room under its quota."
+    );
+    describe_counter!(
+        "claviger_kms_throttled_total",
+        "Answers of AWS KMS that too many calls of a class were sent."
+    );
+    describe_counter!(
+        "claviger_credential_probes_total",
+        "Probes of credentials at their provider."
+    );
+    describe_counter!(
+        "claviger_credential_rotation_steps_total",
+        "Rotations of credentials that came into a state, by state."
+    );
+    describe_counter!(
+        "claviger_credential_unreadable_total",
+        "Credentials that did not open under their data key."
+    );
+    describe_counter!(
+        "claviger_credentials_rewrapped_total",
+        "Values of credentials that this replica moved to another data key."
+    );
+    describe_counter!(
+        "claviger_alerts_total",
+        "Alerts whose deliveries this replica made, by kind."
+    );
+    describe_counter!(
+        "claviger_alert_deliveries_total",
+        "Attempts to deliver alerts, by channel and outcome."
+    );
+    describe_counter!(
+        "claviger_usage_uncounted_total",
+        "Calls that count for nobody because too many principals and addresses called between two writes of their usage."
     );
 }

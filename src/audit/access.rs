@@ -11,11 +11,13 @@ use tokio::{
     sync::{mpsc, oneshot},
     time::timeout,
 };
+use tracing::{Instrument, Span, field};
 
 use super::{CheckpointConfig, Outcome, Record, RetentionConfig, chain};
 use crate::{
     error::{Error, Reason, Result},
     store::{Db, Head, StoreError},
+    trace::{self, Call},
 };
 
 /// Section `[audit]`.
@@ -70,10 +72,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 type Waiter = oneshot::Sender<Result<(), ()>>;
 
+/// A record on its way to the writer.
+struct Queued {
+    record: Record,
+    waiter: Option<Waiter>,
+    /// The step of the call that waits for it.
+    step: Span,
+}
+
 /// The handle of one replica's access stream. Cloning is cheap.
 #[derive(Clone)]
 pub struct AccessLog {
-    queue: mpsc::Sender<(Record, Option<Waiter>)>,
+    queue: mpsc::Sender<Queued>,
     mode: AccessMode,
 }
 
@@ -106,10 +116,16 @@ impl AccessLog {
         match self.mode {
             AccessMode::Required => {
                 let (done, written) = oneshot::channel();
+                let step = trace::step!("audit", claviger.audit.rows = field::Empty);
+                let queued = Queued {
+                    record,
+                    waiter: Some(done),
+                    step: step.clone(),
+                };
                 self.queue
-                    .try_send((record, Some(done)))
+                    .try_send(queued)
                     .map_err(|_| unavailable("the audit queue is full"))?;
-                match timeout(PATIENCE, written).await {
+                match timeout(PATIENCE, written).instrument(step).await {
                     Ok(Ok(Ok(()))) => Ok(()),
                     Ok(_) => Err(unavailable("the audit row was not written")),
                     Err(_) => Err(unavailable("the audit row was not written in time")),
@@ -130,7 +146,12 @@ impl AccessLog {
 
     /// Queues a record that nobody waits for; counts it when the queue is full.
     pub fn append_unawaited(&self, record: Record) {
-        if self.queue.try_send((record, None)).is_err() {
+        let queued = Queued {
+            record,
+            waiter: None,
+            step: Span::none(),
+        };
+        if self.queue.try_send(queued).is_err() {
             metrics::counter!("claviger_audit_dropped_total").increment(1);
         }
     }
@@ -149,7 +170,7 @@ fn unavailable(why: &'static str) -> Error {
 pub struct Writer {
     db: Db,
     stream: String,
-    records: mpsc::Receiver<(Record, Option<Waiter>)>,
+    records: mpsc::Receiver<Queued>,
     head: Option<Head>,
 }
 
@@ -161,9 +182,17 @@ impl Writer {
             if self.records.recv_many(&mut batch, MAX_BATCH).await == 0 {
                 return;
             }
-            let (records, waiters): (Vec<_>, Vec<_>) = batch.drain(..).unzip();
-            metrics::histogram!("claviger_audit_batch_rows").record(records.len() as f64);
-            let written = self.write(records).await;
+            let rows = batch.len();
+            metrics::histogram!("claviger_audit_batch_rows").record(rows as f64);
+            // One transaction for many calls: the first that is traced has it in its trace.
+            let traced = batch.iter().find(|queued| !queued.step.is_disabled());
+            let step = traced.map_or_else(Span::none, |queued| queued.step.clone());
+            step.record("claviger.audit.rows", rows);
+            let queued = batch.drain(..);
+            let (records, waiters): (Vec<_>, Vec<_>) =
+                queued.map(|queued| (queued.record, queued.waiter)).unzip();
+            let within = Call::new(step, Span::none());
+            let written = within.run(self.write(records)).await;
             if let Err(error) = &written {
                 tracing::error!(stream = self.stream, %error, rows = waiters.len(), "audit rows not written");
             }

@@ -56,6 +56,11 @@ impl Peer {
 }
 
 impl Peer {
+    /// Has the other end proved to own a certificate of our clients' CAs, whoever it names?
+    pub const fn shows_certificate(&self) -> bool {
+        !self.fingerprint.is_empty()
+    }
+
     /// The certificate's SHA-256 in base64url, as in `x5t#S256` (RFC 8705 section 3.1). None without a certificate.
     pub fn thumbprint(&self) -> Option<String> {
         let hex = self.fingerprint.as_bytes().chunks(2);

@@ -12,6 +12,7 @@ use std::{
 };
 
 use serde::Deserialize;
+use tracing::{Instrument, field};
 
 use super::{
     AcceptConfig, CredentialKind, Credentials, IssuerConfig, Issuers, Peer, Shown, Throttle,
@@ -27,6 +28,7 @@ use crate::{
         Action, ApiKeyText, Caller, Credential, Principal, PrincipalId, PrincipalState, Timestamp,
     },
     tokens::{Rejection, Tokens},
+    trace,
 };
 
 /// Section `[authn]`.
@@ -217,16 +219,22 @@ impl Authn {
         request_id: Arc<str>,
         action: Action,
     ) -> Result<Caller> {
-        let known = self.known(credentials, action).await;
-        let (principal, credential) = match known {
+        let step = trace::step!("authenticate", claviger.credential = field::Empty);
+        let known = self.known(credentials, action).instrument(step.clone());
+        let (principal, credential) = match known.await {
             Ok(known) => known,
             Err(Unknown::Error(error)) => return Err(error),
             Err(Unknown::Refused(refusal, who)) => {
                 return Err(self
                     .refused(credentials, &request_id, action, (refusal, who))
+                    .instrument(step)
                     .await);
             }
         };
+        if !step.is_disabled() {
+            step.record("claviger.credential", credential.kind());
+            trace::root_is_of(&principal.id, &principal.tenant);
+        }
         let caller = Caller {
             principal,
             credential,

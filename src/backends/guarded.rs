@@ -28,15 +28,19 @@ use tokio::{
     sync::Notify,
     time::{Instant, sleep_until},
 };
+use tracing::{Instrument, field};
 
 use super::{
     Backend, BackendError, Call, Capabilities, Created, Destroyed, Priority,
     breaker::{Admission, Breaker, ROW, State, Subject},
     priority,
 };
-use crate::model::{
-    Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
-    secret::DataKey,
+use crate::{
+    model::{
+        Algorithm, IntentId, KeySpec, PublicKey, key::BackendRef, public_key::SignInput,
+        secret::DataKey,
+    },
+    trace,
 };
 
 /// How often the stall watch looks within `stall`.
@@ -145,6 +149,12 @@ impl Operation {
         (Self::Find, "find"),
         (Self::Ready, "ready"),
     ];
+
+    /// In metrics and traces.
+    fn name(self) -> &'static str {
+        let (_, name) = Self::ALL[self as usize];
+        name
+    }
 
     /// It takes milliseconds, and somebody waits for it.
     const fn uses_key(self) -> bool {
@@ -420,7 +430,14 @@ impl Guarded {
         call: Call<'a, T>,
     ) -> Call<'a, T> {
         let key = key.map(subject);
-        Box::pin(async move {
+        let step = trace::step!(
+            "backend",
+            otel.name = operation.name(),
+            claviger.backend = self.capabilities().name.as_str(),
+            otel.status_code = field::Empty,
+        );
+        let said = step.clone();
+        let guarded = async move {
             // Before the state is looked at: an opening in between is not missed.
             let opened = self.opened.notified();
             let visit = Visit::begin(self, operation, key)?;
@@ -436,8 +453,12 @@ impl Guarded {
             };
             self.meter(operation, began);
             visit.end(&outcome);
+            if !matches!(judge(&outcome), Verdict::Answered) {
+                said.record("otel.status_code", "ERROR");
+            }
             outcome
-        })
+        };
+        Box::pin(guarded.instrument(step))
     }
 }
 

@@ -22,10 +22,12 @@ pub struct Args {
 /// Runs `claviger serve`.
 pub async fn run(args: Args) -> Result<Exit> {
     let config = Config::load(&args.config).map_err(Failure::usage)?;
-    telemetry::logs(&config.log).map_err(Failure::usage)?;
+    let traces = telemetry::traces(&config.telemetry, config.identity()).map_err(Failure::usage)?;
+    let (tracer, export) = traces.unzip();
+    telemetry::logs(&config.log, tracer).map_err(Failure::usage)?;
     no_core_dumps();
     let mut stop = Stop::new()?;
-    app::run(config, Clock::System, stop.asked())
+    app::run(config, Clock::System, export, stop.asked())
         .await
         .map_err(Failure::other)?;
     Ok(Exit::Ok)

@@ -16,6 +16,7 @@ use crate::{
     error::{Error, Result},
     model::{SignInput, Timestamp},
     tokens::is_plain_object,
+    trace,
 };
 
 /// Longest assertion that is looked at, in bytes.
@@ -139,12 +140,12 @@ impl Clients {
         let (db, client) = (self.db.clone(), registered.client.id);
         let jti = assertion.claims.jti.clone();
         // In a task of its own: a caller who leaves must not leave a transaction half begun.
-        let taken = tokio::spawn(async move {
+        let taken = tokio::spawn(trace::carry(async move {
             let mut tx = db.begin().await?;
             let is_first = tx.take_assertion(client, &jti, keep_until).await?;
             tx.commit().await?;
             Ok::<_, Error>(is_first)
-        });
+        }));
         match taken.await.map_err(Error::internal)?? {
             true => Ok(Ok(())),
             false => Ok(Err(Refusal::Replayed)),

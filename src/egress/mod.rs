@@ -17,11 +17,14 @@ use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method};
 use rustls::ClientConfig;
+use tracing::{Instrument, field};
 use zeroize::Zeroizing;
 
 pub use address::Network;
 pub use config::EgressConfig;
 pub use error::EgressError;
+
+use crate::trace;
 
 /// Bytes of an answer's body at most.
 pub const MAX_ANSWER: usize = 1 << 20;
@@ -115,8 +118,21 @@ impl Egress {
     /// Sends one request and reads all of its answer. Nothing is tried twice.
     pub async fn send(&self, request: Request) -> Result<Answer, EgressError> {
         let patience = request.patience.min(self.longest);
+        // Neither where it goes nor what comes back: both may be secrets. Nor is the trace told to whoever is asked.
+        let step = trace::step!(
+            "egress",
+            otel.kind = "client",
+            otel.status_code = field::Empty,
+            http.request.method = request.method.as_str(),
+            http.response.status_code = field::Empty,
+        );
         let sent = send::send(self, request, patience);
-        let answer = tokio::time::timeout(patience, sent).await;
-        answer.unwrap_or(Err(EgressError::Timeout))
+        let answer = tokio::time::timeout(patience, sent).instrument(step.clone());
+        let answer = answer.await.unwrap_or(Err(EgressError::Timeout));
+        match &answer {
+            Ok(answer) => step.record("http.response.status_code", answer.status),
+            Err(_) => step.record("otel.status_code", "ERROR"),
+        };
+        answer
     }
 }

@@ -19,7 +19,7 @@ use futures_util::FutureExt;
 use prost::Message;
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument;
+use tracing::field;
 
 use crowd::{Changes, Crowd};
 pub use freshness::Freshness;
@@ -35,6 +35,7 @@ use crate::{
     fault,
     model::{AccessKind, Action, Caller, Credential, Entity, Job, Resource},
     store::{Db, StoreError},
+    trace,
 };
 
 /// The action of a row that says which API key somebody came with (R-OAUTH-5).
@@ -172,7 +173,7 @@ impl Gate {
                     record_failure(&changes, record, Outcome::Failed, reason).await;
                 };
                 // In a task of its own, like the change it would have been.
-                let _ = self.mutations.spawn(task.in_current_span()).await;
+                let _ = self.mutations.spawn(trace::carry(task)).await;
             }
             AccessKind::Read | AccessKind::Data => {
                 describe(&mut record, error);
@@ -311,7 +312,7 @@ impl Gate {
             }
             outcome.map_err(Error::recorded)
         };
-        let task = self.mutations.spawn(task.in_current_span());
+        let task = self.mutations.spawn(trace::carry(task));
         task.await.unwrap_or_else(|e| Err(Error::internal(e)))
     }
 
@@ -373,7 +374,23 @@ impl Gate {
     }
 
     fn authorize(&self, caller: &Caller, action: Action, resource: &Resource) -> Result<()> {
-        match self.authz.decide(&caller.principal, action, resource) {
+        let step = trace::step!(
+            "authorize",
+            claviger.action = action.name(),
+            claviger.entity = resource.kind(),
+            claviger.entity.id = field::Empty,
+            claviger.decision = field::Empty,
+        );
+        let decision = step.in_scope(|| self.authz.decide(&caller.principal, action, resource));
+        if !step.is_disabled() {
+            let said = match decision {
+                Decision::Allow => "allow",
+                Decision::Deny => "deny",
+            };
+            step.record("claviger.decision", said);
+            step.record("claviger.entity.id", resource.known_id());
+        }
+        match decision {
             Decision::Allow => Ok(()),
             Decision::Deny if visible(caller, resource) => Err(Error::new(
                 Reason::PermissionDenied,

@@ -16,6 +16,7 @@ use crate::{
     error::Result,
     incidents::{Freeze, Story},
     model::{Action, Caller, Incident, IncidentId, IncidentNote, KeyRef, Kid, Resource},
+    trace,
 };
 
 /// IncidentService over these parts.
@@ -89,7 +90,7 @@ impl IncidentApi {
         let (incidents, gate) = (Arc::clone(&self.0.incidents), Arc::clone(&self.0.gate));
         let switch = async move { incidents.switch(&gate, id, None).await };
         // Goes on when this call's time is over.
-        let switch = tokio::spawn(switch);
+        let switch = tokio::spawn(trace::carry(switch));
         match tokio::time::timeout_at(until, switch).await {
             Ok(Ok(Ok(incident))) => return Some(incident),
             Ok(Ok(Err(error))) => {

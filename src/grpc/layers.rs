@@ -27,7 +27,7 @@ use http_body::{Frame, SizeHint};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, body::Body};
 use tower::{Layer, Service};
-use tracing::Instrument;
+use tracing::field;
 
 use self::{
     budget::{Budget, Held, metered},
@@ -36,7 +36,11 @@ use self::{
 };
 pub use self::{deadline::Deadline, request_id::RequestId, stream::StreamBounds};
 use super::listener::GrpcConfig;
-use crate::error::Reason;
+use crate::{
+    authn::ConnectedPeer,
+    error::Reason,
+    trace::{Call, Root},
+};
 
 /// Wraps the gRPC routes; see the module.
 #[derive(Clone)]
@@ -95,8 +99,14 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let observation = Observation::start(&self.layer.methods, request.uri().path());
+        let mut observation = Observation::start(&self.layer.methods, request.uri().path());
         let id = RequestId::of(request.headers());
+        let peer = request.extensions().get::<ConnectedPeer>();
+        // Who has proved a certificate is believed about the trace too.
+        let is_believed = peer.is_some_and(|peer| peer.shows_certificate());
+        let root = Root::of(request.headers(), is_believed, || {
+            observation.root_span(&id)
+        });
         let deadline = Deadline::of(request.headers(), self.layer.timeout);
         request.extensions_mut().insert(id.clone());
         request.extensions_mut().insert(deadline);
@@ -107,7 +117,13 @@ where
         request.extensions_mut().insert(bounds);
         let request = request.map(|body| metered(body, Arc::clone(&held)));
 
-        let span = tracing::info_span!("rpc", method = observation.method(), request_id = %id);
+        let log = tracing::info_span!(
+            "rpc",
+            method = observation.method(),
+            request_id = %id,
+            trace_id = root.id.map(field::display),
+        );
+        observation.traced(root.span.clone());
         let normaliser = Normaliser {
             request_id: id.clone(),
             max_request_bytes: self.layer.max_request_bytes,
@@ -139,7 +155,7 @@ where
             drop(held);
             Ok(with_request_id(response, &id))
         };
-        Box::pin(call.instrument(span))
+        Box::pin(Call::new(root.span, log).run(call))
     }
 }
 

@@ -19,7 +19,6 @@ use tokio::{
     time::{Instant, sleep},
 };
 use tonic::{Request, Response, Status, Streaming};
-use tracing::{Instrument, Span};
 
 use self::{
     incoming::{Incoming, Start, idle},
@@ -37,6 +36,7 @@ use crate::{
     gate::{Ongoing, Permit, Place},
     keys::{Keys, Target},
     model::{Action, Caller, KeyRef, Resource},
+    trace::Call,
 };
 
 /// Bytes that are worked on at a time: four chunks.
@@ -90,16 +90,16 @@ pub async fn answer<W: Way>(
 
 /// The flow as what the transport pulls at.
 fn pieces<W: Way>(flow: Flow<W>, idle: Duration) -> Pieces<W::Answer> {
-    let span = Span::current();
+    let call = Call::current();
     let flow = Arc::new(Mutex::new(flow));
     // Weak: when the transport lets go, the client has left, and the flow must end then and not later.
-    tokio::spawn(watch(Arc::downgrade(&flow), idle).instrument(span.clone()));
+    tokio::spawn(call.clone().run(watch(Arc::downgrade(&flow), idle)));
     let next = move |flow: Arc<Mutex<Flow<W>>>| {
         let step = async move {
             let next = flow.lock().await.next().await?;
             Some((next, flow))
         };
-        step.instrument(span.clone())
+        call.clone().run(step)
     };
     Box::pin(stream::unfold(flow, next))
 }

@@ -14,9 +14,15 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+use http::Method;
 use metrics::{Counter, Histogram, counter, histogram};
+use tracing::{Span, field};
 
-use crate::model::ROUTES;
+use crate::{
+    authn::ConnectedPeer,
+    model::ROUTES,
+    trace::{self, Call, Root},
+};
 
 /// Statuses that have a label of their own.
 const CODES: [(u16, &str); 15] = [
@@ -59,6 +65,8 @@ struct Observation {
     index: usize,
     started: Instant,
     code: u16,
+    /// The root of the request's trace, if there is one.
+    span: Span,
 }
 
 /// Counts a request when its answer is there, or nobody waits for it any more.
@@ -68,7 +76,19 @@ pub(super) async fn measured(
     next: Next,
 ) -> Response {
     let mut observation = Observation::start(routes, request.uri().path());
-    let response = next.run(request).await;
+    let peer = request.extensions().get::<ConnectedPeer>();
+    // Who has proved a certificate is believed about the trace too. Anybody else is a stranger.
+    let is_believed = peer.is_some_and(|peer| peer.shows_certificate());
+    let method = name_of(request.method());
+    let root = Root::of(request.headers(), is_believed, || {
+        observation.root_span(method)
+    });
+    observation.span = root.span.clone();
+    let log = match root.id {
+        Some(id) => tracing::info_span!("http", route = observation.route(), trace_id = %id),
+        None => Span::none(),
+    };
+    let response = Call::new(root.span, log).run(next.run(request)).await;
     observation.code = response.status().as_u16();
     response
 }
@@ -96,6 +116,20 @@ impl Routes {
             let mut routes = self.by_path.iter();
             routes.find_map(|(route, index)| is_of(path, route).then_some(*index))
         })
+    }
+}
+
+/// The methods that HTTP names; anything else may be any text.
+fn name_of(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "_OTHER",
     }
 }
 
@@ -146,12 +180,51 @@ impl Observation {
             routes,
             started: Instant::now(),
             code: CANCELLED,
+            span: Span::none(),
         }
+    }
+
+    fn route(&self) -> &'static str {
+        self.routes.handles[self.index].route
+    }
+
+    /// A root for the request's trace. A path that is not in the table is not named.
+    fn root_span(&self, method: &'static str) -> Span {
+        let route = self.route();
+        tracing::info_span!(
+            target: trace::ROOT,
+            "http",
+            otel.name = format!("{method} {route}"),
+            otel.kind = "server",
+            otel.status_code = field::Empty,
+            http.request.method = method,
+            http.route = route,
+            http.response.status_code = field::Empty,
+            url.scheme = "https",
+            claviger.request_id = field::Empty,
+            claviger.tenant = field::Empty,
+            claviger.principal.id = field::Empty,
+        )
+    }
+
+    fn end_span(&self) {
+        if self.span.is_disabled() {
+            return;
+        }
+        if self.code != CANCELLED {
+            self.span.record("http.response.status_code", self.code);
+        }
+        if self.code >= 500 {
+            self.span.record("otel.status_code", "ERROR");
+        }
+        // The end of the span is when it was left last, so this is when.
+        self.span.in_scope(|| {});
     }
 }
 
 impl Drop for Observation {
     fn drop(&mut self) {
+        self.end_span();
         let handles = &self.routes.handles[self.index];
         handles.seconds.record(self.started.elapsed().as_secs_f64());
         if let Some(total) = handles.total(self.code) {

@@ -220,6 +220,18 @@ impl Job {
     }
 }
 
+impl Credential {
+    /// What kind it is: `job`, `certificate`, `api_key` or `token`.
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Job => "job",
+            Self::Certificate => "certificate",
+            Self::ApiKey(_) => "api_key",
+            Self::Token { .. } => "token",
+        }
+    }
+}
+
 impl Principal {
     /// The roles that hold in `tenant`.
     pub fn roles_in<'a>(&'a self, tenant: &'a TenantName) -> impl Iterator<Item = Role> + 'a {

@@ -112,6 +112,33 @@ impl Resource {
         }
     }
 
+    /// Id of an entity that exists, and is not the tenant: no text of a caller's choice.
+    pub fn known_id(&self) -> Option<String> {
+        match &self.entity {
+            Entity::UnknownKey(_)
+            | Entity::UnknownRotation(_)
+            | Entity::UnknownIncident(_)
+            | Entity::UnknownDestruction(_)
+            | Entity::UnknownKekRotation(_)
+            | Entity::UnknownTenantDestruction(_)
+            | Entity::UnknownPrincipal(_)
+            | Entity::UnknownApiKey(_)
+            | Entity::UnknownClient(_)
+            | Entity::UnknownCredential(_)
+            | Entity::Tenant => None,
+            Entity::Key { .. }
+            | Entity::Rotation(_)
+            | Entity::Incident(_)
+            | Entity::Destruction(_)
+            | Entity::KekRotation(_)
+            | Entity::TenantDestruction(_)
+            | Entity::Principal(_)
+            | Entity::ApiKey { .. }
+            | Entity::Client { .. }
+            | Entity::Credential { .. } => Some(self.id()),
+        }
+    }
+
     /// Id of the entity, in the audit log.
     pub fn id(&self) -> String {
         match &self.entity {

@@ -6,7 +6,7 @@ use sqlx::AssertSqlSafe;
 
 use super::{
     Db, Result, Tx,
-    engine::{execute, fetch_all, fetch_in, fetch_optional},
+    engine::{execute, fetch_all, fetch_in, fetch_optional, statement},
 };
 
 const HEAD: &str = "SELECT seq, hash FROM audit_heads WHERE stream = $1";
@@ -125,7 +125,7 @@ impl Tx {
 
     async fn insert_audit_rows(&mut self, rows: &[AuditRow]) -> Result<()> {
         macro_rules! insert {
-            ($tx:expr, $placeholder:expr) => {{
+            ($tx:expr, $span:expr, $engine:expr, $placeholder:expr) => {{
                 let sql = insert_sql(rows.len(), $placeholder);
                 let mut query = sqlx::query(AssertSqlSafe(sql));
                 for r in rows {
@@ -145,12 +145,12 @@ impl Tx {
                         .bind(&r.prev_hash)
                         .bind(&r.hash);
                 }
-                query.execute(&mut **$tx).await.map(|_| ())
+                statement!($span, $engine, INSERT, query.execute(&mut **$tx)).map(|_| ())
             }};
         }
         match self {
-            Self::Sqlite(tx) => insert!(tx, Placeholder::Anonymous)?,
-            Self::Postgres(tx) => insert!(tx, Placeholder::Numbered)?,
+            Self::Sqlite(tx, span) => insert!(tx, span, "sqlite", Placeholder::Anonymous)?,
+            Self::Postgres(tx, span) => insert!(tx, span, "postgresql", Placeholder::Numbered)?,
         }
         Ok(())
     }

@@ -21,9 +21,13 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions, PgSslMode},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tracing::Span;
 
 use super::{Result, StoreError};
-use crate::model::{Secret, Timestamp, secret::SecretString};
+use crate::{
+    model::{Secret, Timestamp, secret::SecretString},
+    trace,
+};
 
 static SQLITE_MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 static POSTGRES_MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
@@ -112,22 +116,37 @@ pub enum Db {
     Postgres(PgPool),
 }
 
-/// An open write transaction. Dropped without `commit`, nothing happened.
+/// An open write transaction, with its step of the call. Dropped without `commit`, nothing happened.
 pub enum Tx {
     /// Begun with `BEGIN IMMEDIATE`.
-    Sqlite(sqlx::Transaction<'static, Sqlite>),
+    Sqlite(sqlx::Transaction<'static, Sqlite>, Span),
     /// READ COMMITTED.
-    Postgres(sqlx::Transaction<'static, Postgres>),
+    Postgres(sqlx::Transaction<'static, Postgres>, Span),
+}
+
+/// Awaits a statement as a step of the call under way, which names the constant that holds its text, and no value.
+macro_rules! statement {
+    ($transaction:expr, $engine:expr, $sql:expr, $run:expr) => {
+        ::tracing::Instrument::instrument(
+            $run,
+            $crate::store::engine::step($transaction, $engine, (module_path!(), stringify!($sql))),
+        )
+        .await
+    };
 }
 
 /// Runs a statement in a transaction; the number of rows it changed.
 macro_rules! execute {
     ($tx:expr, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $tx {
-            $crate::store::Tx::Sqlite(tx) => sqlx::query($sql)$(.bind($bind))*.execute(&mut **tx).await
-                .map(|done| done.rows_affected()),
-            $crate::store::Tx::Postgres(tx) => sqlx::query($sql)$(.bind($bind))*.execute(&mut **tx).await
-                .map(|done| done.rows_affected()),
+            $crate::store::Tx::Sqlite(tx, span) => $crate::store::engine::statement!(
+                span, "sqlite", $sql, sqlx::query($sql)$(.bind($bind))*.execute(&mut **tx)
+            )
+            .map(|done| done.rows_affected()),
+            $crate::store::Tx::Postgres(tx, span) => $crate::store::engine::statement!(
+                span, "postgresql", $sql, sqlx::query($sql)$(.bind($bind))*.execute(&mut **tx)
+            )
+            .map(|done| done.rows_affected()),
         }
         .map_err($crate::store::StoreError::from)
     };
@@ -137,10 +156,14 @@ macro_rules! execute {
 macro_rules! fetch_in {
     ($tx:expr, $row:ty, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $tx {
-            $crate::store::Tx::Sqlite(tx) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_optional(&mut **tx).await,
-            $crate::store::Tx::Postgres(tx) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_optional(&mut **tx).await,
+            $crate::store::Tx::Sqlite(tx, span) => $crate::store::engine::statement!(
+                span, "sqlite", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_optional(&mut **tx)
+            ),
+            $crate::store::Tx::Postgres(tx, span) => $crate::store::engine::statement!(
+                span, "postgresql", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_optional(&mut **tx)
+            ),
         }
         .map_err($crate::store::StoreError::from)
     };
@@ -150,10 +173,14 @@ macro_rules! fetch_in {
 macro_rules! fetch_all_in {
     ($tx:expr, $row:ty, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $tx {
-            $crate::store::Tx::Sqlite(tx) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_all(&mut **tx).await,
-            $crate::store::Tx::Postgres(tx) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_all(&mut **tx).await,
+            $crate::store::Tx::Sqlite(tx, span) => $crate::store::engine::statement!(
+                span, "sqlite", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_all(&mut **tx)
+            ),
+            $crate::store::Tx::Postgres(tx, span) => $crate::store::engine::statement!(
+                span, "postgresql", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_all(&mut **tx)
+            ),
         }
         .map_err($crate::store::StoreError::from)
     };
@@ -163,10 +190,14 @@ macro_rules! fetch_all_in {
 macro_rules! fetch_optional {
     ($db:expr, $row:ty, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $db {
-            $crate::store::Db::Sqlite { read, .. } => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_optional(read).await,
-            $crate::store::Db::Postgres(pool) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_optional(pool).await,
+            $crate::store::Db::Sqlite { read, .. } => $crate::store::engine::statement!(
+                &::tracing::Span::none(), "sqlite", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_optional(read)
+            ),
+            $crate::store::Db::Postgres(pool) => $crate::store::engine::statement!(
+                &::tracing::Span::none(), "postgresql", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_optional(pool)
+            ),
         }
         .map_err($crate::store::StoreError::from)
     };
@@ -176,16 +207,45 @@ macro_rules! fetch_optional {
 macro_rules! fetch_all {
     ($db:expr, $row:ty, $sql:expr $(, $bind:expr)* $(,)?) => {
         match $db {
-            $crate::store::Db::Sqlite { read, .. } => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_all(read).await,
-            $crate::store::Db::Postgres(pool) => sqlx::query_as::<_, $row>($sql)$(.bind($bind))*
-                .fetch_all(pool).await,
+            $crate::store::Db::Sqlite { read, .. } => $crate::store::engine::statement!(
+                &::tracing::Span::none(), "sqlite", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_all(read)
+            ),
+            $crate::store::Db::Postgres(pool) => $crate::store::engine::statement!(
+                &::tracing::Span::none(), "postgresql", $sql,
+                sqlx::query_as::<_, $row>($sql)$(.bind($bind))*.fetch_all(pool)
+            ),
         }
         .map_err($crate::store::StoreError::from)
     };
 }
 
-pub(super) use {execute, fetch_all, fetch_all_in, fetch_in, fetch_optional};
+pub(super) use {execute, fetch_all, fetch_all_in, fetch_in, fetch_optional, statement};
+
+/// The step of one statement, below its transaction if it is in one.
+pub(super) fn step(transaction: &Span, engine: &'static str, named: (&str, &str)) -> Span {
+    // The name is made only when somebody sees it.
+    let name = || {
+        let (module, constant) = named;
+        let file = module.rsplit("::").next().unwrap_or_default();
+        format!("{file}.{constant}")
+    };
+    if transaction.is_disabled() {
+        return trace::step!(
+            "statement",
+            otel.name = name(),
+            otel.kind = "client",
+            db.system.name = engine
+        );
+    }
+    trace::step!(
+        parent: transaction,
+        "statement",
+        otel.name = name(),
+        otel.kind = "client",
+        db.system.name = engine
+    )
+}
 
 impl Db {
     /// Opens the database of a daemon. On SQLite the file is created if it is missing and locked against a
@@ -225,8 +285,17 @@ impl Db {
     /// Begins a write transaction.
     pub async fn begin(&self) -> Result<Tx> {
         Ok(match self {
-            Self::Sqlite { write, .. } => Tx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
-            Self::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            Self::Sqlite { write, .. } => {
+                let span = trace::step!("transaction", db.system.name = "sqlite");
+                let begun = write.begin_with("BEGIN IMMEDIATE");
+                let begun = statement!(&span, "sqlite", BEGIN, begun)?;
+                Tx::Sqlite(begun, span)
+            }
+            Self::Postgres(pool) => {
+                let span = trace::step!("transaction", db.system.name = "postgresql");
+                let begun = statement!(&span, "postgresql", BEGIN, pool.begin())?;
+                Tx::Postgres(begun, span)
+            }
         })
     }
 
@@ -327,33 +396,38 @@ impl Tx {
     /// Makes everything in the transaction happen.
     pub async fn commit(self) -> Result<()> {
         match self {
-            Self::Sqlite(tx) => tx.commit().await?,
-            Self::Postgres(tx) => tx.commit().await?,
+            Self::Sqlite(tx, span) => {
+                statement!(&span, "sqlite", COMMIT, tx.commit())?;
+                // SQLite's thread may hold the last statement's step for a moment more. What was left ends then.
+                span.in_scope(|| ());
+            }
+            Self::Postgres(tx, span) => statement!(&span, "postgresql", COMMIT, tx.commit())?,
         }
         Ok(())
     }
 
     /// Waits until no other transaction is writing the admin stream. SQLite has one writer anyway.
     pub async fn lock_admin_stream(&mut self) -> Result<()> {
-        if let Self::Postgres(tx) = self {
-            sqlx::query("SELECT pg_advisory_xact_lock($1)")
-                .bind(ADMIN_STREAM_LOCK)
-                .execute(&mut **tx)
-                .await?;
+        if let Self::Postgres(tx, span) = self {
+            let lock = sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(ADMIN_STREAM_LOCK);
+            statement!(span, "postgresql", LOCK, lock.execute(&mut **tx))?;
         }
         Ok(())
     }
 
     /// The database's time. The one statement besides the lock that the engines spell differently.
     pub async fn now(&mut self) -> Result<Timestamp> {
-        const SQLITE: &str = "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
-        const POSTGRES: &str =
-            "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
-        let sql = match self {
-            Self::Sqlite(_) => SQLITE,
-            Self::Postgres(_) => POSTGRES,
+        let row = match self {
+            Self::Sqlite(..) => {
+                const NOW: &str = "SELECT CAST(unixepoch('subsec') * 1000000 AS INTEGER)";
+                fetch_in!(self, (i64,), NOW)?
+            }
+            Self::Postgres(..) => {
+                const NOW: &str =
+                    "SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)";
+                fetch_in!(self, (i64,), NOW)?
+            }
         };
-        let row = fetch_in!(self, (i64,), sql)?;
         row.map(|(micros,)| Timestamp::from_micros(micros))
             .ok_or_else(|| StoreError::Corrupt("database has no time".into()))
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::{sync::Notify, time::sleep};
 
-use super::{Db, Result, Tx};
+use super::{Db, Result, Tx, engine::statement};
 
 const CHANNEL: &str = "claviger_admin";
 const NOTIFY: &str = "SELECT pg_notify('claviger_admin', '')";
@@ -16,8 +16,9 @@ const PAUSE: Duration = Duration::from_secs(1);
 impl Tx {
     /// Wakes those who listen, once this transaction is committed.
     pub(super) async fn notify_admin_stream(&mut self) -> Result<()> {
-        if let Self::Postgres(tx) = self {
-            sqlx::query(NOTIFY).execute(&mut **tx).await?;
+        if let Self::Postgres(tx, span) = self {
+            let notify = sqlx::query(NOTIFY);
+            statement!(span, "postgresql", NOTIFY, notify.execute(&mut **tx))?;
         }
         Ok(())
     }

@@ -112,7 +112,7 @@ impl Tx {
     /// A live replica of a release that knows less of the data than this one, if there is any: what it read before a
     /// change that it does not know of, it may write after it.
     pub async fn older_replica(&mut self) -> Result<Option<String>> {
-        let Self::Postgres(tx) = self else {
+        let Self::Postgres(tx, _) = self else {
             return Ok(None);
         };
         let older = sqlx::query_scalar(OLDER).bind(LEVEL).bind(micros(PAUSED));

@@ -21,6 +21,7 @@ use crate::{
     error::{Error, Result},
     model::{KeyVersion, Kid, Timestamp},
     store::Db,
+    trace,
 };
 
 /// Versions whose mark is remembered; a forgotten one costs one write.
@@ -69,7 +70,9 @@ impl Marks {
         metrics::counter!("claviger_token_marks_total").increment(1);
         let (db, kid) = (db.clone(), version.kid.clone());
         // In a task of its own: a caller who leaves must not leave a transaction half begun.
-        let raised = tokio::spawn(async move { raise(&db, &kid, beyond(exp)).await });
+        let raised = tokio::spawn(trace::carry(
+            async move { raise(&db, &kid, beyond(exp)).await },
+        ));
         match raised.await.map_err(Error::internal)?? {
             Some(stored) => {
                 mark.known.fetch_max(stored.micros(), Ordering::SeqCst);

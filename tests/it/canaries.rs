@@ -13,6 +13,7 @@ use crate::{
     daemon::{Actor, Daemon, Engine, Setup},
     jwt_attacks::forge::Signer,
     oauth::realm::{ASSERTION_TYPE, INTROSPECT, REVOKE, Realm, Reply, TOKEN, assertion},
+    traces::collector::{Collector, Manner},
 };
 
 const IMPORTED: &[u8] = b"whsec canary 5b0e41a9c7 of a payment provider";
@@ -82,7 +83,9 @@ impl Seen {
 }
 
 async fn nothing_is_told(engine: Engine) {
+    let collector = Collector::start(Manner::Takes).await;
     let setup = Setup::new(engine)
+        .append(collector.section(1.0))
         .replace("[grpc]\n", "[grpc]\nclient_certificate = \"optional\"\n")
         .append("[log]\nlevel = \"trace\"")
         .edit(url_in_a_file);
@@ -111,6 +114,16 @@ async fn nothing_is_told(engine: Engine) {
         assert!(holds(&files, b"api_keys"));
         seen.expect_absent("the database's files", &files);
     }
+    // The end sends what is left of the traces.
+    let spans = collector.spans();
+    for known in [
+        "POST /oauth/token",
+        "claviger.v1.KeyService/ImportKey",
+        "claviger.v1.CryptoService/Encrypt",
+    ] {
+        assert!(spans.iter().any(|span| span.name == known), "{known}");
+    }
+    seen.expect_absent("a trace", &collector.bytes());
     let log = realm.daemon.log();
     assert!(
         log.contains("TRACE") && log.contains("DEBUG"),
@@ -288,6 +301,8 @@ async fn calls(realm: &Realm, seen: &mut Seen, key: &str) {
         &[("x-api-key", key), ("x-api-key", key)],
         &[("idempotency-key", key)],
         &[("x-request-id", key)],
+        &[("traceparent", key)],
+        &[("tracestate", key)],
     ] {
         seen.refused(encrypt(&nobody, headers).await);
     }

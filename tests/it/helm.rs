@@ -375,6 +375,46 @@ const DECIDED: [(&str, &[&str]); 7] = [
     ("[backends.a]\ntype = \"pkcs11\"", &["pin", "pin_file"]),
 ];
 
+/// R-OPS-3: traces have a way out, and only then.
+#[test]
+fn a_collector_is_configured_and_let_out_to() {
+    let set = |value: &str| -> Vec<String> {
+        let command = ["template", "claviger", CHART, CLUSTER, "--set-json", value];
+        let manifests = text(helm(&command, &[], &[]));
+        manifests.split("\n---\n").map(str::to_owned).collect()
+    };
+    let policy = |manifests: &[String]| -> String {
+        let is_it = |m: &&String| m.contains("kind: NetworkPolicy") && m.contains("kek-create");
+        manifests.iter().find(is_it).expect("a policy").clone()
+    };
+    for (endpoint, port) in [
+        ("https://otel.test:4317", 4317),
+        ("https://otel.test", 443),
+        ("http://[fd00::1]", 80),
+    ] {
+        let telemetry = format!(
+            r#"config.telemetry={{"otlp_endpoint":"{endpoint}","otlp_allow_http":true,"trace_sample_ratio":0.25}}"#
+        );
+        let manifests = set(&telemetry);
+        let rule = format!("- ports: [{{port: {port}, protocol: TCP}}]");
+        let policy = policy(&manifests);
+        assert!(policy.contains(&rule), "{endpoint}: {policy}");
+        let toml = manifests
+            .iter()
+            .find_map(|m| m.split_once("claviger.toml: |\n"));
+        let toml = toml.expect("a ConfigMap").1;
+        assert!(toml.contains("trace_sample_ratio = 0.25\n"), "{toml}");
+        let lines = toml.lines().map(str::trim_start).collect::<Vec<_>>();
+        let checked = doctor(&lines.join("\n"));
+        let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+        assert!(checked.status.success(), "{said}");
+    }
+    let whole = set(r#"config.telemetry={"trace_sample_ratio":1}"#).concat();
+    assert!(whole.contains("trace_sample_ratio = 1\n"));
+    let without = policy(&set(r#"config.telemetry={}"#));
+    assert!(!without.contains("4317"), "{without}");
+}
+
 /// The daemon lists its settings when it meets one that it does not know; the schema has them all, and no others.
 #[test]
 fn the_schema_knows_every_setting_of_the_daemon() {

@@ -8,7 +8,7 @@ use std::{
 
 /// Floors, from the bottom. A new top-level module takes its place here.
 const RANKS: [&[&str]; 8] = [
-    &["model", "error", "clock", "health", "fault"],
+    &["model", "error", "clock", "health", "fault", "trace"],
     &["backends", "envelope", "store", "egress"],
     &["gate", "authz", "audit"],
     &[

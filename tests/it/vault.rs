@@ -29,12 +29,12 @@ use crate::{
 };
 
 /// A user of a tenant, with an API key that brings all entitlements along.
-struct Person {
+pub struct Person {
     id: String,
-    key: String,
+    pub key: String,
 }
 
-async fn person(daemon: &Daemon, tenant: &str, name: &str, scopes: &[&str]) -> Person {
+pub async fn person(daemon: &Daemon, tenant: &str, name: &str, scopes: &[&str]) -> Person {
     let scopes: Vec<String> = scopes.iter().map(ToString::to_string).collect();
     let request = CreatePrincipalRequest {
         tenant: tenant.into(),
@@ -68,7 +68,7 @@ async fn api_key(daemon: &Daemon, owner: &str, scopes: &[String]) -> String {
 }
 
 /// A request to the public listener with these headers.
-async fn send(
+pub async fn send(
     daemon: &Daemon,
     method: Method,
     path: &str,
@@ -125,14 +125,14 @@ impl Person {
     }
 
     /// Stores a credential, and returns its id.
-    async fn stores(&self, daemon: &Daemon, body: &Value) -> String {
+    pub async fn stores(&self, daemon: &Daemon, body: &Value) -> String {
         let reply = self.post(daemon, MINE, body).await;
         assert_eq!(reply.status, 201, "{reply:?}");
         let id = reply.json()["credential"]["id"].as_str().map(str::to_owned);
         id.expect("an id")
     }
 
-    async fn reveals(&self, daemon: &Daemon, id: &str) -> Reply {
+    pub async fn reveals(&self, daemon: &Daemon, id: &str) -> Reply {
         let why = json!({ "reason": "a test" });
         self.post(daemon, &format!("{MINE}/{id}/reveal"), &why)
             .await
@@ -142,7 +142,7 @@ impl Person {
 const MINE: &str = "/users/me/broker-credentials";
 
 /// A credential of a broker that nobody asks, with a secret of its own.
-fn binance(secret: &str) -> Value {
+pub fn binance(secret: &str) -> Value {
     let key = format!(
         "{:0<64}",
         secret.replace(|c: char| !c.is_ascii_alphanumeric(), "x")

@@ -1,4 +1,4 @@
-{{/* One value of TOML. JSON's strings are strings of TOML too; every number of the configuration is whole. */}}
+{{/* One value of TOML. JSON's strings are strings of TOML too; YAML knows numbers of one kind only. */}}
 {{- define "claviger.toml.value" -}}
 {{- if kindIs "string" . }}
 {{- toRawJson . }}
@@ -12,8 +12,10 @@
 {{- $items := list }}
 {{- range $key, $value := . }}{{ $items = append $items (printf "%s = %s" $key (include "claviger.toml.value" $value)) }}{{ end }}
 {{- printf "{ %s }" (join ", " $items) }}
-{{- else }}
+{{- else if eq (float64 (int64 .)) (float64 .) }}
 {{- int64 . }}
+{{- else }}
+{{- . }}
 {{- end }}
 {{- end }}
 

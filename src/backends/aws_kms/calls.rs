@@ -12,12 +12,16 @@ use aws_sdk_kms::{
     error::{ProvideErrorMetadata, SdkError},
 };
 use tokio::time::{Instant, sleep, timeout_at};
+use tracing::Instrument;
 
 use super::{
     errors::{Fault, judge},
     governor::{Class, Governor},
 };
-use crate::backends::{BackendError, Priority};
+use crate::{
+    backends::{BackendError, Priority},
+    trace,
+};
 
 const ATTEMPTS: u32 = 4;
 /// A turn that comes within this has not been waited for.
@@ -76,6 +80,7 @@ impl Calls {
             }
             self.governor
                 .admit(plan.class, plan.priority, deadline)
+                .instrument(trace::step!("queue"))
                 .await?;
             let sent = Instant::now();
             is_held |= sent - asked > AT_ONCE;
@@ -83,7 +88,14 @@ impl Calls {
                 Repeat::Always => deadline.min(Instant::now() + self.attempt),
                 Repeat::Refused => deadline,
             };
-            let fault = match timeout_at(until, send(self.client.clone())).await {
+            let fault = match timeout_at(until, send(self.client.clone()))
+                .instrument(trace::step!(
+                    "kms",
+                    otel.kind = "client",
+                    rpc.method = plan.name
+                ))
+                .await
+            {
                 Ok(Ok(answer)) => {
                     record(plan, began, "ok");
                     return Ok(answer);

@@ -18,6 +18,7 @@ use std::{
 };
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tracing::Span;
 
 use super::{
     crew::{Crew, Terms, Watch},
@@ -26,7 +27,7 @@ use super::{
     queue::PushError,
     session::{Live, Shared},
 };
-use crate::backends::BackendError;
+use crate::{backends::BackendError, trace};
 
 /// Calls in trouble, one after the other and each on a new session, after which the library is to blame and
 /// not one key.
@@ -79,6 +80,8 @@ struct Call<T, F> {
     caller: Weak<Waits>,
     /// Of management.
     permit: Option<OwnedSemaphorePermit>,
+    /// The step of waiting in the queue; over when a thread takes the call.
+    queued: Span,
 }
 
 pub(super) struct Worker {
@@ -172,6 +175,7 @@ impl Pool {
             reply: Some(reply),
             caller: Arc::downgrade(&waits),
             permit,
+            queued: trace::step!("queue"),
         };
         let ended = || BackendError::Unavailable("the backend is shutting down".into());
         self.crew.queue.push(Box::new(call)).map_err(|e| match e {
@@ -221,6 +225,7 @@ where
     F: FnMut(&mut Live) -> Result<T, Fault> + Send,
 {
     fn terms(&mut self) -> Terms {
+        self.queued = Span::none();
         Terms {
             deadline: self.deadline,
             caller: self.caller.clone(),

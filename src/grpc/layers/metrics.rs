@@ -12,8 +12,13 @@ use std::{
 
 use metrics::{Counter, Histogram, counter, histogram};
 use tonic::Code;
+use tracing::{Span, field};
 
-use crate::model::{Exposure, METHODS};
+use super::RequestId;
+use crate::{
+    model::{Exposure, METHODS},
+    trace,
+};
 
 /// RPCs of the ecosystem, which `proto/` does not declare.
 const COMPANIONS: [&str; 4] = [
@@ -64,6 +69,8 @@ pub(super) struct Observation {
     index: usize,
     started: Instant,
     finished: bool,
+    /// The root of the call's trace, if there is one.
+    span: Span,
 }
 
 impl Methods {
@@ -113,7 +120,33 @@ impl Observation {
             methods: Arc::clone(methods),
             started: Instant::now(),
             finished: false,
+            span: Span::none(),
         }
+    }
+
+    /// A root for the call's trace. A method that is not in the table has no name here either.
+    pub(super) fn root_span(&self, id: &RequestId) -> Span {
+        let method = self.method();
+        let (service, name) = method.split_once('/').unwrap_or(("", method));
+        tracing::info_span!(
+            target: trace::ROOT,
+            "rpc",
+            otel.name = method,
+            otel.kind = "server",
+            otel.status_code = field::Empty,
+            rpc.system = "grpc",
+            rpc.service = service,
+            rpc.method = name,
+            rpc.grpc.status_code = field::Empty,
+            claviger.request_id = %id,
+            claviger.tenant = field::Empty,
+            claviger.principal.id = field::Empty,
+        )
+    }
+
+    /// How the call ends is said on this span too.
+    pub(super) fn traced(&mut self, span: Span) {
+        self.span = span;
     }
 
     /// The method's name, or `unknown`.
@@ -123,6 +156,7 @@ impl Observation {
 
     pub(super) fn finish(&mut self, code: Code) {
         self.finished = true;
+        end(&std::mem::replace(&mut self.span, Span::none()), code);
         let handles = self.handles();
         handles.seconds.record(self.started.elapsed().as_secs_f64());
         if let Some(total) = handles.total(code) {
@@ -133,6 +167,38 @@ impl Observation {
     fn handles(&self) -> &Handles {
         &self.methods.handles[self.index]
     }
+}
+
+/// A server's span is in error only when the server is to blame (semantic conventions for gRPC).
+fn end(span: &Span, code: Code) {
+    if span.is_disabled() {
+        return;
+    }
+    span.record("rpc.grpc.status_code", code as i64);
+    let is_ours = match code {
+        Code::Unknown
+        | Code::DeadlineExceeded
+        | Code::Unimplemented
+        | Code::Internal
+        | Code::Unavailable
+        | Code::DataLoss => true,
+        Code::Ok
+        | Code::Cancelled
+        | Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::ResourceExhausted
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unauthenticated => false,
+    };
+    if is_ours {
+        span.record("otel.status_code", "ERROR");
+    }
+    // The end of the span is when it was left last, so this is when.
+    span.in_scope(|| {});
 }
 
 impl Drop for Observation {

@@ -34,6 +34,7 @@ use crate::{
     error::{Error, Kind, Reason, Result},
     gate::{Gate, not_found},
     model::{Action, Caller, CredentialId, Idempotency, PrincipalId, Resource, ValueLabel},
+    trace,
     vault::{CredentialFilter, CredentialsOf, FullCredential, Put, Revealed, Vault},
 };
 
@@ -121,6 +122,7 @@ impl BrokerCredentials {
         F: AsyncFnOnce(Caller, Parts, Body) -> Result<Response>,
     {
         let request_id: Arc<str> = Uuid::now_v7().to_string().into();
+        trace::root_is_request(&request_id);
         let answer = async {
             let (head, body) = request.into_parts();
             let peer = head.extensions.get::<ConnectedPeer>().cloned();

@@ -19,6 +19,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http_body_util::BodyExt;
+use tracing::Instrument;
 use uuid::Uuid;
 use zeroize::Zeroize;
 
@@ -32,6 +33,7 @@ use crate::{
     gate::{Gate, Stranger},
     model::{Action, ApiKeyId, Caller},
     tokens::Tokens,
+    trace,
 };
 
 /// The parts that the endpoints need.
@@ -93,6 +95,7 @@ impl Oauth {
     /// Reads the request and authenticates the client.
     async fn begin(&self, request: Request, action: Action) -> Result<Session, Refused> {
         let request_id: Arc<str> = Uuid::now_v7().to_string().into();
+        trace::root_is_request(&request_id);
         let (head, body) = request.into_parts();
         let Some(ConnectedPeer(peer)) = head.extensions.get::<ConnectedPeer>().cloned() else {
             return Err(failed(
@@ -138,7 +141,11 @@ impl Oauth {
             true => {
                 let may_look = self.throttle.may_look(peer.addr.ip());
                 let authenticated = self.clients.authenticate(shown.proof(&peer), may_look);
-                let verdict = authenticated.await.map_err(|e| failed(&e, &request_id))?;
+                let step = trace::step!("authenticate", claviger.credential = "client");
+                let verdict = authenticated
+                    .instrument(step)
+                    .await
+                    .map_err(|e| failed(&e, &request_id))?;
                 verdict.map_err(|refusal| refused(refusal.as_str()))
             }
             false => Err(refused("METHOD_DISABLED")),
@@ -155,6 +162,8 @@ impl Oauth {
             request_id,
             idempotency: None,
         };
+        let who = &caller.principal;
+        trace::root_is_of(&who.id, &who.tenant);
         self.gate.note_api_key(&caller, action);
         Ok(Session {
             caller,

@@ -9,7 +9,10 @@ use tokio::{
 use tonic::Code;
 
 use super::*;
-use crate::daemon::{Engine, Setup, reason};
+use crate::{
+    daemon::{Engine, Setup, reason},
+    traces::collector::{Collector, Manner, attribute, hex},
+};
 
 const SECRET: &str = "wJalrXUtnFEMIK7MDENGbPxRfiCYEXAMPLEKEYzY";
 
@@ -217,5 +220,47 @@ async fn a_provider_that_may_not_be_reached_is_told_by_why() {
     );
     assert_eq!(of("openai").configured, 0);
     assert!(!format!("{report:?}").contains("a secret that"));
+    d.stop().await;
+}
+
+// R-OPS-3: what is sent to others is a step of the call, which says nothing of them, and they hear nothing of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_probe_is_a_step_of_a_trace_that_is_not_passed_on() {
+    let (provider, collector) = (Provider::new().await, Collector::start(Manner::Takes).await);
+    let setup = Setup::new(Engine::Sqlite).append(provider.config());
+    let d = setup.append(collector.section(1.0)).start().await;
+    manages(&d).await;
+    let alice = person(&d, "acme", "alice", &["can.use_users"]).await;
+    let id = alice.stores(&d, &alpaca(SECRET)).await;
+    validate(&d, &id).await;
+    provider.says("302 Found");
+    validate(&d, &id).await;
+
+    let name = "claviger.v1.CredentialService/ValidateCredential";
+    let trace = hex(&collector.root(name).await.trace_id);
+    let spans = collector.trace(&trace).await;
+    let sent = spans.iter().find(|span| span.name == "egress");
+    let sent = sent.expect("a step");
+    for (name, value) in [
+        ("http.request.method", "GET"),
+        ("http.response.status_code", "200"),
+    ] {
+        assert_eq!(attribute(sent, name).as_deref(), Some(value), "{name}");
+    }
+    let asked = provider.asked.lock().expect("no panic").join("\n");
+    assert!(asked.contains("/v2/account"));
+    assert!(!asked.contains("traceparent") && !asked.contains(&trace));
+    let bytes = collector.bytes();
+    let told = String::from_utf8_lossy(&bytes);
+    let port = provider.port.to_string();
+    for untold in [
+        SECRET,
+        "/v2/account",
+        "127.0.0.1",
+        &port,
+        "PKZQ7YJX2WVB4MNCRT6H",
+    ] {
+        assert!(!told.contains(untold), "{untold}");
+    }
     d.stop().await;
 }
