@@ -193,7 +193,7 @@ async fn encrypts(world: Arc<World>) -> Made {
             .into_inner();
         let opened = decrypted(&mut caller, &sealed.ciphertext).await;
         assert_eq!(opened, plaintext);
-        if made % 20 == 0 {
+        if made.is_multiple_of(20) {
             kept.push((sealed.ciphertext.to_vec(), plaintext));
         }
         made += 1;

@@ -75,7 +75,7 @@ pub async fn run(args: Verify, session: &Session) -> Result<Exit> {
             audit::ADMIN_STREAM => args.admin_days,
             _ => args.access_days,
         };
-        problems.extend(unproven_cut(report, days, kept.as_ref(), &is_lost));
+        problems.extend(unproven_cut(report, days, kept.as_ref(), is_lost));
     }
     if let Some(kept) = &kept {
         let of_stream = |head: &StreamHead| args.stream.is_empty() || head.stream == args.stream;
