@@ -82,9 +82,18 @@ fn in_code(described: bool) -> BTreeMap<String, BTreeSet<String>> {
                 }
                 let rest = &code[at + kind.len()..];
                 let named = rest.trim_start().strip_prefix('"');
-                // A macro of somebody else's, or one that says what these do.
                 let Some((name, rest)) = named.and_then(|rest| rest.split_once('"')) else {
-                    panic!("{}: {kind} without a name", path.display());
+                    // The name comes from a field or a constant: it is one of those that the file spells out.
+                    let spelled = spelled_out(&code);
+                    assert!(
+                        !spelled.is_empty(),
+                        "{}: {kind} without a name",
+                        path.display()
+                    );
+                    for name in spelled {
+                        names.entry(name).or_default().extend(labels_of(rest));
+                    }
+                    continue;
                 };
                 let labels = names.entry(name.to_owned()).or_default();
                 labels.extend(labels_of(rest));
@@ -92,6 +101,13 @@ fn in_code(described: bool) -> BTreeMap<String, BTreeSet<String>> {
         }
     }
     names
+}
+
+/// The names of metrics in quotes.
+fn spelled_out(code: &str) -> Vec<String> {
+    let words = code.split('"').skip(1).step_by(2);
+    let ours = words.filter(|word| word.starts_with("claviger_") && !word.contains(' '));
+    ours.map(str::to_owned).collect()
 }
 
 /// The words before `=>` up to the end of the macro.
