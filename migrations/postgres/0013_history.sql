@@ -28,3 +28,4 @@ CREATE INDEX key_versions_frozen ON key_versions (kid) WHERE compromised_at IS N
 -- What the scheduler asks for at every look must not be found by reading every key.
 CREATE INDEX keys_with_standby ON keys (id) WHERE standby = 1;
 CREATE INDEX key_versions_standby ON key_versions (key_id) WHERE is_standby = 1 AND state = 'PRE_ACTIVE';
+CREATE INDEX credentials_for_drivers ON credentials (rotation_due_at) WHERE rotation_driver <> 'manual';

@@ -42,11 +42,6 @@ impl Freshness {
         self.seen.fetch_max(seen, Ordering::SeqCst);
     }
 
-    /// What was seen does not count any more, until something is observed again.
-    pub fn end(&self) {
-        self.seen.store(0, Ordering::SeqCst);
-    }
-
     /// Errors: REPLICA_STALE when the lease is over, or has not begun.
     pub fn check(&self) -> Result<()> {
         self.check_at(Instant::now())

@@ -144,8 +144,6 @@ impl Feed {
             if let Some(seen) = &self.seen {
                 let same = |row: &AuditRow| row.seq == seen.seq && row.hash == seen.hash;
                 if !rows.first().is_some_and(same) {
-                    // At once: what this database does not know must not be used, and not be written down as the truth.
-                    self.freshness.end();
                     return Err(set_back());
                 }
                 rows.remove(0);

@@ -39,6 +39,8 @@ pub struct Pruning {
 
 #[derive(Default)]
 struct State {
+    /// The term that it was planned in: what another leader did since is not known here.
+    term: Option<i64>,
     /// No new cuts before this.
     next: Option<Instant>,
     /// Where streams are to be cut.
@@ -76,8 +78,21 @@ impl Pruning {
         Some((state.cuts.front()?.clone(), state.proven))
     }
 
+    /// Forgets what was planned in another term.
+    fn begin(&self, term: &Term) {
+        let mut state = self.state();
+        if state.term != Some(term.fence()) {
+            *state = State {
+                term: Some(term.fence()),
+                ..State::default()
+            };
+        }
+    }
+
     fn plan(&self, cuts: VecDeque<StreamHead>) {
+        let term = self.state().term;
         *self.state() = State {
+            term,
             next: Some(Instant::now() + EVERY),
             cuts,
             proven: None,
@@ -101,6 +116,7 @@ pub async fn run(work: &Work, term: &Term) -> Result<()> {
     let Some(pruning) = &work.pruning else {
         return Ok(());
     };
+    pruning.begin(term);
     let all = work.db.all_pruned().await?;
     for begun in all.iter().filter(|pruned| !pruned.is_finished) {
         // What the log does not say is not done.

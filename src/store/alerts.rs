@@ -46,7 +46,7 @@ macro_rules! resolved_when {
 }
 /// What ends an alert: its window, the thing that it is about, or time. None fires for ever, also none of a kind that is not
 /// named here.
-const RESOLVE: [&str; 14] = [
+const RESOLVE: [&str; 16] = [
     resolved_when!("ends_at IS NOT NULL AND ends_at <= $1"),
     resolved_when!(
         "kind = 'KEY_OVERDUE' AND NOT EXISTS \
@@ -80,6 +80,15 @@ const RESOLVE: [&str; 14] = [
          AND alerts.window_key = 'CREDENTIAL_OLD_VALUE_ALIVE/' || r.id)"
     ),
     resolved_when!(
+        "kind IN ('CREDENTIAL_ROTATION_WAITING', 'CREDENTIAL_ROTATION_STUCK', 'CREDENTIAL_REFUSED', \
+         'CREDENTIAL_OLD_VALUE_UNKNOWN') AND NOT EXISTS (SELECT 1 FROM credential_rotations r \
+         WHERE r.credential_id = alerts.entity_id AND r.state IN ('MINTING', 'STAGED', 'HOLDING'))"
+    ),
+    resolved_when!(
+        "kind = 'CREDENTIAL_MINTED_VALUE_LEFT' AND NOT EXISTS (SELECT 1 FROM credential_rotations r \
+         WHERE r.credential_id = alerts.entity_id AND r.withdraw IS NOT NULL)"
+    ),
+    resolved_when!(
         "kind = 'DESTRUCTION_SCHEDULED' AND NOT EXISTS \
          (SELECT 1 FROM key_destructions d WHERE d.id = alerts.entity_id AND d.state = 'SCHEDULED')"
     ),
@@ -101,7 +110,8 @@ const RESOLVE: [&str; 14] = [
     resolved_when!(
         "ends_at IS NULL AND raised_at <= $1 - 604800000000 AND kind NOT IN ('KEY_OVERDUE', 'ROTATION_WAITING', \
          'KEY_COMPROMISED', 'API_KEY_EXPIRING', 'CREDENTIAL_OVERDUE', 'CREDENTIAL_DUE', 'CREDENTIAL_OLD_VALUE_ALIVE', \
-         'DESTRUCTION_SCHEDULED', 'TENANT_DESTRUCTION_SCHEDULED', 'LEFTOVER_QUARANTINED')"
+         'CREDENTIAL_ROTATION_WAITING', 'CREDENTIAL_ROTATION_STUCK', 'CREDENTIAL_REFUSED', 'CREDENTIAL_OLD_VALUE_UNKNOWN', \
+         'CREDENTIAL_MINTED_VALUE_LEFT', 'DESTRUCTION_SCHEDULED', 'TENANT_DESTRUCTION_SCHEDULED', 'LEFTOVER_QUARANTINED')"
     ),
 ];
 

@@ -67,7 +67,7 @@ const UNTOLD: &str = heads!(
 // was never tried comes first.
 const DUE_FOR_DRIVERS: &str = heads!(
     "JOIN (SELECT id AS due, ROW_NUMBER() OVER (PARTITION BY tenant ORDER BY rotation_next_try, rotation_due_at, id) AS turn \
-     FROM credentials c WHERE rotation_due_at <= $1 AND rotation_next_try <= $1 \
+     FROM credentials c WHERE rotation_driver <> 'manual' AND rotation_due_at <= $1 AND rotation_next_try <= $1 \
      AND REPLACE($3, '|' || provider || '/' || rotation_driver || '/' || tenant || '|', '') <> $3 \
      AND NOT EXISTS (SELECT 1 FROM tenants t WHERE t.name = c.tenant AND t.erased_at IS NOT NULL) \
      AND NOT EXISTS (SELECT 1 FROM credential_rotations r WHERE r.credential_id = c.id \

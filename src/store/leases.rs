@@ -34,6 +34,13 @@ pub struct Term {
     pub taken_at: Timestamp,
 }
 
+impl Term {
+    /// Grows with every new holder: two terms that have the same are one.
+    pub const fn fence(&self) -> i64 {
+        self.fence
+    }
+}
+
 impl Db {
     /// Takes or renews a lease for `ttl`; None while somebody else has it.
     pub async fn take_lease(

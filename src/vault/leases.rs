@@ -53,7 +53,7 @@ impl Vault {
         let value_now = current(&locked)?;
         // A promotion was faster, and nobody is to notice it. Its key was opened a moment ago, so no device is asked now.
         if value_now.id != value {
-            fields = self.open(&locked.head, value_now).await?;
+            fields = self.open_held(&locked.head, value_now).await?;
         }
         let now = tx.now().await?;
         let lease = Lease {

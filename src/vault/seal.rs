@@ -71,6 +71,15 @@ impl Vault {
         self.open_as(head, value, VersionState::decrypts).await
     }
 
+    /// As `open`, in a transaction that holds the tenant: asks the database nothing by another connection.
+    pub(super) async fn open_held(
+        &self,
+        head: &StoredCredential,
+        value: &CredentialValue,
+    ) -> Result<SecretFields> {
+        self.open_as(head, value, VersionState::decrypts).await
+    }
+
     async fn open_as(
         &self,
         head: &StoredCredential,

@@ -93,6 +93,9 @@ impl Vault {
         let errors = match new_result {
             // Another value is CURRENT by now, or it is refused as it is.
             None | Some(ProbeResult::Invalid) => None,
+            // Three people have brought it on, and anybody who records usage could take it back. Or the old one's time is
+            // over: it may have been revoked a moment ago.
+            _ if rotation.needs_approval || is_over => None,
             Some(_) => self.risen_errors(credential).await?,
         };
         let old = match is_over || is_refused || errors.is_some() {

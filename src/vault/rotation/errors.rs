@@ -16,8 +16,10 @@ use crate::{
 const MINUTE: Duration = Duration::from_secs(60);
 /// What is compared: so much before the promotion ...
 const BEFORE: Duration = Duration::from_secs(60 * 60);
-/// ... and the last of it since then.
+/// ... and the last of it since then ...
 const AFTER: Duration = Duration::from_secs(15 * 60);
+/// ... for so long. What goes wrong later is not the doing of the promotion: an outage would take every value back that is held.
+const WATCHED: Duration = Duration::from_secs(60 * 60);
 
 /// How requests went before a promotion and after it.
 #[derive(Clone, Copy, Debug)]
@@ -37,6 +39,9 @@ impl Vault {
             return Ok(None);
         };
         let (now, minute) = (self.clock.now(), aligned(promoted, MINUTE));
+        if now > promoted.plus(WATCHED) {
+            return Ok(None);
+        }
         let since = minute.plus(MINUTE).max(aligned(now.minus(AFTER), MINUTE));
         let rates = Rates {
             before: self

@@ -87,10 +87,6 @@ impl Step {
         self.rotation.state = CredentialRotationState::Staged;
         // Two people bring on what needs them.
         self.rotation.check_at = (!self.rotation.needs_approval).then_some(self.now);
-        if self.rotation.needs_approval {
-            let text = waiting(&self.credential.head.key, &self.rotation);
-            self.tell(WAITING, text).await?;
-        }
         let (tx, key) = (self.mutation.tx(), &self.credential.head.key);
         Ok(tx.insert_credential_value(key, value).await?)
     }
@@ -199,6 +195,13 @@ impl Step {
         if self.rotation.state != self.was {
             let (id, now) = (self.credential.head.id, self.now);
             self.mutation.tx().end_credential_alerts(id, now).await?;
+            // Behind it, or it would be over as soon as it is there.
+            if self.rotation.state == CredentialRotationState::Staged
+                && self.rotation.needs_approval
+            {
+                let text = waiting(&self.credential.head.key, &self.rotation);
+                self.tell(WAITING, text).await?;
+            }
         }
         self.news().await?;
         let (tx, rotation) = (self.mutation.tx(), self.rotation);
